@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from disp_llm.config.names import SITES
-from disp_llm.evaluation.benchmark import BenchComparison, BenchRow, side_by_side
+from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
@@ -30,7 +30,6 @@ from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import resolve_device
 from disp_llm.runs.provenance import hardware, versions
-from disp_llm.runs.results import as_json
 
 WIDTHS = {
     "attn_in": (
@@ -89,14 +88,14 @@ def masks_as_learned(layout: Layout, keep: float, align: int) -> Masks:
     return Masks(layout, kept, Selection(joined))
 
 
-def with_counted(found: BenchComparison, rows: list[BenchRow]) -> dict[str, Any]:
+def with_counted(found: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A comparison with what it reaches of the counted speed-up, and the rows behind it."""
-    both = [row for row in rows if row.phase == found.phase]
-    return as_json(found) | {
-        "of_counted": found.speedup / found.predicted_speedup,
-        "median_s": [row.median_s for row in both],
-        "tflops_per_s": [row.flops / row.median_s / 1e12 for row in both],
-        "gigabytes_per_s": [row.bytes_read / row.median_s / 1e9 for row in both],
+    both = [row for row in rows if row["phase"] == found["phase"]]
+    return found | {
+        "of_counted": found["speedup"] / found["predicted_speedup"],
+        "median_s": [row["median_s"] for row in both],
+        "tflops_per_s": [row["flops"] / row["median_s"] / 1e12 for row in both],
+        "gigabytes_per_s": [row["bytes_read"] / row["median_s"] / 1e9 for row in both],
     }
 
 

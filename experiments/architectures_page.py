@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from comparison_rows import HERE
 from without_row import WHY_NOT
 
-from disp_llm.models.architectures import FAMILIES
+from disp_llm.models.architectures import FAMILIES, ROW_OF, WRAPPERS
 from disp_llm.models.family import Family
-from disp_llm.models.wrappers import ROW_OF, WRAPPERS
 
 PROOFS = HERE.parent / "tests" / "proof"
 INTRODUCTION = """# Architectures

@@ -38,11 +38,11 @@ import disp_llm  # noqa: F401  (registers the compact classes)
 from disp_lab.names import COUPLED
 from disp_lab.parts.activations import visit_blocks
 from disp_llm.cli.main import main
-from disp_llm.commands import measuring
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Site
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.tokens import Corpus, tokenize
+from disp_llm.evaluation import measuring
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from disp_llm.evaluation.cache import cache_folder
+from disp_llm.evaluation.latency import cache_folder
 
 CACHE = cache_folder().parent / "proof"
 

@@ -15,7 +15,7 @@ from small import settings_of
 
 import disp_lab
 import disp_llm
-from disp_llm.commands.results import PruneResult, RecoverResult
+from disp_llm.commands.report import PruneResult, RecoverResult
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig

@@ -9,7 +9,7 @@ from conftest import run_command
 from damage import names, outcome
 
 from disp_llm.commands.prune import prune
-from disp_llm.commands.results import PruneResult
+from disp_llm.commands.report import PruneResult
 from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.settings import stored_config
 

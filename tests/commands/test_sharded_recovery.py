@@ -174,7 +174,7 @@ def test_muon_steps_matrices_that_are_whole(tmp_path, monkeypatch):
     training = dataclasses.replace(job.config.training, weight_optimizer="muon", shard="full")
     config = dataclasses.replace(job.config, training=training)
     with pytest.raises(InputError, match="muon steps matrices that lie in every process"):
-        sharding_of(dataclasses.replace(job, config=config), (Inputs(), Inputs()))
+        sharding_of(dataclasses.replace(job, config=config), Inputs())
 
 
 def test_own_losses_beside_text_need_a_whole_model(tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_own_losses_beside_text_need_a_whole_model(tmp_path, monkeypatch):
     config = dataclasses.replace(job.config, training=training)
     text = dataclasses.replace(config.text, text=(Path("a.txt"),))
     job = dataclasses.replace(job, config=dataclasses.replace(config, text=text))
-    inputs = (Inputs(texts=InMemory(examples=given)), Inputs())
+    inputs = Inputs(texts=InMemory(examples=given))
     with pytest.raises(InputError, match="shard: examples with a loss of their own") as refused:
         sharding_of(job, inputs)
     assert "a `shard` of no" in str(refused.value.hint)

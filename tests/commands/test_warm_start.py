@@ -11,7 +11,7 @@ from conftest import SMALL, kept_in, run_command
 from safetensors.torch import load_file, save_file
 from test_recover import FEW
 
-from disp_llm.commands.warm_start import take_weights
+from disp_llm.commands.recovery_models import take_weights
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig

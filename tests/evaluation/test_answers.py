@@ -13,7 +13,7 @@ from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.examples import read_input_examples
 from disp_llm.evaluation.answers import f1, scored, written_answers
-from disp_llm.evaluation.perplexity import answer_losses, perplexity
+from disp_llm.evaluation.perplexity import of_answers, perplexity
 from disp_llm.evaluation.sample import likeliest
 
 ROWS = [{"prompt": "x" * n + "=", "answer": "abc"[: 1 + n % 3]} for n in (3, 11, 6, 1, 8, 2)]
@@ -44,11 +44,15 @@ def test_perplexity_is_that_of_the_answers_each_read_alone(target):
 
 def test_as_many_examples_are_measured_as_the_windows_have_tokens(target):
     lengths = [len(one.tokens) for one in stream().examples]
-    found = answer_losses(target, stream(), PerplexityConfig(context=20, windows=2))
-    assert sum(lengths[: len(found.sums)]) <= 40 < sum(lengths[: len(found.sums) + 1])
-    assert len(answer_losses(target, stream(), PerplexityConfig(windows=0)).sums) == len(ROWS)
+    found = of_answers(target, stream(), PerplexityConfig(context=20, windows=2))
+    assert (
+        sum(lengths[: len(found.window_losses)])
+        <= 40
+        < sum(lengths[: len(found.window_losses) + 1])
+    )
+    assert len(of_answers(target, stream(), PerplexityConfig(windows=0)).window_losses) == len(ROWS)
     with pytest.raises(InputError, match="row 2, has 16 tokens and a window takes 14"):
-        answer_losses(target, stream(), PerplexityConfig(context=14))
+        of_answers(target, stream(), PerplexityConfig(context=14))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3_5_text"])

@@ -149,9 +149,9 @@ def test_a_speed_up_is_the_median_of_ratios_within_a_round():
     disturbed = Pair([2.0, 4.0, 2.0, 4.0], [1.0, 2.0, 1.0, 2.0])
     counted = [Counted(flops, bytes_read=1, block_flops=1) for flops in (30, 10)]
     found = compare(Workload("prefill", 8, 1), disturbed, counted)
-    assert found.speedup == 2
-    assert found.speedup_quartiles == [2, 2]
-    assert found.predicted_speedup == 3
+    assert found["speedup"] == 2
+    assert found["speedup_quartiles"] == [2, 2]
+    assert found["predicted_speedup"] == 3
     assert disturbed.share == 0.5
     assert Pair([2.0, 9.0], [3.0, 1.5]).least_share == 0.75
 

@@ -12,7 +12,7 @@ from disp_llm.evaluation import continuations
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.wrappers import WRAPPERS
+from disp_llm.models.architectures import WRAPPERS
 
 LONGEST = 60
 

@@ -10,7 +10,7 @@ from conftest import byte_tokenizer, tiny_prunable
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.tokens import tokenize
-from disp_llm.evaluation.perplexity import WindowLosses, perplexity
+from disp_llm.evaluation.perplexity import perplexity, perplexity_of
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def test_without_overlap(stream):
 
 def test_a_window_weighs_on_the_error_as_its_tokens_do():
     alike = [100 * (2 + 0.01 * i) for i in range(20)]
-    plain = WindowLosses(alike, [100] * 20, 100).perplexity()
+    plain = perplexity_of(alike, [100] * 20, 100)
     spread = statistics.stdev(loss / 100 for loss in alike) / math.sqrt(20)
     assert plain.perplexity_stderr == pytest.approx(plain.perplexity * spread)
-    odd = WindowLosses([*alike, 9.0], [*[100] * 20, 1], 100).perplexity()
+    odd = perplexity_of([*alike, 9.0], [*[100] * 20, 1], 100)
     assert odd.perplexity_stderr == pytest.approx(plain.perplexity_stderr, rel=0.2)
 
 

@@ -10,11 +10,15 @@ from damage import BYTES
 from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
-from disp_llm.evaluation import cache as tables
 from disp_llm.evaluation import latency
-from disp_llm.evaluation.cache import cache_folder
-from disp_llm.evaluation.latency import SHAPES, corrected, masks_of_shape
-from disp_llm.evaluation.latency_fit import features, fit, for_sites, non_negative
+from disp_llm.evaluation.latency import (
+    SHAPES,
+    cache_folder,
+    corrected,
+    masks_of_shape,
+    table_name,
+)
+from disp_llm.evaluation.latency_fit import features, fit, for_sites
 from disp_llm.evaluation.timing import Pair, Workload
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import parameter_costs
@@ -56,20 +60,6 @@ def test_fit_predicts_the_times_of_known_coefficients(model_type, heads):
     few = replace(tiny_prunable(model_type), sites=sites_with(heads)).layout
     same = thin.view(len(layout.blocks), -1)[:, : len(few.sites)].flatten()
     assert float(for_sites(costs, few).cost(same)) == pytest.approx(float(costs.cost(thin)))
-
-
-def test_least_squares_never_pays_for_removal():
-    generator = torch.Generator().manual_seed(3)
-    table = torch.rand(10, 4, generator=generator, dtype=torch.float64)
-    target = table @ torch.tensor([1.0, -0.5, 0.0, 2.0], dtype=torch.float64)
-    found = non_negative(table / target[:, None])
-    assert (found >= 0).all()
-    error = (table / target[:, None] @ found - 1).square().sum()
-    for column in range(4):  # no single coefficient can be moved to a better place
-        for step in (-0.01, 0.01):
-            moved = found.clone()
-            moved[column] = max(0.0, float(moved[column]) + step)
-            assert (table / target[:, None] @ moved - 1).square().sum() >= error
 
 
 def test_correction_arrives_at_the_target_of_a_machine_that_differs_from_its_table():
@@ -233,12 +223,11 @@ def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog
     (path,) = cache.glob("*.json")
     stored = path.read_bytes()
     damaged = [damage(stored) for damage in BYTES.values()]
-    first, *others = json.loads(stored)["rows"]
-    changed = [{"counts": [1]}, {"counts": [99] * 15}, {"share": "x"}, {"share": 0.0}]
-    shapes = [[first | change, *others] for change in changed] + [others, [first, first, *others]]
     whole = json.loads(stored)
-    damaged += [json.dumps(whole | {"rows": rows}).encode() for rows in shapes]
-    damaged += [json.dumps(whole | {"dense_s": 0.0}).encode()]
+    first, *others = whole["shares"]
+    shares = (["x", *others], [0.0, *others], others, [first, first, *others])
+    changes = [*({"shares": some} for some in shares), {"dense_s": 0.0}]
+    damaged += [json.dumps(whole | change).encode() for change in changes]
     for content in damaged:
         caplog.clear()
         path.write_bytes(content)
@@ -252,9 +241,9 @@ def test_a_table_is_found_whatever_the_order_of_a_configuration():
     first, other = (tiny_prunable("llama").model for _ in range(2))
     first.config.one, first.config.two = 1, 2
     other.config.two, other.config.one = 2, 1
-    assert tables.table_key(first) == tables.table_key(other)
+    assert table_name(first) == table_name(other)
     other.config.two = 3
-    assert tables.table_key(first) != tables.table_key(other)
+    assert table_name(first) != table_name(other)
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(llama, cache, caplog, monkeypatch):
@@ -293,21 +282,21 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
 
 def test_a_table_is_named_by_all_that_its_times_depend_on(monkeypatch):
     model = tiny_prunable("llama").model
-    first = tables.table_key(model, {"phase": "prefill"}, 4, 1, ("attn_in",))
+    first = table_name(model, {"phase": "prefill"}, 4, 1, ("attn_in",))
     others = [
-        tables.table_key(model, {"phase": "decode"}, 4, 1, ("attn_in",)),
-        tables.table_key(model, {"phase": "prefill"}, 8, 1, ("attn_in",)),
-        tables.table_key(model, {"phase": "prefill"}, 4, 2, ("attn_in",)),
-        tables.table_key(model, {"phase": "prefill"}, 4, 1, ("mlp_in",)),
+        table_name(model, {"phase": "decode"}, 4, 1, ("attn_in",)),
+        table_name(model, {"phase": "prefill"}, 8, 1, ("attn_in",)),
+        table_name(model, {"phase": "prefill"}, 4, 2, ("attn_in",)),
+        table_name(model, {"phase": "prefill"}, 4, 1, ("mlp_in",)),
     ]
     asked = (model, {"phase": "prefill"}, 4, 1, ("attn_in",))
     for name, value in (("hardware", {"cpu": "another"}), ("versions", {"torch": "1"})):
         with monkeypatch.context() as patch:
-            patch.setattr(tables, name, lambda value=value: value)
-            others.append(tables.table_key(*asked))
-    others.append(tables.table_key(tiny_prunable("llama").model.to(torch.bfloat16), *asked[1:]))
-    others.append(tables.table_key(tiny_prunable("llama").model.to("meta"), *asked[1:]))
+            patch.setattr(latency, name, lambda value=value: value)
+            others.append(table_name(*asked))
+    others.append(table_name(tiny_prunable("llama").model.to(torch.bfloat16), *asked[1:]))
+    others.append(table_name(tiny_prunable("llama").model.to("meta"), *asked[1:]))
     wide = tiny_prunable("llama", intermediate_size=64).model
-    others.append(tables.table_key(wide, *asked[1:]))
+    others.append(table_name(wide, *asked[1:]))
     assert len({first, *others}) == 10
-    assert tables.table_key(tiny_prunable("llama").model, *asked[1:]) == first
+    assert table_name(tiny_prunable("llama").model, *asked[1:]) == first

@@ -12,8 +12,7 @@ from disp_llm.exporter.carrying import carry, is_size
 from disp_llm.exporter.cutting import compact_model, compact_state
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
-from disp_llm.models.architectures import FAMILIES
-from disp_llm.models.wrappers import WRAPPERS
+from disp_llm.models.architectures import FAMILIES, WRAPPERS
 
 BUFFERS = ("kept_in", "kept_out")
 

@@ -20,9 +20,9 @@ from disp_llm.exporter.cutting import fold_into_weights
 from disp_llm.exporter.folders import stream_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
+from disp_llm.models.architectures import WRAPPERS
 from disp_llm.models.checkpoint import Checkpoint, load_unread
 from disp_llm.models.loading import load
-from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.runs.files import atomic
 from disp_llm.runs.sums import read_sums, write_sums
 from disp_llm.runs.tensors import write_lazily

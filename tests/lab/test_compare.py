@@ -362,9 +362,9 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
 def counting(measure, found):
     """`measure` that notes its calls."""
 
-    def counted(board, target, tokenizer):
+    def counted(board, target, *others):
         found.append(target)
-        return measure(board, target, tokenizer)
+        return measure(board, target, *others)
 
     return counted
 

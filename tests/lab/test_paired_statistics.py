@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from disp_lab.comparison.paired_statistics import paired, paired_ratio
-from disp_llm.evaluation.perplexity import WindowLosses
+from disp_llm.evaluation.perplexity import perplexity_of
 from disp_llm.evaluation.suites import loss_ratio
 
 
@@ -40,16 +40,15 @@ def test_two_errors_hold_the_truth_as_often_as_they_should():
 
 
 def test_windows_count_by_their_tokens():
-    one = WindowLosses([12.0, 90.0, 5.0], [4, 30, 2], 40)
-    other = WindowLosses([10.0, 84.0, 5.0], [4, 30, 2], 40)
-    measured = [found.perplexity() for found in (one, other)]
+    losses = ([12.0, 90.0, 5.0], [10.0, 84.0, 5.0])
+    measured = [perplexity_of(sums, [4, 30, 2], 40) for sums in losses]
     assert measured[0].window_tokens == [4, 30, 2]
     ratio, error = paired_ratio(
         measured[0].window_losses, measured[1].window_losses, measured[0].window_tokens
     )
     assert ratio == pytest.approx(measured[0].perplexity / measured[1].perplexity, rel=1e-5)
     assert error > 0
-    same = WindowLosses([12.0, 9.0], [4, 4], 5).perplexity()
+    same = perplexity_of([12.0, 9.0], [4, 4], 5)
     assert same.window_tokens == []
     assert same.window_losses == [3.0, 2.25]
 

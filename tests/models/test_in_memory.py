@@ -16,8 +16,8 @@ from wrapping import tiny_of
 
 import disp_lab
 import disp_llm
+from disp_llm.models.architectures import WRAPPERS
 from disp_llm.models.in_memory import frozen, require_as_configured, require_loaded
-from disp_llm.models.wrappers import WRAPPERS
 
 
 def silent(*progress) -> None:

@@ -16,7 +16,7 @@ from conftest import byte_tokenizer, masks_of, run_command, tiny_model, tiny_pru
 from in_memory import export_folder
 from safetensors.torch import load_file, save_file
 
-from disp_llm.commands.api import inputs_of
+from disp_llm.commands.api import Inputs
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.exporter.cutting import compact_model
@@ -161,9 +161,9 @@ def test_numbers_that_are_not_finite_are_refused_by_name(whole, number):
 def test_a_model_in_memory_is_finite_too():
     model = tiny_model("llama")
     model.model.layers[2].mlp.up_proj.weight[5, 5] = float("nan")
-    name, inputs = inputs_of(model, byte_tokenizer())
+    inputs = Inputs({"model": model}, byte_tokenizer())
     with pytest.raises(InputError, match=r"not finite numbers: model\.layers\.2\.mlp\.up_proj"):
-        inputs.load(name, CPU)
+        inputs.load("tiny", CPU)
 
 
 @pytest.mark.parametrize(

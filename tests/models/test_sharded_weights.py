@@ -19,7 +19,7 @@ from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import start_process
 from disp_llm.models.loading import load
-from disp_llm.models.wrappers import WRAPPERS
+from disp_llm.models.architectures import WRAPPERS
 from disp_llm.models.sharding import Sharding
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import token_losses

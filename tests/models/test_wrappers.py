@@ -17,8 +17,15 @@ from disp_llm.exporter.cutting import compact_model, fold_into_weights
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.architectures import FAMILIES, family_of, register_wrapper, row_of
-from disp_llm.models.wrappers import HEAD, ROW_OF, WRAPPERS, Wrapper
+from disp_llm.models.architectures import (
+    FAMILIES,
+    ROW_OF,
+    WRAPPERS,
+    family_of,
+    register_wrapper,
+    row_of,
+)
+from disp_llm.models.family import HEAD, Wrapper
 from disp_llm.training.losses import token_losses
 
 ALL = sorted(WRAPPERS)
@@ -284,7 +291,7 @@ def test_a_program_registers_a_wrapper(without_internvl, tmp_path):
         "import disp_llm, sys, torch\n"
         "from transformers import AutoModelForMultimodalLM\n"
         "from disp_llm.models.architectures import WRAPPERS, register_wrapper\n"
-        "from disp_llm.models.wrappers import Wrapper\n"
+        "from disp_llm.models.family import Wrapper\n"
         "register_wrapper('internvl', Wrapper('language_model'))\n"
         "model = AutoModelForMultimodalLM.from_pretrained(sys.argv[1])\n"
         "assert type(model).__module__.startswith('disp_llm.')\n"

@@ -14,14 +14,13 @@ from transformers import PreTrainedModel
 from disp_lab.parts.baseline import stored_numbers
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
-from disp_llm.commands.caller import Caller
-from disp_llm.commands.inputs import input_hashes
-from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.planning import own_needs
+from disp_llm.commands.session import input_hashes
 from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.evaluation.measuring import Measuring
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
@@ -62,7 +61,6 @@ class BaselineContext:
     """Original model and texts, loaded when first needed."""
 
     config: CompareConfig
-    caller: Caller
     board: Scoreboard | None = None
     """The suite, if there is one."""
 
@@ -120,20 +118,16 @@ class BaselineContext:
     def costs(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, Any]:
         """Bytes of a model and of its KV cache, and how fast it is beside the original, as fields
         of a row."""
-        return {
-            "bytes": stored_bytes(model),
-            "kv_cache_bytes": cache_bytes(model, self.timed_tokens),
-            "speed": self.speed(model, progress),
-        }
-
-    def speed(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, float]:
-        """How fast a model is, beside the original."""
         rounds = self.config.rounds
 
         def on_round(phase: str, done: int) -> None:
             progress(f"timing {phase}", done, rounds, {})
 
-        return speed_against(self.loaded.model, model, rounds, on_round)
+        return {
+            "bytes": stored_bytes(model),
+            "kv_cache_bytes": cache_bytes(model, self.timed_tokens),
+            "speed": speed_against(self.loaded.model, model, rounds, on_round),
+        }
 
 
 def stored_bytes(model: PreTrainedModel) -> int:

@@ -21,16 +21,13 @@ from disp_lab.reporting.plots import draw_comparison, draw_frontier
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
 from disp_lab.settings import CompareConfig
-from disp_llm.commands.api import EXAMPLES, TEXTS
-from disp_llm.commands.caller import Caller
-from disp_llm.commands.inputs import require_same_files
-from disp_llm.commands.measuring import scoreboard_of
-from disp_llm.commands.session import located
+from disp_llm.commands.api import EXAMPLES, TEXTS, called
+from disp_llm.commands.session import located, require_same_files
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
 from disp_llm.data.given import read_input
-from disp_llm.models.in_memory import require_gradients
+from disp_llm.evaluation.measuring import scoreboard_of
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
@@ -52,11 +49,10 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
         options: settings by the names of their flags, with texts and examples by their files;
             `progress`, `stop_requested` and `command`, as `prune` takes them.
     """
-    require_gradients()
     _require_files(options)
-    caller, config = Caller.asking(CompareConfig, asked, options)
-    config.validate()
-    config = located(config)
+    call = called(CompareConfig, asked, options)
+    call.inputs.require_learnable()
+    config = located(call.config)
     _started(config)  # before anything is touched
     with locked(config.output_dir, "compare"):
         result = _started(config)
@@ -64,10 +60,9 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
         config = within_positions(config, CompareConfig(config.model), described)
         original = comparison_figures(result).original
         board = scoreboard_of(config.suite, original.scores if original else None)
-        with caller.watching() as progress:
-            caller = replace(caller, progress=progress)
-            context = BaselineContext(config, caller, board)
-            _add_rows(Comparison(config, context, caller), result)
+        with call.watching() as progress:
+            context = BaselineContext(config, board)
+            _add_rows(Comparison(config, context, replace(call, progress=progress)), result)
         if any(row.get("error") is None for row in result["rows"]):
             draw_comparison(result, config.output_dir / "compare.png")
         if config.frontier:
@@ -93,7 +88,7 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
     """Makes the rows that are not there yet, and writes each down as it comes."""
     config, context = comparison.config, comparison.context
     makers = row_makers(comparison)
-    made_by = partial(provenance, config.machine.seed, comparison.caller.command)
+    made_by = partial(provenance, config.machine.seed, comparison.call.command)
     for name, make_rows in makers.items():
         wanted = missing(config, name, [row for row in result["rows"] if row["method"] == name])
         if not wanted:

@@ -18,10 +18,9 @@ from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
 from disp_lab.results import ComparisonRow, OriginalResult
 from disp_lab.settings import CompareConfig
 from disp_lab.variants import ONE_SIZE, VARIANTS
-from disp_llm.commands.api import Inputs
-from disp_llm.commands.caller import Caller
+from disp_llm.commands.api import Call, Inputs
 from disp_llm.commands.prune import prune_with
-from disp_llm.commands.results import PruneResult
+from disp_llm.commands.report import PruneResult
 from disp_llm.config.effect import with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
@@ -50,7 +49,7 @@ class Comparison:
 
     config: CompareConfig
     context: BaselineContext
-    caller: Caller
+    call: Call[CompareConfig]
     original: OriginalResult | None = None
     """What was measured of the original, once it was."""
 
@@ -58,8 +57,8 @@ class Comparison:
         """Reports the stages of one method under its name."""
 
         def of_method(stage: str, done: int, total: int, figures: dict) -> None:
-            assert self.caller.progress is not None
-            self.caller.progress(f"{method}: {stage}", done, total, figures)
+            assert self.call.progress is not None
+            self.call.progress(f"{method}: {stage}", done, total, figures)
 
         return of_method
 
@@ -141,9 +140,9 @@ def pruned_rows(
     """Rows of the sizes of one run of `prune`, or of a run a size (`one_size`); `seconds` is what
     choosing took."""
     asked = comparison.config
-    caller = replace(comparison.caller, progress=comparison.progress(name))
     assert comparison.original is not None
     inputs = Inputs(measured=comparison.original.measured)
+    call: Call[Any] = replace(comparison.call, inputs=inputs, progress=comparison.progress(name))
     in_time = settings.budget.budget == "latency"
     shares = asked.target if in_time else asked.keep
     for group in [(share,) for share in shares] if one_size else [shares]:
@@ -163,7 +162,7 @@ def pruned_rows(
         try:
             config = with_used(config)
             config.validate()
-            result = prune_with(caller, config, inputs)
+            result = prune_with(replace(call, config=config))
         except FAILURES as error:
             yield from (failed(name, key, error) for key in keys)
             continue
@@ -264,7 +263,7 @@ def _problem(comparison: Comparison, name: str) -> PruningProblem:
     context, settings = comparison.context, shared_settings(comparison.config)
     process = start_process(replace(settings.machine, device=str(context.dense.device)))
     run = Run(comparison.config.output_dir / name)
-    job = Job(settings, run, process, comparison.progress(name), command=comparison.caller.command)
+    job = Job(settings, run, process, comparison.progress(name), command=comparison.call.command)
     budget = Budget(context.dense.layout)
     keeps = comparison.config.keep
     return PruningProblem(context.dense, context.texts.corpus, budget, keeps, 1, job)

@@ -135,7 +135,7 @@ def verify(config: Any) -> Figures:
 
 def dry_run(config: Any) -> Figures:
     """Says what `prune` or `recover` would do."""
-    from disp_llm.commands.dry_run import dry_run
+    from disp_llm.commands.doctor import dry_run
 
     result = dry_run(config)
     for stage, tokens in result["stages"].items():

@@ -1,98 +1,236 @@
-"""The front door of every task: what a program hands over in memory.
+"""How a task is asked for: its settings, what a program hands over in memory, and who watches.
 
-A task is asked for by settings alone (the command line), or by a model, a tokenizer and text that
-lie in memory (Python); both go the same way from here on.
+The command line gives settings alone, a program also models, a tokenizer and text that lie in
+memory; both go the same way from here on.
 """
 
 import contextlib
+import inspect
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
+import torch
+import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from disp_llm.commands.caller import of_kind
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
-from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, with_settings
-from disp_llm.config.recover import RecoverConfig
+from disp_llm.config.parts import Dtype, MachineConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
+from disp_llm.config.settings import settings_of
 from disp_llm.data.examples import read_input_examples
 from disp_llm.data.given import read_input
 from disp_llm.data.sources import InMemory
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.in_memory import (
-    frozen,
-    require_as_configured,
-    require_gradients,
-    require_loaded,
-)
 from disp_llm.models.loading import Loaded, family_of_any, load, require_unquantised
 from disp_llm.models.source import fingerprint_of, processor_files
 from disp_llm.models.wholeness import require_finite
-from disp_llm.runs.folder import Run
+from disp_llm.reporting.terminal import progress_bar
+from disp_llm.runs.folder import SOURCES, Run
+from disp_llm.runs.job import never
+from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.scores import Perplexity
 
 logger = logging.getLogger(__name__)
 
 Model = str | Path | PreTrainedModel
 
-Settings = TypeVar("Settings", bound=PruneConfig | RecoverConfig)
+Settings = TypeVar("Settings", bound=Any)
+Command = TypeVar("Command", bound=Any)
+
+TEXTS = ("text", "eval_text")
+EXAMPLES = ("examples", "eval_examples")
+"""Settings that name files, in place of which a program may hand over what they would hold."""
+
+IN_MEMORY = Path("in memory")
+"""Stands in settings for what a program hands over, where they are checked."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What lies in memory; None where the settings name it."""
+    """What lies in memory, in place of what the settings name."""
 
-    model: PreTrainedModel | None = None
+    models: Mapping[str, PreTrainedModel] = field(default_factory=dict)
+    """By the setting that names one: `model`, `teacher`."""
     tokenizer: Any = None
     texts: InMemory = InMemory()  # noqa: RUF009  (frozen)
     measured: Perplexity | None = None
     """How well the model predicts the evaluation text, where a comparison has measured it."""
 
-    def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
+    def load(
+        self, name: str, machine: MachineConfig, dense_only: bool = False, setting: str = "model"
+    ) -> Loaded:
         """The model in memory, or the one of that name."""
-        if self.model is None:
+        model = self.models.get(setting)
+        if model is None:
             return load(name, machine, dense_only)
-        config = self.model.config
-        family = family_of(config) if dense_only else family_of_any(config)
-        require_finite(name, self.model)
-        source = {"model": name, "revision": fingerprint_of(self.model)}
+        family = family_of(model.config) if dense_only else family_of_any(model.config)
+        require_finite(name, model)
+        source = {"model": name, "revision": fingerprint_of(model)}
         beside = processor_files(Path(name), None) if family.tower and Path(name).is_dir() else ()
         if family.tower and not beside:
             logger.warning("%s has no processor beside it: save one into what is exported", name)
-        return Loaded(self.model, self.tokenizer, family, source, self.model.dtype, beside)
+        return Loaded(model, self.tokenizer, family, source, model.dtype, beside)
 
-    def require_same(self, run: Run, revision: str) -> None:
-        """Refuses a finished run of another model or text than those in memory, which its settings
-        cannot tell apart.
-
-        Args:
-            revision: where results keep the hash of the model.
-        """
-        now, dtype = {}, run.result()["dtype"]
-        if self.model is not None:
-            now[revision] = fingerprint_of(self.model)
-            dtype = dtype_name(self.model.dtype) if revision == "revision" else dtype
-        if self.texts.text is not None:
-            now["text_sha256"] = self.texts.text.sha256
-        if self.texts.eval_text is not None:
-            now["eval_text_sha256"] = self.texts.eval_text.sha256
+    def require_same(self, run: Run) -> None:
+        """Refuses a finished run of other models or texts than those in memory, which its settings
+        cannot tell apart."""
+        now = {SOURCES[name]: fingerprint_of(model) for name, model in self.models.items()}
+        for name in TEXTS:
+            if (text := getattr(self.texts, name)) is not None:
+                now[SOURCES[name]] = text.sha256
+        model = self.models.get("model")
+        dtype = run.result()["dtype"] if model is None else dtype_name(model.dtype)
         run.require_same_source(now, dtype)
+
+    def require_learnable(self) -> None:
+        """Refuses to learn where no gradients are taken, and a model that could not be written."""
+        model = self.models.get("model")
+        made = model is not None and any(part.is_inference() for part in model.parameters())
+        if made or not torch.is_grad_enabled():
+            raise InputError(
+                "are off here, or were where the weights were made, and learning needs them",
+                field="gradients",
+                hint="do that outside of torch.no_grad() and torch.inference_mode()",
+            )
+        if model is not None:
+            from disp_llm.models.in_memory import require_as_configured
+
+            family_of_any(model.config)
+            require_unquantised("the model", model.config)
+            require_as_configured(model)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """While the context lasts, the model in memory has no dropout and takes no gradients, and
-        no other task takes it."""
-        with contextlib.nullcontext() if self.model is None else frozen(self.model):
+        """While the context lasts, models in memory have no dropout and take no gradients, and no
+        other task takes them."""
+        with contextlib.ExitStack() as stack:
+            for model in self.models.values():
+                from disp_llm.models.in_memory import frozen
+
+                stack.enter_context(frozen(model))
             yield
 
 
-def inputs_of(model: Model | None, tokenizer: Any) -> tuple[str, Inputs]:
-    """The name of a model, and what of it lies in memory.
+@dataclass(frozen=True)
+class Call(Generic[Settings]):
+    """One call of a task."""
+
+    config: Settings
+    inputs: Inputs = Inputs()
+    progress: ProgressCallback | None = None
+    """Called as work goes on; None = a bar in terminals and notebooks."""
+    stop_requested: Callable[[], bool] = never
+    """Asked after every step: whether to write a checkpoint and end."""
+    command: str = "disp_llm, from Python"
+    """How the task was asked for, for provenance."""
+    temporary: "TemporaryFolder | None" = None
+    """Holds the run folder, where nobody has named one."""
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[ProgressCallback]:
+        """The callback that the task reports to. Meanwhile transformers draws no bars of its own,
+        which would tear ours."""
+        bars = transformers.utils.logging
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()
+        try:
+            given = self.progress
+            with progress_bar() if given is None else contextlib.nullcontext(given) as progress:
+                yield progress
+        finally:
+            if shown:
+                bars.enable_progress_bar()
+
+
+def called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Settings]:
+    """The call of a task by all of its settings, or by the name that it is about. Options are
+    settings, which change those, and who watches."""
+    call = _called(kind, asked, options)
+    call.config.validate()
+    return call
+
+
+def _called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Settings]:
+    watching = {name: options.pop(name, None) for name in ("progress", "stop_requested", "command")}
+    watching = {name: value for name, value in watching.items() if value is not None}
+    for name, value in watching.items():
+        if name != "command" and not callable(value):
+            what = f"cannot be a {type(value).__name__}"
+            raise InputError(what, field=name, hint="give a function, or leave it out")
+    if not isinstance(asked, kind):
+        first, *others = (one.name for one in settings_of(kind).values() if one.is_required)
+        asked = options.pop(first, None) if asked is None else asked
+        if not isinstance(asked, str | Path):
+            raise InputError(
+                "is missing" if asked is None else f"is a {type(asked).__name__} in memory",
+                field=first,
+                hint="name it" if asked is None else "save it, and name its folder",
+            )
+        for name in others:
+            if name not in options:
+                raise InputError("is missing", field=name, hint="give it")
+        asked = kind(**{first: str(asked)}, **{name: options.pop(name) for name in others})
+    return Call(with_settings(asked, options), **watching)
+
+
+def called_with(
+    kind: type[Settings],
+    models: dict[str, Model | None],
+    tokenizer: Any,
+    config: Settings | None,
+    options: dict[str, Any],
+) -> Call[Settings]:
+    """The call of a task whose models, tokenizer and texts may lie in memory.
+
+    Args:
+        models: by the setting that names one.
+        config: all settings at once, which the options change; None = those of the recipe, and a
+            temporary folder for a run that names none.
+    """
+    known, temporary = settings_of(kind), None
+    names = {field: name_of(model, tokenizer, field) for field, model in models.items()}
+    if config is None:
+        config = kind(**names)
+        if "recipe" in known:
+            recipe = load_recipe(str(options.get("recipe", kind.recipe)))
+            config = apply_recipe(config, recipe)
+        if "output_dir" in known and "output_dir" not in options:
+            temporary = TemporaryFolder()
+            options["output_dir"] = temporary.path / "run"
+    elif not isinstance(config, kind):
+        raise InputError(
+            f"is a {type(config).__name__}, not a {kind.__name__}",
+            field="config",
+            hint="give settings by their names",
+        )
+    given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES) if name in known}
+    call = _called(kind, replace(config, **names), options)
+    held = {name: model for name, model in models.items() if isinstance(model, PreTrainedModel)}
+    named, texts = _read(call.config, given)
+    inputs = Inputs(held, tokenizer, InMemory(**texts))
+    config = with_settings(call.config, named)
+    config = replace(config, machine=_machine(held.get("model"), config.machine))
+    with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))).validate()
+    return replace(call, config=config, inputs=inputs, temporary=temporary)
+
+
+class TemporaryFolder:
+    """A folder that is deleted with the object that stands for it: the result of a task."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="disp-llm-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def name_of(model: Any, tokenizer: Any, field: str) -> str:
+    """What a model is called.
 
     Raises:
         InputError: something that is no model or has no weights, or a model in memory without its
@@ -103,7 +241,7 @@ def inputs_of(model: Model | None, tokenizer: Any) -> tuple[str, Inputs]:
         is_a = f"is a {type(model).__name__}, and neither a name nor a model of transformers"
         raise InputError(
             "is missing" if model is None else is_a,
-            field="model",
+            field=field,
             hint="name it, or give the model inside it, with adapters merged",
         )
     if not (isinstance(tokenizer, PreTrainedTokenizerBase) or (named and tokenizer is None)):
@@ -114,91 +252,62 @@ def inputs_of(model: Model | None, tokenizer: Any) -> tuple[str, Inputs]:
             hint="give the tokenizer of the model in memory, as AutoTokenizer loads it",
         )
     if not isinstance(model, PreTrainedModel):
-        return str(model), Inputs()
+        return str(model)
+    from disp_llm.models.in_memory import require_loaded
+
     require_loaded(model)
-    name = str(getattr(model.config, "_name_or_path", "") or f"{model.config.model_type} in memory")
-    return name, Inputs(model, tokenizer)
+    return str(getattr(model.config, "_name_or_path", "") or f"{model.config.model_type} in memory")
 
 
-def with_options(
-    kind: type[Settings],
-    config: Any,
-    model: Any,
-    tokenizer: Any,
-    options: dict[str, Any],
-    recipe: dict[str, Any] | None = None,
-) -> tuple[Inputs, Settings]:
-    """What of a call from Python lies in memory, and its settings.
-
-    Args:
-        config: settings of this kind, which the options change; None = those of the recipe.
-        recipe: its tables.
-    """
-    name, inputs = inputs_of(model, tokenizer)
-    if config is None:
-        config = apply_recipe(kind(name), recipe or {})
-    config = replace(of_kind(config, kind), model=name)
-    require_gradients(inputs.model)
-    if inputs.model is not None:
-        family_of_any(inputs.model.config)
-        require_unquantised("the model", inputs.model.config)
-        require_as_configured(inputs.model)
-    given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES)}
-    config = with_settings(config, options)
-    inputs, named = _with_texts(inputs, config.text, given)
-    config = replace(config, text=named, machine=machine_of(inputs, config.machine))
-    require_valid(config, inputs)
-    return inputs, config
-
-
-def require_valid(config: PruneConfig | RecoverConfig, inputs: Inputs) -> None:
-    """Refuses settings that no run can use, together with what lies in memory."""
-    held: dict[str, Any] = {
-        field: (IN_MEMORY,)
-        for field in (*TEXTS, *EXAMPLES)
-        if getattr(inputs.texts, field) is not None
-    }
-    replace(config, text=replace(config.text, **held)).validate()
-
-
-IN_MEMORY = Path("in memory")
-"""Stands in settings for what a program hands over, where they are checked or named."""
-
-TEXTS = ("text", "eval_text")
-EXAMPLES = ("examples", "eval_examples")
-"""Settings that name files, in place of which a program may hand over what they would hold."""
-
-
-def _with_texts(
-    inputs: Inputs, config: TextConfig, given: dict[str, Any]
-) -> tuple[Inputs, TextConfig]:
-    """Texts and examples by their setting: files become settings, the rest stays in memory."""
-    paths: dict[str, Any] = {}
+def _read(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Texts and examples by their settings: the names of files, and what lies in memory."""
+    known = settings_of(type(config))
+    files: dict[str, Any] = {}
     held: dict[str, Any] = {}
-    for field, what in given.items():
-        if what is not None:
-            found: Any
-            if field in TEXTS:
-                found = read_input(what, field, config.text_field)
-            else:
-                found = read_input_examples(what, config.template, field)
-            (paths if isinstance(found, tuple) else held)[field] = found
-    inputs = replace(inputs, texts=replace(inputs.texts, **held))
-    return inputs, with_settings(config, paths)
+    for name, what in given.items():
+        if what is None:
+            continue
+        found: Any
+        if name in TEXTS:
+            found = read_input(what, name, known["text_field"].of(config))
+        else:
+            found = read_input_examples(what, known["template"].of(config), name)
+        (files if isinstance(found, tuple) else held)[name] = found
+    return files, held
 
 
-LOCAL_NAMES = ("model", "teacher", "weights_from")
-"""Settings that name a model of the hub or a local one."""
-
-
-def machine_of(inputs: Inputs, machine: MachineConfig) -> MachineConfig:
+def _machine(model: PreTrainedModel | None, machine: MachineConfig) -> MachineConfig:
     """The machine settings; a model in memory stays on its device and in its data type, in which
     it is then loaded again where a later command needs it."""
-    if inputs.model is None:
+    if model is None:
         return machine
     if machine.device == "auto":
-        machine = replace(machine, device=str(inputs.model.device))
-    dtype: Any = dtype_name(inputs.model.dtype)
+        machine = replace(machine, device=str(model.device))
+    dtype: Any = dtype_name(model.dtype)
     if machine.dtype == "auto" and dtype in get_args(Dtype):
         machine = replace(machine, dtype=dtype)
     return machine
+
+
+def takes(kind: type) -> Callable[[Command], Command]:
+    """Shows the settings of a command, which are its options, in its signature, so that editors,
+    notebooks and `help` complete them with their types and defaults. All at once, they may stand
+    in place of the first argument, or as `config` where there is one."""
+
+    def with_signature(command: Command) -> Command:
+        signature = inspect.signature(command)
+        shown = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        known = {parameter.name for parameter in shown}
+        by_name = inspect.Parameter.KEYWORD_ONLY
+        for one in settings_of(kind).values():
+            if one.name not in known:
+                default = inspect.Parameter.empty if one.is_required else one.default
+                shown.append(
+                    inspect.Parameter(one.name, by_name, default=default, annotation=one.kind)
+                )
+        progress = ProgressCallback | None
+        shown.append(inspect.Parameter("progress", by_name, default=None, annotation=progress))
+        command.__signature__ = signature.replace(parameters=shown)
+        return command
+
+    return with_signature

@@ -5,19 +5,18 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import called, takes
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
-from disp_llm.evaluation.benchmark import BenchComparison, side_by_side
+from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
 from disp_llm.exporter.exported import original_of
 from disp_llm.exporter.folders import weight_bytes
@@ -31,53 +30,47 @@ from disp_llm.models.loading import (
     require_unquantised,
 )
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
-from disp_llm.runs.results import as_json
 
 logger = logging.getLogger(__name__)
 
 
 @takes(BenchConfig)
 def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Measures a folder against its original, or against the model that is named.
-
-    Args:
-        model: the folder to measure, or all settings at once.
-        options: settings by the names of their flags; `progress`, as `prune` takes it.
-
-    Raises:
-        InputError: a model is unusable.
-    """
-    caller, config = Caller.asking(BenchConfig, model, options)
-    config.validate()
-    fields, names = ("against", "model"), [_against(config), config.model]
-    longest = max(config.lengths)
-    alone = []
-    for field, name in zip(fields, names, strict=True):  # before either is loaded, which takes long
+    """Measures a folder against its original, or against the model that is named."""
+    call = called(BenchConfig, model, options)
+    config = call.config
+    asked = {"against": _against(config), "model": config.model}
+    names, alone = list(asked.values()), []
+    for field, name in asked.items():  # before either is loaded, which takes long
         with model_is(field):
             require_unquantised(name, load_config(name))  # it would be timed unpacked
-    for field, name in zip(fields, names, strict=True):
+    for field, name in asked.items():
         with model_is(field):
-            alone.append(in_own_process(name, config.machine, longest))
+            alone.append(in_own_process(name, config.machine, max(config.lengths)))
     targets = [_target(name, config) for name in names]
     workloads = _workloads(config, targets)
-    with caller.watching() as progress:
+    with call.watching() as progress:
 
-        def on_round(name: str, done: int, total: int) -> None:
-            progress(name, done, total, {})
+        def on_round(name: str, done: int) -> None:
+            progress(name, done, config.rounds, {})
 
         rows, comparisons = side_by_side(targets, names, workloads, config.rounds, on_round)
+    # Of each phase one comparison: the longest prefill and the smallest decode batch.
+    told = [
+        max((c for c in comparisons if c["phase"] == "prefill"), key=itemgetter("length")),
+        min((c for c in comparisons if c["phase"] == "decode"), key=itemgetter("batch")),
+    ]
     peaks = {name: own["peak_memory_bytes"] for name, own in zip(names, alone, strict=True)}
-    rows = [replace(row, peak_memory_bytes=peaks[row.model]) for row in rows]
     return {
         "model": config.model,
         "against": names[0],
         "dtype": dtype_name(targets[0].dtype),
         "compiled": config.compile,
         "rounds": config.rounds,
-        "results": [as_json(row) for row in rows],
-        "comparisons": [as_json(comparison) for comparison in comparisons],
-        "speedup": {k: c.speedup for k, c in _by_phase(comparisons).items()},
-        "predicted_speedup": {k: c.predicted_speedup for k, c in _by_phase(comparisons).items()},
+        "results": [row | {"peak_memory_bytes": peaks[row["model"]]} for row in rows],
+        "comparisons": comparisons,
+        "speedup": {one["phase"]: one["speedup"] for one in told},
+        "predicted_speedup": {one["phase"]: one["predicted_speedup"] for one in told},
         "loading": [{"model": name} | own for name, own in zip(names, alone, strict=True)],
         "hardware": hardware(),
         "versions": versions(),
@@ -115,49 +108,39 @@ def _workloads(config: BenchConfig, targets: list[PrunableModel]) -> list[Worklo
     return list(dict.fromkeys(workloads))
 
 
-def _by_phase(comparisons: list[BenchComparison]) -> dict[str, BenchComparison]:
-    """One comparison a phase: that of the longest prefill and of the smallest decode batch."""
-    prefill = max((c for c in comparisons if c.phase == "prefill"), key=lambda c: c.length)
-    decode = min((c for c in comparisons if c.phase == "decode"), key=lambda c: c.batch)
-    return {"prefill": prefill, "decode": decode}
-
-
 def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
     """Load time of configuration and weights, peak memory and bytes on disk, from a process that
     does nothing else: an interpreter of its own, since `multiprocessing` would run the caller's
-    script once more.
-
-    Raises:
-        InputError: the model is unusable, or the process was killed.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer"
-        done = subprocess.run(
-            [sys.executable, "-c", f"import {__name__} as here; here.{_answer.__name__}()"],
-            input=pickle.dumps((name, machine, length, answer)),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            check=False,
+    script once more."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {__name__} as here; here.{_answer.__name__}()"],
+        input=pickle.dumps((name, machine, length)),
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    if done.returncode:
+        raise InputError(
+            f"cannot load '{name}' in a process of its own, which ended with {done.returncode}",
+            field="model",
+            hint="see the lines above; where it is -9, free memory or name a smaller model",
         )
-        if done.returncode:
-            raise InputError(
-                f"cannot load '{name}' in a process of its own, which ended with {done.returncode}",
-                field="model",
-                hint="see the lines above; where it is -9, free memory or name a smaller model",
-            )
-        found = pickle.loads(answer.read_bytes())
+    found = pickle.loads(done.stdout)
     if isinstance(found, InputError):
         raise found
     return found
 
 
 def _answer() -> None:
-    """What that process does: its standard input says of which model, and where the answer goes."""
-    *asked, path = pickle.load(sys.stdin.buffer)
+    """What that process does: its standard input says of which model, and where it answers."""
+    asked, output = pickle.load(sys.stdin.buffer), os.dup(1)
+    os.dup2(2, 1)  # whatever libraries print is no answer
     try:
         found = _load_and_run(*asked)
     except InputError as error:
         found = error
-    path.write_bytes(pickle.dumps(found))
+    with os.fdopen(output, "wb") as answer:
+        answer.write(pickle.dumps(found))
 
 
 def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:

@@ -1,12 +1,18 @@
-"""What the budget of a run counts, and its sizes as shares of what the original has of that."""
+"""Budgets other than block parameters: what they count, sizes that are amounts of it, and masks
+whose time is measured."""
+
+import logging
+from dataclasses import replace
 
 import torch
 
-from disp_llm.commands.sizes import timed_workloads
+from disp_llm.commands.sizes import masks_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
+from disp_llm.evaluation.timing import Workload
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, TooSmall, project
 from disp_llm.masks.costs import (
     CostModel,
@@ -16,32 +22,35 @@ from disp_llm.masks.costs import (
     parameter_costs,
 )
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
+from disp_llm.runs.results import Timing
+from disp_llm.training.problem import PruningProblem
+
+logger = logging.getLogger(__name__)
 
 
-def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) -> Budget:
-    """Counts what the settings name; times compact models first where that is latency."""
-    config, settings, layout = job.config, job.config.budget, dense.layout
-    if settings.budget == "latency":
-        costs = _timed_costs(job, dense, align, chunk)
-    else:
-        costs = counted_costs(settings, dense, dense.head_weight.element_size())
-    budget = Budget(layout, costs, dense.sites, config.uniform, config.least_cut, chunk)
-    if costs is not None and settings.budget == "total":
-        _require_room_for_blocks(budget, costs.constant_cost, config.sizes)
+def with_costs(budget: Budget, job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget:
+    """The budget that counts what the settings name; times compact models first where that is
+    latency. Sizes that it cannot have are refused."""
+    settings, sizes = job.config.budget, job.config.sizes
+    timed = settings.budget == "latency"
+    costs = _timed(job, dense, align, budget.chunk) if timed else _counted(settings, dense)
+    budget = replace(budget, costs=costs)
+    if settings.budget == "total":
+        _require_room_for_blocks(budget, costs.constant_cost, sizes)
+    for size in sizes:
+        if size.unit:
+            _require_between(size, budget, align)
     return budget
 
 
-def counted_costs(settings: BudgetConfig, dense: PrunableModel, itemsize: int) -> CostModel | None:
-    """What a budget that nothing is measured for counts; None for block parameters.
-
-    Args:
-        dense: the model, which may be empty.
-        itemsize: bytes of a number of the model.
-    """
+def _counted(settings: BudgetConfig, dense: PrunableModel) -> CostModel:
+    """Costs that nothing is measured for."""
     layout, parameters = dense.layout, dense.parameters
+    itemsize = dense.head_weight.element_size()
     match settings.budget:
         case "flops":
             return flop_costs(layout, dense.head_weight.numel())
@@ -52,15 +61,12 @@ def counted_costs(settings: BudgetConfig, dense: PrunableModel, itemsize: int) -
         case "memory":
             length, batch = settings.workload_length, settings.workload_batch
             require_positions(dense.model, length, "workload_length")
-            return memory_costs(
-                layout, parameters, itemsize, cached_tokens(dense.model, length, batch)
-            )
-        case "active":
-            return parameter_costs(layout, counts_chosen=True)
-    return None
+            cached = cached_tokens(dense.model, length, batch)
+            return memory_costs(layout, parameters, itemsize, cached)
+    return parameter_costs(layout, counts_chosen=True)
 
 
-def _timed_costs(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) -> CostModel:
+def _timed(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) -> CostModel:
     settings = job.config.budget
     if dense.layout.has_experts:
         raise InputError(
@@ -74,7 +80,13 @@ def _timed_costs(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk:
     from disp_llm.evaluation.latency import latency_costs
 
     progress = job.count("timing compact models")
-    return latency_costs(dense, timed_workloads(settings), align, chunk, progress)
+    return latency_costs(dense, _workloads(settings), align, chunk, progress)
+
+
+def _workloads(settings: BudgetConfig) -> list[Workload]:
+    """What a latency budget times."""
+    length, batch = settings.workload_length, settings.workload_batch
+    return [Workload(phase, length, batch) for phase in settings.workload]
 
 
 def _require_room_for_blocks(budget: Budget, outside: float, sizes: tuple[Target, ...]) -> None:
@@ -91,16 +103,8 @@ def _require_room_for_blocks(budget: Budget, outside: float, sizes: tuple[Target
             )
 
 
-def shares_of(sizes: tuple[Target, ...], budget: Budget, align: int) -> tuple[float, ...]:
-    """Sizes as shares of what the dense model costs."""
-    for size in sizes:
-        if size.unit:
-            _require_between(size, budget, align)
-    return tuple(map(budget.share_of, sizes))
-
-
 def _require_between(size: Target, budget: Budget, align: int) -> None:
-    """Refuses an absolute above what the original has, or below what the smallest model has."""
+    """Refuses an amount above what the original has, or below what the smallest model has."""
     share = budget.share_of(size)
     if share >= 1:
         raise InputError(
@@ -117,3 +121,36 @@ def _require_between(size: Target, budget: Budget, align: int) -> None:
             field="target",
             hint=f"ask for {least} or more, for a smaller `align`, or for more `sites`",
         ) from error
+
+
+def masks_in_time(
+    problem: PruningProblem, selection: Selection, size: Target
+) -> tuple[Masks, Timing]:
+    """Masks whose compact model, measured, takes the asked share of the dense one's time."""
+    from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
+
+    job, target = problem.job, problem.budget.share_of(size)
+    workloads, stage = _workloads(job.config.budget), f"latency {size.name}: measuring"
+    seconds: dict[float, float] = {}
+
+    def measure(share: float) -> float:
+        job.progress(stage, 0, 1, {})
+        compact = compact_model(problem.dense, masks_of(problem, selection, share))
+        found, seconds[share] = measured_time(problem.dense.model, compact, workloads)
+        return found
+
+    share, attempts = corrected(target, measure)
+    job.progress(stage, 1, 1, {})
+    measured = next(a["measured"] for a in attempts if a["share"] == share)
+    if abs(measured / target - 1) > TOLERANCE:
+        logger.warning(
+            "asked for %.1f %% of the time, the nearest of %d tries takes %.1f %%",
+            100 * target, len(attempts), 100 * measured,
+        )  # fmt: skip
+    timing: Timing = {
+        "work": " and ".join(workload.name for workload in workloads),
+        "measured_share": measured,
+        "measured_ms": 1e3 * seconds[share],
+        "attempts": attempts,
+    }
+    return masks_of(problem, selection, share), timing

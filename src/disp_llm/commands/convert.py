@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import called, takes
 from disp_llm.config.convert import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
@@ -16,7 +16,7 @@ from disp_llm.exporter.facts import CARD
 from disp_llm.exporter.formats import Job, writer_of
 from disp_llm.runs.lock import created
 from disp_llm.runs.markdown import in_code
-from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.sums import SUMS, write_sums
 
 COMMIT = "Upload a model pruned by disp-llm"
@@ -26,18 +26,12 @@ COMMIT = "Upload a model pruned by disp-llm"
 def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Writes an exported folder in another format.
 
-    Args:
-        folder: the folder, or all settings at once.
-        options: settings by the names of their flags (`to="gguf"`, `output_dir="small"`, ...), and
-            `progress`, as `prune` takes it.
-
     Returns:
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
     """
-    caller, config = Caller.asking(ConvertConfig, folder, options)
-    config.validate()
-    place = config.output_dir
-    with created(place, "output_dir") as new, caller.watching() as progress:
+    call = called(ConvertConfig, folder, options)
+    config, place = call.config, call.config.output_dir
+    with created(place, "output_dir") as new, call.watching() as progress:
         job, left_out = _job(config, place.name, new, progress)
         new.mkdir(parents=True)
         writer_of(config.to).write(job)
@@ -57,12 +51,8 @@ def _job(
     text, device = TextConfig(), "auto"
     if isinstance(config, ConvertConfig):
         text, device = config.calibration, config.device
-
-    def rounding(done: int, total: int) -> None:
-        progress("rounding blocks", done, total, {})
-
-    job = Job(config.folder, files, place, new, text, device, rounding)
-    return job, left_out
+    rounding = counting(progress, "rounding blocks")
+    return Job(config.folder, files, place, new, text, device, rounding), left_out
 
 
 def _link(source: Path, place: Path) -> None:
@@ -77,10 +67,6 @@ def _link(source: Path, place: Path) -> None:
 def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Uploads an exported folder to a repository of the hub, which is made where there is none.
 
-    Args:
-        folder: the folder, or all settings at once.
-        options: settings by the names of their flags (`name="me/smaller"`, `to="plain"`, ...).
-
     Returns:
         `name`, `url`, `commit`, and the names of the files that were `left_out`.
 
@@ -91,8 +77,7 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    _, config = Caller.asking(PushConfig, folder, options)
-    config.validate()
+    config = called(PushConfig, folder, options).config
     with tempfile.TemporaryDirectory() as temporary:
         new = Path(temporary)
         job, left_out = _job(config, PLACE, new, silent)

@@ -1,39 +1,44 @@
-"""What pruning a model would mean, from its configuration alone: no weights are loaded."""
+"""What pruning a model would mean, and what a command would do, from configurations alone: no
+weights are loaded and nothing is written."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from disp_llm.commands.caller import Caller, takes
-from disp_llm.commands.memory_plans import MemoryPlan, memory_plans
+from disp_llm.commands.api import called, takes
+from disp_llm.commands.placement import ROOM, first_plan, memory_plans
+from disp_llm.commands.planning import own_needs, require_possible
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.data.sources import held_out
+from disp_llm.exporter.exported import original_of
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
-from disp_llm.models.loading import load_shapes
+from disp_llm.models.loading import empty_model, family_of_any, load_config, load_shapes
+from disp_llm.models.windows import within_positions
+from disp_llm.runs.settings import available
+from disp_llm.training.memory import recovery_memory
 
 
 @takes(DoctorConfig)
 def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Family, sites, the size of each keep, and the memory of learning by the default recipe
-    against what is free.
-
-    Args:
-        model: the model to examine, or all settings at once.
-        options: settings by the names of their flags.
-    """
-    _, config = Caller.asking(DoctorConfig, model, options)
-    config.validate()
+    against what is free."""
+    config = called(DoctorConfig, model, options).config
     empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
     budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
     settings = usual_settings(PruneConfig(config.model))
     training = replace(settings.training, length=config.length, batch=config.batch)
     count, free = max(torch.cuda.device_count(), 1), free_memory(device)
     plans = memory_plans(empty, replace(settings, training=training), count, dtype.itemsize)
+    best = first_plan(plans, free)
+    advice = "fits" if best is plans[0] else f"fits with {best.name}"
     return {
         "model": config.model,
         "model_type": empty.model.config.model_type,
@@ -57,8 +62,11 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
             }
             for plan in plans
         ],
-        "advice": advice(plans, free),
+        "advice": advice if best.fits(free) else DOES_NOT_FIT,
     }
+
+
+DOES_NOT_FIT = "does not fit: use a larger device, several, or a smaller --length or --batch"
 
 
 def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[str, Any]:
@@ -77,9 +85,85 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
     }
 
 
-def advice(plans: list[MemoryPlan], free: float) -> str:
-    """The first plan that fits."""
-    best = next((plan for plan in plans if plan.fits(free)), None)
-    if best is None:
-        return "does not fit: use a larger device, several, or a smaller --length or --batch"
-    return "fits" if best is plans[0] else f"fits with {best.name}"
+SECONDS = 1.0
+"""How long the speed of the device is measured."""
+
+
+def dry_run(config: PruneConfig | RecoverConfig) -> dict[str, Any]:
+    """The stages of a command with the tokens that each reads (0 = as many as there is time for),
+    the memory of one process that trains, and a lower bound of the time of training in seconds.
+    What the command would refuse is refused."""
+    available(config)
+    device = resolve_device(config.machine.device)
+    dtype = resolve_dtype(config.machine.dtype, device)
+    free = free_memory(device)
+    prunes = isinstance(config, PruneConfig)
+    plan = _pruning(config, dtype.itemsize, free) if prunes else _recovery(config, dtype.itemsize)
+    stages, memory, passes, target = plan
+    suite = {"measure on the suite": 0} if config.suite else {}
+    operations = 2 * (target.block_parameters + target.head_weight.numel()) * passes
+    return {
+        "stages": stages | suite,
+        "memory_bytes": memory,
+        "memory_free_bytes": free,
+        "fits": memory <= ROOM * free,
+        "training_s": round(operations / operations_per_second(target, dtype, device), 1),
+        "device": str(device),
+        "output_dir": str(config.output_dir),
+    }
+
+
+Plan = tuple[dict[str, int], int, int, PrunableModel]
+"""Tokens by stage, bytes, tokens times passes over the model, and the model, which is empty."""
+
+
+def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
+    require_possible(asked, asked.sizes)
+    empty = PrunableModel(*load_shapes(asked.model))
+    config = within_positions(asked, usual_settings(asked), empty.model.config)
+    learn, measured, stages = config.learn, config.evaluation.tokens, {}
+    if config.text.may_be_written:
+        needs = own_needs(config, 1)
+        stages["write the model's own text"] = needs.learning + needs.held_out
+    stages["measure the original"] = measured
+    if config.reads_calibration:
+        stages["score"] = config.scores.tokens
+    learning = 0
+    if config.reads.steps:
+        learning = 0 if learn.minutes else learn.steps * config.training.tokens_per_step
+        stages["learn"] = learning
+    for size in config.sizes:
+        stages[f"export and measure {config.budget.size_name(size)}"] = measured
+    alone = replace(config, training=replace(config.training, shard="no"))  # one process is counted
+    plan = first_plan(memory_plans(empty, alone, 1, itemsize), free)
+    again = plan.gradient_checkpointing == "yes"
+    passes = learning * (2 + again + (config.training.distill > 0))
+    return stages, plan.memory.total, passes + 2 * stages.get("score", 0), empty
+
+
+def _recovery(asked: RecoverConfig, itemsize: int) -> Plan:
+    original = asked.teacher or original_of(Path(asked.model)) or asked.model
+    names = [asked.model, *([original] if asked.training.distill else [])]
+    shapes = [load_config(name) for name in names]
+    config = within_positions(asked, RecoverConfig(asked.model), *shapes)
+    models = [PrunableModel(empty_model(shape), family_of_any(shape)) for shape in shapes]
+    learning, stages = config.steps(1) * config.training.tokens_per_step, {}
+    if config.text.may_be_written:
+        written = learning + held_out(config.text, config.evaluation, learning)
+        stages["write the original's own text"] = written
+    measured = config.evaluation.tokens
+    stages |= {"measure before": measured, "train": learning, "measure after": measured}
+    memory = recovery_memory(models, config, 1, itemsize)
+    return stages, memory, learning * (3 + (config.training.distill > 0)), models[0]
+
+
+def operations_per_second(target: PrunableModel, dtype: torch.dtype, device: torch.device) -> float:
+    """How fast the device multiplies matrices of the model's own shape."""
+    shape = target.layout.blocks[0]
+    left = torch.randn(1024, shape.hidden, dtype=dtype, device=device)
+    right = torch.randn(shape.hidden, shape.intermediate, dtype=dtype, device=device)
+    done, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < SECONDS:
+        (left @ right).sum().item()  # waits for a GPU
+        done += 1
+    return 2 * len(left) * right.numel() * done / passed

@@ -5,18 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.api import Inputs
-from disp_llm.commands.caller import Caller, takes
-from disp_llm.commands.exporting import Exporter
-from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.api import Inputs, called, takes
 from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
-from disp_llm.commands.prune import open_problem, read_texts, scoreboard_of_run, with_texts
-from disp_llm.commands.results import PruneResult
+from disp_llm.commands.prune import open_problem, read_texts, with_texts
+from disp_llm.commands.report import PruneResult
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.masks.selection_file import load_selection
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread
@@ -33,65 +31,52 @@ from disp_llm.runs.settings import stored_config
 
 @takes(ExportConfig)
 def export(run: ExportConfig | str | Path | None = None, **options: Any) -> PruneResult:
-    """Writes sizes of a run that has chosen its logits, without choosing again.
-
-    Args:
-        run: the run folder, or all settings at once; the budget may be another one than the run
-            learned under.
-        options: settings by the names of their flags (`keep=0.6`, `no_measure=True`, ...), and
-            `progress` and `command`, as `prune` takes them.
-
-    Raises:
-        InputError: the run has not got that far, or cannot have such sizes.
-    """
-    return _exported(*Caller.asking(ExportConfig, run, options))
-
-
-def _exported(caller: Caller, config: ExportConfig) -> PruneResult:
-    began = time.perf_counter()
-    config.validate()
+    """Writes sizes of a run that has chosen its logits, without choosing again; under another
+    budget than it learned under, if that is asked for."""
+    call = called(ExportConfig, run, options)
+    config, began = call.config, time.perf_counter()
     stored = stored_config(config.run)
     settled = (*stored.sizes, *config.sizes)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
-    with locked(config.run, "prune"), caller.watching() as progress:
-        run = Run(config.run, config.anyway)
-        if not run.has(run.config_file) or not run.has(run.selection_file):
+    with locked(config.run, "prune"), call.watching() as progress:
+        made = Run(config.run, config.anyway)
+        if not made.has(made.config_file) or not made.has(made.selection_file):
             raise InputError(
                 "this run has not finished learning",
-                field=str(run.folder),
-                hint=f"run `disp-llm prune MODEL --output-dir {run.folder} --resume` first",
+                field=str(made.folder),
+                hint=f"run `disp-llm prune MODEL --output-dir {made.folder} --resume` first",
             )
-        run.forget_deleted(map(stored.budget.size_name, stored.sizes))
+        made.forget_deleted(map(stored.budget.size_name, stored.sizes))
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
-        job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
-        exporter = _unmeasured(job) if config.no_measure else _measured(job, stored)
-        problem = exporter.problem
-        selection = load_selection(run.selection_file, problem.budget.layout)
-        SizeWriter(problem, exporter).write(selection, config.sizes)
-        result = run.result()
+        job = Job(settings, made, process, progress, call.stop_requested, call.command)
+        writer = _unmeasured(job) if config.no_measure else _measured(job, stored)
+        selection = load_selection(made.selection_file, writer.problem.budget.layout)
+        writer.write(selection, config.sizes)
+        result = made.result()
         names = list(map(config.budget.size_name, config.sizes))
         figures = result | {
             "models": [entry for entry in result["models"] if entry["size"] in names],
             "seconds": round(time.perf_counter() - began, 1),
             "peak_memory_bytes": peak_memory_bytes(process.device),
         }
-        write_run_page(run)
-    return PruneResult(run.folder, figures, str(process.device))
+        write_run_page(made)
+    return PruneResult(made.folder, figures, str(process.device))
 
 
-def _measured(job: Job[PruneConfig], stored: PruneConfig) -> Exporter:
+def _measured(job: Job[PruneConfig], stored: PruneConfig) -> SizeWriter:
     """An export with the model and the evaluation text of the run in memory."""
-    board = scoreboard_of_run(stored, job.run)
+    original = job.run.original
+    board = scoreboard_of(stored.suite, original.scores if original else None)
     sources = read_texts(job, Inputs())
     job, loaded = load_original(job, Inputs())
     problem, texts = with_texts(open_problem(job, loaded), loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
-    return Exporter(problem, loaded.tokenizer, measuring, loaded.sharding)
+    return SizeWriter(problem, loaded.tokenizer, measuring, loaded.sharding)
 
 
-def _unmeasured(job: Job[PruneConfig]) -> Exporter:
+def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
     """An export from file to file, without running anything."""
     config = job.config
     machine = replace(config.machine, device=str(job.process.device))
@@ -104,7 +89,7 @@ def _unmeasured(job: Job[PruneConfig]) -> Exporter:
         loaded, _ = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-    return Exporter(problem_of(job, loaded), loaded.tokenizer)
+    return SizeWriter(problem_of(job, loaded), loaded.tokenizer)
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:

@@ -3,22 +3,18 @@
 import math
 from dataclasses import replace
 
-import torch
-
-from disp_llm.commands.budgets import budget_of, shares_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
 from disp_llm.data.sources import Needs, held_out
-from disp_llm.data.tokens import Corpus, Texts
-from disp_llm.masks.budget import project
+from disp_llm.data.tokens import Corpus
+from disp_llm.masks.budget import Budget
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.methods import method_named
 from disp_llm.models.architectures import Family
 from disp_llm.models.loading import Loaded
-from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
 from disp_llm.training.problem import PruningProblem
 
@@ -41,13 +37,20 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """A model with its budget and alignment, and no learning text."""
     config = job.config
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
+    sharded = loaded.sharding is not None
+    require_possible(config, config.sizes, dense.layout.has_experts, sharded)
     align = config.export.align or default_align(dense)
     if config.uniform:
         from disp_llm.compact.experts_disp_llm import ALIGNED
 
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
-    budget = budget_of(job, dense, align, chunk_of(config, dense, align))
-    shares = shares_of(config.sizes, budget, align)
+    chunk = chunk_of(config, dense, align)
+    budget = Budget(dense.layout, None, dense.sites, config.uniform, config.least_cut, chunk)
+    if config.budget.budget != "params":
+        from disp_llm.commands.budgets import with_costs
+
+        budget = with_costs(budget, job, dense, align)
+    shares = tuple(map(budget.share_of, config.sizes))
     return PruningProblem(dense, Corpus(()), budget, shares, align, job)
 
 
@@ -60,27 +63,6 @@ def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
     adapts = config.method == "learned" and learn.estimator == "projected" and learn.adds_to_weights
     usual = usual_chunk(dense.layout, align) if adapts else 1
     return math.gcd(config.chunk or usual, dense.layout.blocks[0].hidden)
-
-
-def refuse_impossible(problem: PruningProblem) -> None:
-    """Refuses, before any work and before a folder exists, a size below the smallest model and
-    windows that are longer than what the model can read."""
-    config, budget, model = problem.job.config, problem.budget, problem.dense.model
-    require_possible(config, config.sizes, budget.layout.has_experts)
-    for share in problem.keeps:
-        project(torch.zeros(budget.layout.entries), budget, share, problem.align)
-    for field, tokens in windows_of(config).items():
-        require_positions(model, tokens, field)
-
-
-def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:
-    """Refuses text that is shorter than a window, and an evaluation window that is longer than what
-    the model can read."""
-    config = problem.job.config
-    window = texts.longest_window(config.evaluation)
-    require_positions(problem.dense.model, window, "context")
-    for field, tokens in windows_of(config).items():
-        texts.corpus.require_length(tokens, field)
 
 
 def windows_of(config: PruneConfig) -> dict[str, int]:
@@ -116,15 +98,7 @@ WRITING = 0.2
 def require_possible(
     config: PruneConfig, sizes: tuple[Target, ...], experts: bool = False, sharded: bool = False
 ) -> None:
-    """Refuses what the method cannot do.
-
-    Args:
-        experts: whether the model is a mixture of experts.
-        sharded: whether processes divide its weights.
-
-    Raises:
-        InputError: naming the setting and what the method lacks.
-    """
+    """Refuses what the method cannot do with such a model, by the setting that asks for it."""
     method, budget = method_named(config.method), config.budget.budget
     missing = sorted(set(method.sites) - set(config.sites or method.sites))
     refusals = (

@@ -9,49 +9,44 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from disp_llm.commands.api import Inputs, Model, with_options
-from disp_llm.commands.caller import Caller, takes
-from disp_llm.commands.exporting import Exporter
-from disp_llm.commands.inputs import input_hashes
-from disp_llm.commands.measuring import Measuring, scoreboard_of
+import torch
+
+from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
     problem_of,
-    refuse_impossible,
-    refuse_short_text,
-    require_possible,
     tokens_seen,
     tokens_wanted,
+    windows_of,
 )
-from disp_llm.commands.results import PruneResult
+from disp_llm.commands.report import PruneResult
 from disp_llm.commands.session import (
-    TemporaryFolder,
     begin,
+    input_hashes,
     load_texts,
     run_in_folder,
-    with_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import load_recipe
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.tokens import Texts
+from disp_llm.evaluation.measuring import Measuring, scoreboard_of
+from disp_llm.masks.budget import project
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
-from disp_llm.models.windows import within_positions
-from disp_llm.runs.folder import Run, clock
+from disp_llm.models.windows import require_positions, within_positions
+from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import OriginalResult, as_json
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.problem import PruningProblem
 
 if TYPE_CHECKING:
-    from disp_llm.evaluation.suites import Scoreboard
     from disp_llm.models.sharding import Sharding
 
 logger = logging.getLogger(__name__)
@@ -83,39 +78,27 @@ def prune(
         InputError: something that the caller can correct.
         Interrupted: the task was asked to stop while learning; `resume` goes on.
     """
-    caller = Caller.of(options)
-    temporary, recipe = None, None
-    if config is None:
-        temporary = with_folder(options)
-        recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
     options["text"] = text
-    inputs, config = with_options(PruneConfig, config, model, tokenizer, options, recipe)
-    return prune_with(caller, config, inputs, temporary)
+    return prune_with(called_with(PruneConfig, {"model": model}, tokenizer, config, options))
 
 
-def prune_with(
-    caller: Caller, config: PruneConfig, inputs: Inputs, temporary: TemporaryFolder | None = None
-) -> PruneResult:
-    """The same with all settings, and what lies in memory.
-
-    Args:
-        temporary: the run folder, where nobody has named one.
-    """
-    run, figures, device = run_in_folder(caller, config, (inputs,), run_stages)
-    return PruneResult(run.folder, figures, device, temporary)
+def prune_with(call: Call[PruneConfig]) -> PruneResult:
+    """The same with all settings, and what lies in memory."""
+    return run_in_folder(call, run_stages, PruneResult)
 
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     files = input_hashes(job.config) if job.process.is_main else {}
-    job, board = as_begun(job), scoreboard_of_run(job.config, job.run)
+    job, original = as_begun(job), job.run.original
+    board = scoreboard_of(job.config.suite, original.scores if original else None)
     sources = read_texts(job, inputs)
     job, loaded = load_original(job, inputs)
     problem = open_problem(job, loaded)
     problem, texts = with_texts(problem, loaded, sources)
     base, terms = base_and_license(job.config.model) if job.process.is_main else ("", "")
     source = loaded.source | texts.names | {"base_model": base, "license": terms}
-    begin(problem.job, loaded, _stored(problem), files, **source)
+    begin(problem.job, loaded, files, **source)
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
@@ -155,31 +138,33 @@ def read_texts(job: Job[PruneConfig], inputs: Inputs) -> Sources:
 
 def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """Settles budget, alignment and the length of windows: the job of the problem has settings that
-    the model can follow. It has no learning text yet."""
+    the model can follow. It has no learning text yet. What cannot be is refused, before any work
+    and before a folder exists."""
     config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
-    require_possible(config, config.sizes, sharded=loaded.sharding is not None)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
-        refuse_impossible(problem)
-    return problem
+    for share in problem.keeps:
+        project(torch.zeros(problem.budget.layout.entries), problem.budget, share, problem.align)
+    for field, tokens in windows_of(config).items():
+        require_positions(loaded.model, tokens, field)
+    asked = job.asked or job.config  # what is left open is stored as it was found
+    align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
+    asked = replace(asked, export=replace(asked.export, align=align), chunk=chunk)
+    return replace(problem, job=replace(problem.job, asked=asked))
 
 
 def with_texts(
     problem: PruningProblem, loaded: Loaded, sources: Sources
 ) -> tuple[PruningProblem, Texts]:
-    """The problem with its learning text, of which the model writes what is its own."""
+    """The problem with its learning text, of which the model writes what is its own; windows that
+    the text cannot fill are refused."""
     job, config = problem.job, problem.job.config
     needs, noise = own_needs(config, job.process.count), ("words", config.machine.seed)
-    texts = load_texts(job, loaded, sources, _stored(problem), loaded, needs, *noise)
-    refuse_short_text(problem, texts)
+    texts = load_texts(job, loaded, sources, loaded, needs, *noise)
+    require_positions(loaded.model, texts.longest_window(config.evaluation), "context")
+    for field, tokens in windows_of(config).items():
+        texts.corpus.require_length(tokens, field)
     return replace(problem, corpus=texts.corpus), texts
-
-
-def _stored(problem: PruningProblem) -> PruneConfig:
-    """The settings as asked, but for the alignment and the chunks that were found."""
-    asked = problem.job.asked or problem.job.config
-    align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
-    return replace(asked, export=replace(asked.export, align=align), chunk=chunk)
 
 
 def export_all(
@@ -191,14 +176,8 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    exporter = Exporter(problem, measuring.tokenizer, measuring, sharding)
-    SizeWriter(problem, exporter).write(selection, config.sizes)
-
-
-def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
-    """The suite of a run, if it has one."""
-    found = run.original
-    return scoreboard_of(config.suite, found.scores if found else None)
+    writer = SizeWriter(problem, measuring.tokenizer, measuring, sharding)
+    writer.write(selection, config.sizes)
 
 
 def measure_original(
@@ -238,16 +217,11 @@ def choose(problem: PruningProblem) -> Selection:
     with clock(job.run, "choosing_s", job.process.is_main):
         selection = method_named(config.method).choose(problem).on_cpu()
     if job.process.is_main:
-        save_selection(path, selection, problem.budget.layout, _masks_of_sizes(problem, selection))
+        masks: dict[str, Masks] = {}
+        if config.budget.budget != "latency":  # by which models are timed first
+            for size in config.sizes:
+                share = problem.budget.share_of(size)
+                masks[config.budget.size_name(size)] = masks_of(problem, selection, share)
+        save_selection(path, selection, problem.budget.layout, masks)
         job.run.update(path, *job.run.log)
     return selection
-
-
-def _masks_of_sizes(problem: PruningProblem, selection: Selection) -> dict[str, Masks]:
-    """The masks of every size by its name; none where models are timed first."""
-    config, budget = problem.job.config, problem.budget
-    sizes = () if config.budget.budget == "latency" else config.sizes
-    return {
-        config.budget.size_name(size): masks_of(problem, selection, budget.share_of(size))
-        for size in sizes
-    }

@@ -4,46 +4,50 @@ A compact (or dense) model and text -> a folder of the same contract. The loss i
 divergence from the original model (arXiv 1503.02531), or both.
 """
 
-from collections.abc import Callable
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from disp_llm.commands.api import Inputs, Model, inputs_of, with_options
-from disp_llm.commands.caller import Caller, takes
-from disp_llm.commands.inputs import input_hashes
-from disp_llm.commands.measuring import Measuring, scoreboard_of, scores_of_original
+from disp_llm.commands.api import Inputs, Model, called_with, takes
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
-    Models,
+    Dtypes,
     dtypes_of,
     load_models,
-    put_together,
-    teacher_of,
-    to_measure,
-    with_dtypes,
-    with_windows,
+    machine_of,
+    trained_model,
 )
-from disp_llm.commands.results import RecoverResult
-from disp_llm.commands.session import begin, load_texts, run_in_folder, with_folder
+from disp_llm.commands.report import RecoverResult
+from disp_llm.commands.session import (
+    begin,
+    input_hashes,
+    load_texts,
+    run_in_folder,
+)
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Needs, Sources, held_out, read_sources
 from disp_llm.data.tokens import Texts
+from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.exporter.card import write_recovered_card
-from disp_llm.exporter.facts import BEHIND, read_facts, size_of
+from disp_llm.exporter.facts import BEHIND, FACTS, read_facts, size_of
 from disp_llm.exporter.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.windows import require_positions
+from disp_llm.models.loading import Loaded
+from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import MeasuredResult, as_json
+from disp_llm.runs.results import MeasuredResult, OriginalResult, as_json, from_json
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import train_weights
+
+logger = logging.getLogger(__name__)
 
 
 @takes(RecoverConfig)
@@ -70,34 +74,35 @@ def recover(
         InputError: something that the caller can correct.
         Interrupted: the task was asked to stop while training; `resume` goes on.
     """
-    caller = Caller.of(options)
-    taught, temporary = Inputs(), None
-    if teacher is not None:
-        options["teacher"], taught = inputs_of(teacher, tokenizer)
-    if config is None:
-        temporary = with_folder(options)
-    inputs, config = with_options(RecoverConfig, config, model, tokenizer, options)
-    run, figures, device = run_in_folder(caller, config, (inputs, taught), run_stages)
-    return RecoverResult(run.folder, figures, device, temporary)
+    models = {"model": model} | ({} if teacher is None else {"teacher": teacher})
+    call = called_with(RecoverConfig, models, tokenizer, config, options)
+    return run_in_folder(call, run_stages, RecoverResult)
 
 
-def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
+def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
     files = input_hashes(job.config) if job.process.is_main else {}
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
-    models = load_models(job, inputs, taught, sources.writes)
-    job = with_windows(job, models)
-    texts = write_texts(job, models, sources)
-    source = models.student.source | texts.names
-    if models.original is not None:
-        source["teacher_revision"] = models.original.source["revision"]
-    begin(job, models.student, job.asked or job.config, files, **source)
-    measuring = Measuring.of(job, texts, models.student.tokenizer, board)
-    teacher = teacher_of(job.config, models.original)
-    first_alone(job, models.student, measure_before, job, models, measuring, teacher)
-    made, tokens = train(job, models, teacher, texts)
-    first_alone(job, models.student, export, job, models, made, measuring, tokens)
+    student, original = load_models(job, inputs, sources.writes)
+    job = with_windows(job, student, original)
+    texts = write_texts(job, student, original, sources)
+    source, distill = student.source | texts.names, job.config.training.distill
+    teacher = None
+    if original is not None:
+        revision = source["teacher_revision"] = original.source["revision"]
+        if distill:
+            teacher = Teacher(PrunableModel.of(original), distill, revision=revision)
+    begin(job, student, files, **source)
+    measuring = Measuring.of(job, texts, student.tokenizer, board)
+    first_alone(job, student, measure_before, job, student, measuring, teacher)
+    dtypes, target = dtypes_of(student.model), PrunableModel.of(student)
+    before = tokens_before(job.config)
+    steps = train_weights(job, target, teacher, texts.corpus, student.dtype, before)
+    job.process.wait()
+    parts = {} if student.sharding is None else student.model.state_dict()
+    tensors = gathered(parts, job.process.is_main)
+    first_alone(job, student, export, job, student, dtypes, tensors, measuring, steps)
     job.process.accelerator.end_training()
 
 
@@ -113,19 +118,31 @@ def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
     return read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
 
 
-def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Texts:
-    """Learning and evaluation text, of which the original writes what is its own."""
-    config, student, length = job.config, models.student, job.config.training.length
-    learning = config.steps(job.process.count) * config.training.tokens_per_step * job.process.count
-    needs = Needs(learning, held_out(config.text, config.evaluation, learning))
+def with_windows(
+    job: Job[RecoverConfig], student: Loaded, original: Loaded | None
+) -> Job[RecoverConfig]:
+    """The job with windows that all models can read."""
+    models = [one.model for one in (student, original) if one is not None]
+    usual = RecoverConfig(job.config.model)
+    config = within_positions(job.config, usual, *(model.config for model in models))
+    for model in models:
+        require_positions(model, config.training.length, "length")
+    return replace(job, config=config)
 
+
+def write_texts(
+    job: Job[RecoverConfig], student: Loaded, original: Loaded | None, sources: Sources
+) -> Texts:
+    """Learning and evaluation text, of which the original writes what is its own."""
+    config, training = job.config, job.config.training
+    learning = config.steps(job.process.count) * training.tokens_per_step * job.process.count
+    needs = Needs(learning, held_out(config.text, config.evaluation, learning))
     # Masks and earlier trainings have read other text: this one measures what is won.
     noise = "recovery words", config.machine.seed, tokens_before(config)
-    author, stored = models.original or student, job.asked or config
-    texts = load_texts(job, student, sources, stored, author, needs, *noise)
-    texts.corpus.require_length(length, "length")
-    for model in models:
-        require_positions(model, texts.longest_window(config.evaluation), "context")
+    texts = load_texts(job, student, sources, original or student, needs, *noise)
+    texts.corpus.require_length(training.length, "length")
+    for one in (student, original or student):
+        require_positions(one.model, texts.longest_window(config.evaluation), "context")
     return texts
 
 
@@ -136,11 +153,11 @@ def _original_scores(run: Run) -> Scores | None:
 
 
 def measure_before(
-    job: Job[RecoverConfig], models: Models, measuring: Measuring, teacher: Teacher | None
+    job: Job[RecoverConfig], loaded: Loaded, measuring: Measuring, teacher: Teacher | None
 ) -> None:
     """What the model is before it is trained, what its teacher is and, with a suite, what the
     original scores; measured once a run."""
-    student, found = PrunableModel.of(models.student), job.run.result()
+    student, found = PrunableModel.of(loaded), job.run.result()
     if "before" not in found:
         measured = measuring.perplexity(student, "perplexity before")
         scores, known = measuring.scores(student, "before"), {}
@@ -157,59 +174,70 @@ def measure_before(
         job.run.update(teacher=as_json(of_teacher))
 
 
-def train(
-    job: Job[RecoverConfig], models: Models, teacher: Teacher | None, texts: Texts
-) -> tuple[Callable[[], PreTrainedModel], int]:
-    """Trains the student in place.
+def scores_of_original(
+    measuring: Measuring, folder: Path, student: Scores, teacher: Teacher | None
+) -> Scores | None:
+    """The scores that a trained model is held against: those in the card of its folder, if they are
+    of this suite; else those of the teacher, if it is the original; else none. A model that was not
+    pruned is its own original.
 
-    Returns:
-        What puts the trained model together, whole, and the number of tokens that it has read.
+    Args:
+        student: what the pruned model scores before it is trained.
     """
-    config, loaded = job.config, models.student
-    dtypes, student = dtypes_of(loaded.model), PrunableModel.of(loaded)
-    before = tokens_before(config)
-    steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype, before)
-    job.process.wait()
-    tokens = steps * config.training.tokens_per_step * job.process.count
-    if loaded.sharding is None:
-        return lambda: with_dtypes(loaded.model, dtypes), tokens
-    tensors = gathered(loaded.model.state_dict(), job.process.is_main)
-    return lambda: put_together(config, loaded, tensors), tokens
+    from disp_llm.evaluation.suites import difference
+
+    told = read_facts(folder)
+    if told:
+        dense = from_json(OriginalResult, told["original"], str(folder / FACTS)).scores
+        if dense is not None and not difference(student, dense):
+            return dense
+    if teacher is not None and (not told or teacher.revision == told["source"]["revision"]):
+        return measuring.scores(teacher.target, "original")
+    if not told:
+        return student
+    logger.warning("nothing tells what the original scores on the suite: name it as the teacher")
+    return None
 
 
 def export(
     job: Job[RecoverConfig],
-    models: Models,
-    make: Callable[[], PreTrainedModel],
+    loaded: Loaded,
+    dtypes: Dtypes,
+    tensors: dict[str, Tensor],
     measuring: Measuring,
-    tokens: int,
+    steps: int,
 ) -> None:
-    """Writes the trained model with its figures and its card, unless it is there.
+    """Writes the trained model with its figures and its card, unless it is there. Where processes
+    hold models together, it is measured from its folder, held likewise.
 
     Args:
-        make: puts the trained model together.
-        tokens: how many it was trained on.
+        dtypes, tensors: what `trained_model` takes.
+        steps: that it was trained for.
     """
-    config, run = job.config, job.run
-    folder, loaded = run.model_folder, models.student
-    if run.has(folder):
+    config, run, sharding = job.config, job.run, loaded.sharding
+    if run.has(run.model_folder):
         return
-    made = make()
-    with atomic(folder) as written:
+    tokens = steps * config.training.tokens_per_step * job.process.count
+    made = trained_model(config, loaded, dtypes, tensors)
+    with atomic(run.model_folder) as written:
         write_folder(made, loaded.tokenizer, written, loaded.processor)
-        with to_measure(config, made, loaded, written) as model:
-            measured = measuring.perplexity(model, "perplexity after")
-            scores = measuring.scores(model, "after", _original_scores(run))
-            sizes = _sizes(model, written, read_facts(config.model).get("original", {}))
+        if sharding is not None:
+            machine = machine_of(config, loaded, str(loaded.model.device))
+            made = sharding.load(str(written), machine).model
+        model = PrunableModel(made, loaded.family)
+        measured = measuring.perplexity(model, "perplexity after")
+        scores = measuring.scores(model, "after", _original_scores(run))
+        sizes = _sizes(model, written, read_facts(config.model).get("original", {}))
+        if sharding is not None:
+            sharding.drop(made)
         figures = as_json(MeasuredResult(measured, scores)) | sizes
-        write_recovered_card(
-            Path(config.model), written, figures, _training(config, run.result(), tokens)
-        )
+        training = _training(config, run.result(), tokens)
+        write_recovered_card(Path(config.model), written, figures, training)
         write_sums(written)
     run.update(
-        folder,
+        run.model_folder,
         *run.log,
-        model=figures | {"folder": str(folder)},
+        model=figures | {"folder": str(run.model_folder)},
         tokens_seen=tokens,
         tokens_before=tokens_before(config),
     )

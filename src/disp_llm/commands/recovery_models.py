@@ -1,99 +1,68 @@
-"""The models of a recovery: what is trained, and the original that teaches it or writes its text.
+"""The models of a recovery: what is trained, where its weights are from, and the original that
+teaches it or writes its text.
 
-Both lie whole in every process or are divided among them; what was trained is put together whole
+All lie whole in every process or are divided among them; what was trained is put together whole
 when it is written.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.placement import refuse_impossible, refuse_own_losses
-from disp_llm.commands.warm_start import take_weights
+from disp_llm.commands.placement import refuse_impossible
+from disp_llm.commands.planning import sites_of
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.exporter.exported import named_by_run, original_of
-from disp_llm.exporter.facts import read_facts
+from disp_llm.exporter.carrying import carry, is_size
+from disp_llm.exporter.exported import named_by_run, original_of, run_of
+from disp_llm.exporter.facts import read_facts, size_of
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection_file import load_masks
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import (
-    Loaded,
-    load,
-    load_config,
-    require_unquantised,
-)
+from disp_llm.models.loading import Loaded, load, load_config, require_unquantised
 from disp_llm.models.sharding import Sharding
-from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.job import Job
-from disp_llm.training.losses import Teacher
+from disp_llm.runs.settings import stored_config
 from disp_llm.training.weights import trained_parameters
 
 
-@dataclass(frozen=True)
-class Models:
-    """What is trained, and what it comes from."""
-
-    student: Loaded
-    original: Loaded | None
-    """None where it neither teaches nor writes."""
-
-    def __iter__(self) -> Iterator[PreTrainedModel]:
-        """Those that there are."""
-        return (one.model for one in (self.student, self.original) if one is not None)
-
-
-def load_models(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs, writes: bool) -> Models:
-    """Student and original, divided among the processes where they are to be.
+def load_models(
+    job: Job[RecoverConfig], inputs: Inputs, writes: bool
+) -> tuple[Loaded, Loaded | None]:
+    """What is trained, and the original where it teaches or writes, divided among the processes
+    where they are to be.
 
     Args:
         writes: whether the original writes the learning text.
     """
     config, progress = job.config, job.count("loading models")
     progress(0, 2)
-    sharding = sharding_of(job, (inputs, taught))
+    sharding = sharding_of(job, inputs)
     machine = replace(config.machine, device=str(job.process.device))
-    student = load_student(config, machine, inputs, sharding)
+    student = _student(config, machine, inputs, sharding)
     student = student.as_recorded(job.run.result().get("source", {}))
     if config.weights_from:
         student = take_weights(config, student)
     progress(1, 2)
-    load = taught.load if sharding is None else sharding.load
-    original = load_original(job, student, load, writes)
+    load = partial(inputs.load, setting="teacher") if sharding is None else sharding.load
+    original = _original(config, machine, student, load, writes)
     progress(2, 2)
-    return Models(student, original)
+    return student, original
 
 
-def with_windows(job: Job[RecoverConfig], models: Models) -> Job[RecoverConfig]:
-    """The job with windows that all models can read."""
-    usual = RecoverConfig(job.config.model)
-    config = within_positions(job.config, usual, *(model.config for model in models))
-    for model in models:
-        require_positions(model, config.training.length, "length")
-    return replace(job, config=config)
-
-
-def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Sharding | None:
-    """What divides both models among the processes, if that is asked for; None = each has all.
-
-    Args:
-        inputs: what of the two lies in memory.
-
-    Raises:
-        InputError: they cannot be held as was asked for.
-    """
-    shard, process = job.config.training.shard, job.process
-    in_memory = next((field for field, one in zip(FIELDS, inputs, strict=True) if one.model), "")
-    refuse_impossible(process, shard, in_memory)
-    if shard != "full":
+def sharding_of(job: Job[RecoverConfig], inputs: Inputs) -> Sharding | None:
+    """What divides both models among the processes, if that is asked for; None = each has all."""
+    refuse_impossible(job, inputs)
+    if job.config.training.shard != "full":
         return None
     if job.config.training.weight_optimizer == "muon":
         raise InputError(
@@ -101,99 +70,36 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
             field="weight_optimizer",
             hint="leave it out, or give a `shard` of no",
         )
-    refuse_own_losses(job.config.text, inputs[0])
-    return Sharding.among(process)
+    return Sharding.among(job.process)
 
 
-FIELDS = ("model", "teacher")
-"""The settings that name the two."""
-
-
-def load_student(
+def _student(
     config: RecoverConfig, machine: MachineConfig, inputs: Inputs, sharding: Sharding | None
 ) -> Loaded:
-    """Loads what is trained."""
-
     def prepare(empty: Loaded) -> None:
         trained_parameters(PrunableModel.of(empty))
 
     with model_is("model"):
-        if inputs.model is None:
+        if "model" not in inputs.models:
             require_unquantised(config.model, load_config(config.model))
         if sharding is None:
             return inputs.load(config.model, machine)
         return sharding.load(config.model, machine, prepare=prepare)
 
 
-def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
-    """The data type of every parameter, by its name. As it was loaded, since training makes some of
-    them float32, and some families keep routers in float32 whatever the model is."""
-    return {name: parameter.dtype for name, parameter in model.named_parameters()}
-
-
-def with_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> Any:
-    """A trained model, in place, with parameters of these data types that learn no more."""
-    for name, parameter in model.requires_grad_(False).named_parameters():
-        parameter.data = parameter.data.to(dtypes[name])
-    return model
-
-
-def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tensor]) -> Any:
-    """The trained model, whole, in the machine's memory and in the data types that it came in.
-
-    Args:
-        loaded: as it was trained, in parts.
-        tensors: that were gathered of it.
-    """
-    empty = load(config.model, _machine(config, loaded, "cpu"), empty=True)
-    dtypes = dtypes_of(empty.model)
-    empty.model.load_state_dict(tensors, assign=True)
-    empty.model.tie_weights()
-    return with_dtypes(empty.model, dtypes)
-
-
-@contextlib.contextmanager
-def to_measure(
-    config: RecoverConfig, made: PreTrainedModel, loaded: Loaded, folder: Path
-) -> Iterator[PrunableModel]:
-    """The trained model where it can run: as it is or, where processes hold models together, from
-    its folder, held likewise.
-
-    Args:
-        loaded: as it was trained.
-        folder: where it was written.
-    """
-    if loaded.sharding is None:
-        yield PrunableModel(made, loaded.family)
-        return
-    again = loaded.sharding.load(str(folder), _machine(config, loaded, str(loaded.model.device)))
-    yield PrunableModel.of(again)
-    loaded.sharding.drop(again.model)
-
-
-def _machine(config: RecoverConfig, loaded: Loaded, device: str) -> MachineConfig:
-    """Another device, and the data type that a model was loaded in."""
-    dtype: Any = dtype_name(loaded.dtype)
-    return replace(config.machine, device=device, dtype=dtype)
-
-
-def load_original(
-    job: Job[RecoverConfig],
+def _original(
+    config: RecoverConfig,
+    machine: MachineConfig,
     student: Loaded,
     load: Callable[[str, MachineConfig], Loaded],
     writes: bool,
 ) -> Loaded | None:
-    """The model that is named or in memory, or the original of an exported folder; None where it
-    neither teaches nor writes.
+    """The model that is named or in memory, or the original of an exported folder, of the same
+    vocabulary; None where it neither teaches nor writes.
 
     Args:
         load: gives the model of a name, or the one that is in memory.
-        writes: whether it writes the learning text.
-
-    Raises:
-        InputError: there is none, or its vocabulary is another one.
     """
-    config = job.config
     distills = config.training.distill > 0
     if not distills and not writes:
         return None
@@ -209,7 +115,6 @@ def load_original(
             field="teacher",
             hint=f"name a model, or give {' and '.join(instead)}",
         )
-    machine = replace(config.machine, device=str(job.process.device))
     with model_is("teacher"):
         original = load(name, machine)
     sizes = [m.get_input_embeddings().num_embeddings for m in (original.model, student.model)]
@@ -226,12 +131,77 @@ def load_original(
     return original
 
 
-def teacher_of(config: RecoverConfig, original: Loaded | None) -> Teacher | None:
-    """The original as teacher, where the loss follows one."""
-    if original is None or not config.training.distill:
-        return None
-    return Teacher(
-        PrunableModel.of(original),
-        config.training.distill,
-        revision=original.source["revision"],
+def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
+    """Gives a size, in place, the weights of a larger one of its run, trained already, wherever it
+    keeps them; what it keeps beyond that stays as it was exported. The result names the revision
+    of both."""
+    folder, larger = Path(config.model), Path(config.weights_from)
+    refused = partial(InputError, field="weights_from")
+    other = "name the model folder of a larger size of that run, or of its recovery"
+    if student.sharding is not None:
+        raise refused("needs all weights in every process", hint="give a `shard` of no")
+    with model_is("weights_from"):
+        require_unquantised(config.weights_from, load_config(config.weights_from))
+    found, run_of_larger = run_of(folder), run_of(larger)
+    if not (found and run_of_larger and found[0].folder.samefile(run_of_larger[0].folder)):
+        what = f"{larger} is no size of the run that {folder} comes from"
+        raise refused(what, hint=other)
+    run, machine = found[0], MachineConfig(device="cpu", dtype=config.machine.dtype)
+    with model_is("teacher"):  # which has its shapes
+        name = original_of(folder) or config.teacher
+        original = load(name, machine, dense_only=True, empty=True)
+    dense = PrunableModel.of(original, sites_of(stored_config(run.folder), original.family))
+    before, after = (
+        load_masks(run.selection_file, dense.layout, size_of(one)) for one in (larger, folder)
     )
+    if after.compensation.mean_inputs is not None:
+        what = "cannot be had where biases stand for what was pruned, of every size other ones"
+        raise refused(what, hint="leave it out")
+    if not before.kept.sum() > after.kept.sum():
+        raise refused(f"{larger} is no larger than {folder}", hint=other)
+    with model_is("weights_from"):
+        trained = load(config.weights_from, machine)
+    given, taken = trained.model.state_dict(), student.model.state_dict()
+    for one, masks, state in ((larger, before, given), (folder, after, taken)):
+        if not is_size(dense, masks, state):
+            what = f"{one} is not what {run.folder} says of that size"
+            raise refused(what, hint="bring back the files of that run, or export the size again")
+    carry(dense, (before, given), (after, taken))
+    source = student.source | {"weights_from_revision": trained.source["revision"]}
+    return replace(student, source=source)
+
+
+Dtypes = dict[str, torch.dtype]
+
+
+def dtypes_of(model: PreTrainedModel) -> Dtypes:
+    """The data type of every parameter, by its name. As it was loaded, since training makes some of
+    them float32, and some families keep routers in float32 whatever the model is."""
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+
+def trained_model(
+    config: RecoverConfig, loaded: Loaded, dtypes: Dtypes, tensors: dict[str, Tensor]
+) -> PreTrainedModel:
+    """The trained model, whole, in the data types that it came in, with parameters that learn no
+    more.
+
+    Args:
+        loaded: as it was trained.
+        tensors: that were gathered of it, where it was trained in parts.
+    """
+    model = loaded.model
+    if loaded.sharding is not None:
+        model = load(config.model, machine_of(config, loaded, "cpu"), empty=True).model
+        dtypes = dtypes_of(model)
+        model.load_state_dict(tensors, assign=True)
+        model.tie_weights()
+    for name, parameter in model.requires_grad_(False).named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
+    return model
+
+
+def machine_of(config: RecoverConfig, loaded: Loaded, device: str) -> MachineConfig:
+    """Another device, and the data type that a model was loaded in."""
+    dtype: Any = dtype_name(loaded.dtype)
+    return replace(config.machine, device=device, dtype=dtype)

@@ -1,20 +1,185 @@
-"""The page of a run."""
+"""What a task hands back: the figures, and what lies in the run folder, ready to use; and the page
+of a run."""
 
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import Caller, takes
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from disp_llm.commands.api import called, takes
+from disp_llm.config.errors import InputError
 from disp_llm.config.report import ReportConfig
-from disp_llm.reporting.page import write_page
+from disp_llm.config.targets import Target
+from disp_llm.masks.selection_file import kept_by_site
+from disp_llm.models.devices import resolve_device, resolve_dtype
+from disp_llm.models.loading import load_model
+from disp_llm.reporting.page import write_page, write_run_page
+from disp_llm.reporting.run_tables import sizes_table
+from disp_llm.runs.folder import Run
+from disp_llm.runs.results import RunFigures, SizeResult, as_json, perplexity_said, run_figures
 
 
 @takes(ReportConfig)
 def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Writes the page of a run, one HTML file that stands alone; where it lies, and its bytes.
+    """Writes the page of a run, one HTML file that stands alone; where it lies, and its bytes."""
+    return write_page(called(ReportConfig, run, options).config)
 
-    Args:
-        run: the run folder, or all settings at once.
-        options: settings by the names of their flags.
-    """
-    _, config = Caller.asking(ReportConfig, run, options)
-    return write_page(config)
+
+@dataclass(frozen=True, repr=False)
+class PruneResult:
+    """A run of `prune`, and the sizes that it or `export` made."""
+
+    folder: Path
+    figures: dict[str, Any]
+    """What `result.json` holds; empty in processes other than the first."""
+    device: str = "cpu"
+    """Where models are loaded to."""
+    temporary: Any = None
+    """Holds a folder that nobody named; it is deleted with this result."""
+
+    def __repr__(self) -> str:
+        sizes = (f"{size.size}: perplexity {perplexity_said(size)}" for size in self.sizes)
+        return f"PruneResult({str(self.folder)!r}, {', '.join(sizes) or 'no sizes'})"
+
+    def _repr_html_(self) -> str:
+        """The table of sizes, as a notebook shows it."""
+        found = _typed(self)
+        if found is None or found.original is None:
+            return escape(repr(self))
+        table = sizes_table(found.original, found.models)
+        head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
+        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    @property
+    def sizes(self) -> list[SizeResult]:
+        """The models, with their figures, in the order in which they were asked for."""
+        found = _typed(self)
+        return found.models if found else []
+
+    def to_frame(self) -> Any:
+        """A pandas `DataFrame` with a row for every size and a column for every figure."""
+        import pandas
+
+        frame = pandas.json_normalize([as_json(size) for size in self.sizes])
+        # A notebook shows the first ten columns and the last.
+        first = [name for name in ("size", "keep", "measured.perplexity") if name in frame]
+        return frame[first + [name for name in frame if name not in first]]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws perplexity against keep, with standard errors, and the original's as a line.
+
+        Args:
+            axes: of matplotlib, which are returned. Default: those of a new figure.
+        """
+        if axes is None:
+            from matplotlib import pyplot
+
+            axes = pyplot.figure().add_subplot()
+        found = _typed(self)
+        sizes = [(one.keep, one.measured) for one in self.sizes if one.measured]
+        axes.errorbar(
+            [keep for keep, _ in sizes],
+            [measured.perplexity for _, measured in sizes],
+            [measured.perplexity_stderr or 0 for _, measured in sizes],
+            marker="o", capsize=3, label="pruned",
+        )  # fmt: skip
+        if found and found.original:
+            original = found.original.measured.perplexity
+            axes.axhline(original, linestyle="--", color="gray", label="original")
+        axes.set(xlabel="keep: share of block parameters", ylabel="perplexity", yscale="log")
+        axes.legend()
+        return axes
+
+    def size(self, share: float | str | None = None) -> SizeResult:
+        """The figures of one size, a share or as it was asked for (`6GB`); without one, of the
+        first that was asked for.
+
+        Raises:
+            InputError: the run has no such size.
+        """
+        sizes = self.sizes
+        if share is None:
+            return sizes[0]
+        asked = Target.of(share)
+        if asked.unit:
+            found = [s for s in sizes if s.asked == str(asked)]
+        else:
+            found = [s for s in sizes if abs(s.share_asked - asked.amount) < 1e-9]
+        if not found:
+            raise InputError(
+                f"{share} is not among {', '.join(s.size for s in sizes)}",
+                field="keep",
+                hint="ask for one of these, or make it by `disp-llm export`",
+            )
+        return found[0]
+
+    def model(self, share: float | str | None = None) -> PreTrainedModel:
+        """The smaller model of that size, with weights that can be trained."""
+        return _trainable(self._model_folder(share), self)
+
+    def masks(self, share: float | str | None = None) -> dict[str, Tensor]:
+        """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
+        int64.
+        """
+        size = self.size(share)
+        kept = kept_by_site(Run(self.folder).selection_file, size.size)
+        return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
+
+    def _model_folder(self, share: float | str | None) -> Path:
+        """Where the model of a size lies, wherever the run has been moved."""
+        return Run(self.folder).size_folder(self.size(share).size)
+
+    def save(self, folder: str | Path, share: float | str | None = None) -> Path:
+        """Copies the model folder of that size, with a card that names its new place."""
+        from disp_llm.commands.convert import convert
+
+        convert(self._model_folder(share), to="folder", output_dir=folder)
+        return Path(folder)
+
+    def report(self) -> Path:
+        """Writes the page of the run, one HTML file that stands alone, and returns its path."""
+        return write_run_page(Run(self.folder))
+
+
+@dataclass(frozen=True, repr=False)
+class RecoverResult:
+    """A run of `recover`; fields as above."""
+
+    folder: Path
+    figures: dict[str, Any]
+    device: str = "cpu"
+    temporary: Any = None
+
+    def __repr__(self) -> str:
+        found = _typed(self)
+        if found is None or found.before is None or found.model is None:
+            return f"RecoverResult({str(self.folder)!r}, not trained)"
+        change = f"{found.before.measured} -> {found.model.measured}"
+        return f"RecoverResult({str(self.folder)!r}, perplexity {change})"
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The trained model, with weights that can be trained on."""
+        return _trainable(Run(self.folder).model_folder, self)
+
+    def report(self) -> Path:
+        """Writes the page of the run, one HTML file that stands alone, and returns its path."""
+        return write_run_page(Run(self.folder))
+
+
+def _typed(result: PruneResult | RecoverResult) -> RunFigures | None:
+    """The figures of a run; None in processes other than the first."""
+    found = Run(result.folder).result_file
+    return run_figures(result.figures, str(found)) if result.figures else None
+
+
+def _trainable(folder: Path, result: PruneResult | RecoverResult) -> PreTrainedModel:
+    """A model folder as `from_pretrained` gives it: ready for a Trainer, PEFT or `generate`."""
+    device = resolve_device(result.device)
+    dtype = resolve_dtype(result.figures["dtype"], device)
+    return load_model(str(folder), device, dtype).requires_grad_(True)

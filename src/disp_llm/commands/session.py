@@ -1,94 +1,90 @@
-"""What `prune` and `recover` have in common: a run folder that is locked, fits the settings, and is
-gone on with or answered from."""
+"""What `prune` and `recover` have in common: a run folder that is locked, fits the settings and the
+files that they name, and is gone on with or answered from."""
 
-import contextlib
 import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from disp_llm.commands.api import EXAMPLES, LOCAL_NAMES, TEXTS, Inputs
-from disp_llm.commands.caller import Caller
-from disp_llm.commands.inputs import require_same_files
+from disp_llm.commands.api import EXAMPLES, TEXTS, Call
 from disp_llm.commands.placement import first_alone
-from disp_llm.config.names import NAMED_TEXTS
+from disp_llm.commands.report import PruneResult, RecoverResult
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recover import RecoverConfig
+from disp_llm.config.schema import require_file
+from disp_llm.config.texts import load_mixture
 from disp_llm.data.given import GivenText
 from disp_llm.data.randomness import random_stream
+from disp_llm.data.reading import files_under, naming
 from disp_llm.data.sources import Needs, Sources
 from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.models import embedded
 from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking
-from disp_llm.models.embedded import MODEL
+from disp_llm.models.files import files_of
 from disp_llm.models.loading import Loaded
 from disp_llm.reporting.page import write_run_page
-from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.folder import Run, clock, other_source
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.progress import silent
 from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.settings import available, begin_run
+from disp_llm.runs.sums import sha256_of
 
-Settings = TypeVar("Settings", bound=PruneConfig | RecoverConfig)
+Result = TypeVar("Result", PruneResult, RecoverResult)
 Located = TypeVar("Located", bound=Any)  # settings of a task that reads text
 
+LOCAL_NAMES = ("model", "teacher", "weights_from")
+"""Settings that name a model of the hub or a local one."""
 
-def run_in_folder(
-    caller: Caller, config: Settings, inputs: tuple[Inputs, ...], stages: Callable[..., None]
-) -> tuple[Run, dict[str, Any], str]:
+
+def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result]) -> Result:
     """Does a task in its folder, as far as it is not done there.
 
     Args:
-        inputs: what lies in memory, of every model of the task.
-        stages: does everything between an empty folder and a finished run; takes the job and the
-            inputs.
-
-    Returns:
-        The run, its figures (none in processes other than the first), and the device.
+        stages: does everything between an empty folder and a finished run; takes the job and what
+            lies in memory.
     """
-    prunes = isinstance(config, PruneConfig)
-    config = available(located(config))  # before anything is touched
+    prunes, inputs = isinstance(call.config, PruneConfig), call.inputs
+    inputs.require_learnable()
+    config = available(located(call.config))  # before anything is touched
     with locked(config.output_dir, "prune" if prunes else "recover"):
         config = available(config)
         run = Run(config.output_dir, config.anyway)
         if not run.anyway:
             require_same_files(config, run.result().get("inputs", {}), run.folder)
-        if isinstance(config, PruneConfig):
+        if prunes:
             run.forget_deleted(map(config.budget.size_name, config.sizes))
         if run.is_done:
             run.require_whole()
-            for part, revision in zip(inputs, ("revision", "teacher_revision"), strict=False):
-                part.require_same(run, revision)
+            inputs.require_same(run)
             if prunes and not run.page_file.exists():
                 write_run_page(run)
-            return run, run.result(), config.machine.device
-        with job_of(caller, config, *inputs) as job, clock(run, "seconds", job.process.is_main):
-            stages(job, *inputs)
-        device, figures = job.process.device, {}
-        if job.process.is_main:
-            figures = run.finish(peak_memory_bytes=peak_memory_bytes(device))
+            return result(run.folder, run.result(), config.machine.device, call.temporary)
+        require_tracker(config.track)
+        process = start_process(config.machine)
+        with call.watching() as progress, inputs.frozen():
+            progress = progress if process.is_main else silent
+            ending = call.stop_requested, call.command
+            job = Job(config, run, process, progress, *ending, asked=config)
+            with clock(run, "seconds", process.is_main):
+                stages(job, inputs)
+        figures = {}
+        if process.is_main:
+            figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
             if prunes:
                 write_run_page(run)
-        return run, figures, str(device)
+        return result(run.folder, figures, str(process.device), call.temporary)
 
 
 def load_texts(
-    job: Job,
-    loaded: Loaded,
-    sources: Sources,
-    stored: Any,
-    author: Loaded,
-    needs: Needs,
-    *noise: Any,
+    job: Job, loaded: Loaded, sources: Sources, author: Loaded, needs: Needs, *noise: Any
 ) -> Texts:
     """Learning and evaluation text, of which a model writes what is its own.
 
     Args:
-        stored: settings of the run folder, which is opened before anything is written.
         author: the model that writes.
         noise: names the random numbers that it draws.
     """
@@ -97,7 +93,7 @@ def load_texts(
         from disp_llm.data.synthetic import synthetic_text
 
         if job.process.is_main and job.run.figures is None:
-            _open_folder(job, loaded, stored)
+            _open_folder(job, loaded)
         return synthetic_text(job, author, needs, random_stream(*noise), share)
 
     def tokens() -> Texts:
@@ -107,27 +103,26 @@ def load_texts(
     return first_alone(job, loaded, tokens) or tokens()
 
 
-def begin(job: Job, loaded: Loaded, stored: Any, files: dict[str, Any], **source: Any) -> None:
+def begin(job: Job, loaded: Loaded, files: dict[str, Any], **source: Any) -> None:
     """Opens the run folder, and records what the run is made of.
 
     Args:
-        stored: its settings.
         files: hashes of what it reads.
         source: names and hashes of the models and texts.
     """
     run, main = job.run, job.process.is_main
     run.require_same_source(source, dtype_name(loaded.dtype))
     if main:
-        _open_folder(job, loaded, stored)
+        _open_folder(job, loaded)
     job.process.wait()
     start_tracking(job.process, job.config.track, run.folder)
     if main and ("source" not in run.result() or job.config.anyway):
         run.update(source=source, inputs=files)
 
 
-def _open_folder(job: Job, loaded: Loaded, stored: Any) -> None:
+def _open_folder(job: Job, loaded: Loaded) -> None:
     facts = {"dtype": dtype_name(loaded.dtype), "processes": job.process.count}
-    begin_run(stored, job.command, **facts)
+    begin_run(job.asked or job.config, job.command, **facts)
 
 
 def located(config: Located) -> Located:
@@ -136,7 +131,7 @@ def located(config: Located) -> Located:
     names: dict[str, Any] = {}
     for name in LOCAL_NAMES:
         value = getattr(config, name, "")
-        if value != MODEL and value and Path(value).exists():
+        if value != embedded.MODEL and value and Path(value).exists():
             names[name] = os.path.abspath(value)
     texts: dict[str, Any] = {
         name: tuple(
@@ -151,39 +146,75 @@ def located(config: Located) -> Located:
     return replace(config, **names, text=replace(config.text, **texts))
 
 
-class TemporaryFolder:
-    """A folder that is deleted with the object that stands for it."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="disp-llm-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+Hashes = dict[str, dict[str, str]]
+"""By the setting that names it, and by its path, SHA-256 of every file that was read."""
 
 
-def with_folder(options: dict[str, Any]) -> TemporaryFolder | None:
-    """Puts a temporary run folder into the options of who names none; it lasts as long as the
-    result that holds it."""
-    if "output_dir" in options:
-        return None
-    temporary = TemporaryFolder()
-    options["output_dir"] = temporary.path / "run"
-    return temporary
+def input_hashes(config: Any) -> Hashes:
+    """The files as they are now; a model or data set of the hub has none."""
+    return {name: _hashed(files, name) for name, files in _input_files(config).items()}
 
 
-@contextlib.contextmanager
-def job_of(caller: Caller, config: Any, *inputs: Inputs) -> Iterator[Job]:
-    """The job of a caller; while it lasts, what lies in memory is frozen."""
-    require_tracker(config.track)
-    process = start_process(config.machine)
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(caller.watching())
-        for part in inputs:
-            stack.enter_context(part.frozen())
-        yield Job(
-            config,
-            Run(config.output_dir, config.anyway),
-            process,
-            progress if process.is_main else silent,
-            caller.stop_requested,
-            caller.command,
-            asked=config,
-        )
+def require_same_files(config: Any, before: Hashes, folder: Path) -> None:
+    """Refuses a folder that was made of other files than those that the settings name now. What is
+    gone altogether is nobody's change."""
+    files = _input_files(config)
+    for setting, had in before.items():
+        now = _hashed(files.get(setting, []), setting)
+        changed = sorted(name for name in now | had if now.get(name) != had.get(name))
+        if now and changed:
+            raise other_source(setting, folder, f"{Path(changed[0]).name} has changed")
+
+
+def _hashed(paths: list[Path], setting: str) -> dict[str, str]:
+    path = Path()
+    try:
+        for path in paths:
+            require_file(path)  # hashing a pipe would wait for ever
+        return {str(path): digest for path, digest in sha256_of(paths).items()}
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path}: {error.strerror}",
+            field=setting,
+            hint="name a readable file",
+        ) from error
+
+
+def _input_files(config: Any) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for name in LOCAL_NAMES:
+        value = getattr(config, name, "")
+        path = embedded.model_file() if value == embedded.MODEL else Path(value)
+        found[name] = files_of(path) if value else []
+    for name in (*TEXTS, *EXAMPLES):
+        paths = getattr(config.text, name)
+        found[name] = [file for path in paths for file in _files_of_text(path, name)]
+    suite = getattr(config, "suite", "")
+    if suite.endswith(".toml"):
+        found["suite"] = [Path(suite), *_files_of_suite(suite)]
+    return {name: files for name, files in found.items() if files}
+
+
+def _files_of_text(path: Path, field: str) -> Iterator[Path]:
+    """A file of text, those of a folder, or a mixture with those that it names."""
+    named = str(path) in (SELF, SPEECHES) and not path.exists()
+    if named:
+        yield from embedded.speech_files()[0] if str(path) == SPEECHES else ()
+    elif is_mixture(path):
+        if path.is_file():  # those that ship with the package change with its version
+            yield path
+        for text in load_mixture(path).texts.values():
+            for file in text.files:
+                yield from _files_of_text(file, field)
+    else:
+        with naming(path, field):
+            yield from files_under(path)
+
+
+def _files_of_suite(name: str) -> Iterator[Path]:
+    from disp_llm.config.suites import load_suite
+
+    suite = load_suite(name)
+    for file in (file for text in suite.texts.values() for file in text.files):
+        yield from _files_of_text(file, "suite")
+    yield from (task.data for task in suite.tasks.values() if task.data is not None)

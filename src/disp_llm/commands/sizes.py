@@ -1,40 +1,49 @@
 """A selection -> models of every size: masks, a folder each, and the figures of what lies in it.
 
-Parameters are counted on the model that was exported, and held against what the budget says.
+What is measured is the folder, loaded again: its logits are held against the masked model's, and
+its parameters against what the budget says.
 """
 
-import logging
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from disp_llm.commands.exporting import Exporter
+from transformers import PreTrainedModel
+
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import BudgetConfig
+from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
-from disp_llm.evaluation.timing import Workload
+from disp_llm.data.tokens import opening
+from disp_llm.evaluation.agreement import logit_errors, warn_of_error
+from disp_llm.evaluation.measuring import Measuring
+from disp_llm.evaluation.timing import speed_against
 from disp_llm.exporter.card import write_card
-from disp_llm.exporter.cutting import compact_model
+from disp_llm.exporter.cutting import fold_into_weights
 from disp_llm.exporter.facts import size_of
-from disp_llm.exporter.folders import weight_bytes
+from disp_llm.exporter.folders import stream_folder, weight_bytes
 from disp_llm.masks.budget import project
+from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
+from disp_llm.models.devices import dtype_name
+from disp_llm.models.loading import load_model
+from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
 from disp_llm.runs.results import SizeResult, Timing, as_json, from_json
 from disp_llm.runs.sums import write_sums
+from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
-
-def timed_workloads(settings: BudgetConfig) -> list[Workload]:
-    """What a latency budget times."""
-    length, batch = settings.workload_length, settings.workload_batch
-    return [Workload(phase, length, batch) for phase in settings.workload]
+CHECK_TOKENS = 256
+"""Length of the window on which the exported logits are held against the masked model's."""
 
 
 def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Masks:
@@ -47,10 +56,14 @@ def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Mas
 
 @dataclass(frozen=True)
 class SizeWriter:
-    """Writes the models of one selection into the folder of its run."""
+    """Writes models into the folder of their run, tensor by tensor, and measures them."""
 
     problem: PruningProblem
-    exporter: Exporter
+    tokenizer: Any
+    measuring: Measuring | None = None
+    """None = nothing is run."""
+    sharding: "Sharding | None" = None
+    """What holds models that do not all lie here; None = they do."""
 
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, or has not measured yet if that is
@@ -63,62 +76,26 @@ class SizeWriter:
             folder = run.size_folder(name)
             if name in found and run.has(run.selection_file) and run.has(folder):
                 there = from_json(SizeResult, found[name], str(run.result_file))
-                if there.measured or self.exporter.measuring is None:
+                if there.measured or self.measuring is None:
                     continue
-            self._require_free(name, folder)
+            # An attempt that was killed may have left a folder of its own.
+            if folder.exists() and size_of(folder) != name:
+                raise InputError(
+                    f"{folder} exists and holds something else", field="keep", hint="move it away"
+                )
             run.forget(folder)
+            timing = None
             if settings.budget == "latency":
-                masks, timing = self._masks_in_time(selection, size)
+                from disp_llm.commands.budgets import masks_in_time
+
+                masks, timing = masks_in_time(self.problem, selection, size)
             else:
-                share = self.problem.budget.share_of(size)
-                masks, timing = masks_of(self.problem, selection, share), None
+                masks = masks_of(self.problem, selection, self.problem.budget.share_of(size))
             written = self._write_one(masks, size, timing)
             # The card has no provenance: the same model has the same bytes whenever it is written.
             made_by = provenance(job.config.machine.seed, job.command)
             found[name] = as_json(replace(written, provenance=made_by))
             run.update(folder, models=list(found.values()))
-
-    def _require_free(self, name: str, folder: Path) -> None:
-        """Refuses to replace what this run has not written."""
-        written = size_of(folder)  # by an attempt that was killed then
-        if folder.exists() and written != name:
-            raise InputError(
-                f"{folder} exists and holds something else",
-                field="keep",
-                hint="move it away",
-            )
-
-    def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, Timing]:
-        """Masks whose compact model, measured, takes the asked share of the dense one's time."""
-        from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
-
-        job, dense = self.problem.job, self.problem.dense
-        target = self.problem.budget.share_of(size)
-        workloads, stage = timed_workloads(job.config.budget), f"latency {size.name}: measuring"
-        seconds: dict[float, float] = {}
-
-        def measure(share: float) -> float:
-            job.progress(stage, 0, 1, {})
-            compact = compact_model(dense, masks_of(self.problem, selection, share))
-            found, seconds[share] = measured_time(dense.model, compact, workloads)
-            return found
-
-        share, attempts = corrected(target, measure)
-        job.progress(stage, 1, 1, {})
-        measured = next(a["measured"] for a in attempts if a["share"] == share)
-        if abs(measured / target - 1) > TOLERANCE:
-            logger.warning(
-                "asked for %.1f %% of the time, the nearest of %d tries takes %.1f %%",
-                100 * target, len(attempts), 100 * measured,
-            )  # fmt: skip
-        work = " and ".join(workload.name for workload in workloads)
-        timing: Timing = {
-            "work": work,
-            "measured_share": measured,
-            "measured_ms": 1e3 * seconds[share],
-            "attempts": attempts,
-        }
-        return masks_of(self.problem, selection, share), timing
 
     def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""
@@ -126,7 +103,8 @@ class SizeWriter:
         kind, size_name = job.config.budget.budget, job.config.budget.size_name(size)
         name = f"keep {size.name}" if kind == "params" else f"{kind} {size.name}"
         with atomic(job.run.size_folder(size_name)) as written:
-            compact, figures = self.exporter.write(masks, name, written)
+            compact = self._written(masks, name, written)
+            figures = self._measured(masks, name, written) if self.measuring else {}
             predicted = original.parameters - budget.removed_parameters(masks.counts)
             if masks.compensation.mean_inputs is None:  # else layers may have gained a bias
                 assert predicted == compact.parameters, (predicted, compact.parameters)
@@ -136,6 +114,64 @@ class SizeWriter:
             write_sums(written)
             self._record_masks(masks, size_name)
         return result
+
+    def _written(self, masks: Masks, name: str, folder: Path) -> PrunableModel:
+        """Writes the folder and returns its model, empty. What does not all lie in memory is read
+        from the original's files."""
+        original, count = self.problem.dense, self.problem.job.count(f"{name}: export")
+        read = original.model.state_dict().__getitem__
+        if not original.is_whole:
+            from disp_llm.models.checkpoint import load_unread
+
+            machine = replace(self._machine, device="cpu")
+            loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
+            original = PrunableModel.of(loaded, original.sites)
+            read = checkpoint.read if checkpoint else original.model.state_dict().__getitem__
+        return stream_folder(original, masks, read, self.tokenizer, folder, count)
+
+    def _measured(self, masks: Masks, name: str, folder: Path) -> dict[str, Any]:
+        """The figures of a `SizeResult` that are measured. A model that is sharded is not timed."""
+        job, original, measuring = self.problem.job, self.problem.dense, self.measuring
+        reference = job.run.original
+        assert measuring is not None
+        assert reference is not None, "a size is measured against it"
+        model = self._load(folder)
+        tokens = opening(measuring.stream, CHECK_TOKENS)[:CHECK_TOKENS]
+        with as_masked(original, masks):
+            of_masked = measuring.perplexity(original, f"{name}: masked perplexity")
+            tokens = tokens[: fitting(original.model, CHECK_TOKENS)]
+            errors = logit_errors(original.model, model, tokens)
+        warn_of_error(errors, folder)
+        compact = PrunableModel(model, original.family)
+        rounds = job.config.rounds if self.sharding is None else 0
+
+        def on_round(phase: str, done: int) -> None:
+            job.progress(f"{name}: timing {phase}", done, rounds, {})
+
+        figures = {
+            "perplexity_masked": of_masked.perplexity,
+            "logit_errors": errors,
+            "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
+            "speed": speed_against(original.model, model, rounds, on_round),
+            "scores": measuring.scores(compact, name, reference.scores),
+            "sample": measuring.sample(model),
+        }
+        if self.sharding is not None:
+            self.sharding.drop(model)
+        return figures
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        original = self.problem.dense
+        if self.sharding is None:
+            return load_model(str(folder), original.device, original.dtype)
+        return self.sharding.load(str(folder), self._machine).model
+
+    @property
+    def _machine(self) -> MachineConfig:
+        """Where both models run, and in which data type."""
+        original, machine = self.problem.dense, self.problem.job.config.machine
+        dtype: Any = dtype_name(original.dtype)
+        return replace(machine, device=str(original.device), dtype=dtype)
 
     def _record_masks(self, masks: Masks, name: str) -> None:
         """Adds the masks of a size to the selection file, if it has them not yet."""
@@ -176,6 +212,26 @@ class SizeWriter:
             folder=str(self.problem.job.run.size_folder(name)),
             **measured,
         )
+
+
+@contextlib.contextmanager
+def as_masked(original: PrunableModel, masks: Masks) -> Iterator[None]:
+    """While the context lasts, a model runs as the compact one of some masks will: its weights
+    changed or, where they do not lie here, with scales and adapters beside them, as it ran when
+    these were learned."""
+    device, compensation = original.device, masks.compensation
+    flat = masks.kept.float()
+    with contextlib.ExitStack() as stack:
+        if original.is_whole:
+            stack.enter_context(fold_into_weights(original, masks))
+        else:
+            assert compensation.mean_inputs is None, "a method has read weights"
+            flat = flat if compensation.scales is None else flat * compensation.scales.cpu()
+            if compensation.adapters:
+                adapters = Adapters(compensation.adapters).to(device)
+                stack.enter_context(adapted(original, adapters))
+        stack.enter_context(masked(original)).set(flat.to(device))
+        yield
 
 
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import called, takes
 from disp_llm.config.errors import InputError
 from disp_llm.config.verify import VerifyConfig
 from disp_llm.runs.files import read_checked_json
@@ -31,8 +31,7 @@ def verify(folder: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
     Returns:
         `ok` and `problems`, each with `file`, `what` and `hint`.
     """
-    _, config = Caller.asking(VerifyConfig, folder, {})
-    problems = _problems(config.folder)
+    problems = _problems(called(VerifyConfig, folder, {}).config.folder)
     told = [{"file": one.field, "what": one.what, "hint": one.hint} for one in problems]
     return {"ok": not told, "problems": told}
 

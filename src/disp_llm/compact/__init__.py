@@ -7,8 +7,7 @@ The files of `CODE` are copied into every folder. Others use `register` (folders
 import importlib
 from typing import Any
 
-from disp_llm.models.architectures import PRUNED_PREFIX, model_types, on_registration
-from disp_llm.models.wrappers import WRAPPERS
+from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, model_types, on_registration
 
 CODE = (
     "configuration_disp_llm.py",

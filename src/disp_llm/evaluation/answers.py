@@ -18,7 +18,7 @@ import torch
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.example_tokens import ExampleStream, Tokenized
-from disp_llm.evaluation.sample import likeliest
+from disp_llm.evaluation.sample import left_padded, likeliest
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import positions_of
 
@@ -108,23 +108,16 @@ def _generated(
     target: PrunableModel, tokenizer: Any, prompts: list[torch.Tensor], most_tokens: int
 ) -> list[list[int]]:
     """The tokens of each answer, up to what ends it."""
-    width = max(map(len, prompts))
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    padded = torch.full((len(prompts), width), filler)
-    seen = torch.zeros_like(padded)
-    for row, prompt in enumerate(prompts):
-        padded[row, width - len(prompt) :] = prompt
-        seen[row, width - len(prompt) :] = 1
+    padded, seen = left_padded(prompts, target.device)
     own = getattr(target.model.generation_config, "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())} - {None}
     with likeliest(target.model) as generate:
         made = generate(
-            padded.to(target.device),
-            attention_mask=seen.to(target.device),
+            padded,
+            attention_mask=seen,
             max_new_tokens=most_tokens,
             eos_token_id=list(ends) or None,
-            pad_token_id=filler,
+            pad_token_id=0,
         )
-    return [
-        list(takewhile(lambda token: token not in ends, row)) for row in made[:, width:].tolist()
-    ]
+    written = made[:, padded.shape[1] :].tolist()
+    return [list(takewhile(lambda token: token not in ends, row)) for row in written]

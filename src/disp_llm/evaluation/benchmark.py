@@ -6,51 +6,15 @@ speed-up stands what the counted operations (prefill) and bytes (decode) predict
 B batch, T tokens.
 """
 
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated
-
-from msgspec import Meta
+from functools import partial
+from typing import Any
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
-from disp_llm.config.schema import Amount, Count, Positive, Size
 from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import cached_numbers
-from disp_llm.runs.results import Phase
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One model under one workload."""
-
-    model: str
-    phase: Phase
-    length: Size
-    batch: Size
-    median_s: Positive
-    spread_s: Amount
-    """Between the quartiles."""
-    tokens_per_s: Positive
-    flops: Count
-    block_flops: Count
-    bytes_read: Count
-    peak_memory_bytes: Count
-
-
-@dataclass(frozen=True)
-class BenchComparison:
-    """The second model's speed-up over the first under one workload."""
-
-    phase: Phase
-    length: Size
-    batch: Size
-    speedup: Positive
-    speedup_quartiles: Annotated[list[Amount], Meta(min_length=2, max_length=2)]
-    predicted_speedup: Positive
-    predicted_from: str
-    """What was counted for the prediction: `flops` or `bytes_read`."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +23,10 @@ class Counted:
 
     flops: int
     """Floating-point operations, two a weight and token."""
+    block_flops: int
+    """Those of the linear layers of the blocks alone."""
     bytes_read: int
     """Bytes of weights, each read once, and of the KV cache, by every block that has them."""
-    block_flops: int
-    """Operations of the linear layers of the blocks alone."""
 
 
 def side_by_side(
@@ -70,69 +34,40 @@ def side_by_side(
     names: list[str],
     workloads: list[Workload],
     rounds: int,
-    on_round: Callable[[str, int, int], None] = lambda *progress: None,
-) -> tuple[list[BenchRow], list[BenchComparison]]:
-    """Times the second model against the first.
-
-    Args:
-        names: what the models are called in the rows.
-        on_round: called with (workload, done, total) after every round.
-
-    Returns:
-        For each workload a row of the first model and one of the second, and for each workload how
-        they compare. The peak memory of a row is 0: only a process of its own can measure it.
-    """
+    on_round: Callable[[str, int], None] = lambda workload, done: None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Times the second model against the first: for each workload a row of either model, and how
+    they compare."""
     rows, comparisons = [], []
     for workload in workloads:
-        tick = _progress(on_round, workload.name, rounds)
         first, second = (target.model for target in targets)
-        pair = paired(first, second, workload, rounds, tick)
+        pair = paired(first, second, workload, rounds, partial(on_round, workload.name))
         counted = [count(target, workload) for target in targets]
-        times = (pair.first, pair.second)
-        for name, target, seconds, cost in zip(names, targets, times, counted, strict=True):
-            rows.append(_row(name, target, workload, seconds, cost))
+        for name, seconds, cost in zip(names, (pair.first, pair.second), counted, strict=True):
+            rows.append({"model": name} | _row(workload, seconds, cost))
         comparisons.append(compare(workload, pair, counted))
     return rows, comparisons
 
 
-def _progress(on_round: Callable[[str, int, int], None], name: str, rounds: int) -> Callable:
-    return lambda done: on_round(name, done, rounds)
-
-
-def _row(
-    name: str, target: PrunableModel, workload: Workload, seconds: list[float], cost: Counted
-) -> BenchRow:
-    """The figures of one model under one workload."""
+def _row(workload: Workload, seconds: list[float], cost: Counted) -> dict[str, Any]:
+    """The figures of one model under one workload; `spread_s` lies between the quartiles."""
     tokens = workload.batch * (workload.length if workload.phase == "prefill" else 1)
-    median = statistics.median(seconds)
-    low, _, high = quartiles(seconds)
-    return BenchRow(
-        model=name,
-        phase=workload.phase,
-        length=workload.length,
-        batch=workload.batch,
-        median_s=median,
-        spread_s=high - low,
-        tokens_per_s=tokens / median,
-        **asdict(cost),
-        peak_memory_bytes=0,
-    )
+    low, median, high = quartiles(seconds)
+    timed = {"median_s": median, "spread_s": high - low, "tokens_per_s": tokens / median}
+    return asdict(workload) | timed | asdict(cost)
 
 
-def compare(workload: Workload, pair: Pair, counted: list[Counted]) -> BenchComparison:
+def compare(workload: Workload, pair: Pair, counted: list[Counted]) -> dict[str, Any]:
     """The second model's speed-up over the first, with its quartiles, and the counted one."""
     low, median, high = pair.speedup
     key = "flops" if workload.phase == "prefill" else "bytes_read"
     first, second = (getattr(one, key) for one in counted)
-    return BenchComparison(
-        phase=workload.phase,
-        length=workload.length,
-        batch=workload.batch,
-        speedup=median,
-        speedup_quartiles=[low, high],
-        predicted_speedup=first / second,
-        predicted_from=key,
-    )
+    return asdict(workload) | {
+        "speedup": median,
+        "speedup_quartiles": [low, high],
+        "predicted_speedup": first / second,
+        "predicted_from": key,
+    }
 
 
 def count(target: PrunableModel, workload: Workload) -> Counted:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from disp_llm.evaluation.sample import left_padded
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.kv_cache import empty_cache, with_cache
 
@@ -125,14 +126,11 @@ def _states(base: Any, rows: list[Row]) -> Float[Tensor, "N D"]:
 def _behind_contexts(base: Any, rows: list[Row], width: int) -> dict[str, Any]:
     """Runs every context once; arguments by which each row goes on from its own."""
     number = {shared: i for i, shared in enumerate(dict.fromkeys(row.shared for row in rows))}
-    longest = max(map(len, number))
-    padded = [[*[0] * (longest - len(one)), *one] for one in number]
-    ones = [[0] * (longest - len(one)) + [1] * len(one) for one in number]
-    seen = torch.tensor(ones, device=base.device)  # (·, P): 1 where there is a token
+    contexts, seen = left_padded(list(number), base.device)  # (·, P)
     places = (seen.cumsum(1) - 1).clamp(min=0)
     cache = empty_cache(base)
     options = {"attention_mask": seen, "position_ids": places} | with_cache(base, cache)
-    base(input_ids=torch.tensor(padded, device=base.device), **options)
+    base(input_ids=contexts, **options)
     owners = torch.tensor([number[row.shared] for row in rows], device=base.device)
     cache.batch_select_indices(owners)
     seen = seen[owners]  # (R, P)

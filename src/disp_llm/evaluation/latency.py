@@ -9,11 +9,14 @@ asked for.
 M measured shapes.
 """
 
+import hashlib
+import json
 import logging
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -22,8 +25,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, SITES
-from disp_llm.config.schema import Count, Positive
-from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep, table_key
+from disp_llm.config.schema import Positive, as_type
 from disp_llm.evaluation.latency_fit import fit, for_sites
 from disp_llm.evaluation.timing import Workload, paired
 from disp_llm.exporter.cutting import compact_model
@@ -32,7 +34,9 @@ from disp_llm.masks.costs import CostModel, weighted
 from disp_llm.masks.layout import Layout, group_size
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.runs.provenance import hardware
+from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.ownership import is_unused, mark
+from disp_llm.runs.provenance import hardware, versions
 
 logger = logging.getLogger(__name__)
 
@@ -70,15 +74,8 @@ TOLERANCE = 0.02
 CORRECTIONS = 6
 """How many shares are tried at most."""
 
-
-@dataclass(frozen=True)
-class TimedShape:
-    """One compact model that was timed."""
-
-    counts: list[Count]
-    """Widths of all sites."""
-    share: Positive
-    """Its time as a share of the dense model's."""
+IGNORED = "what was measured is not used"
+"""What comes of a damaged table."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,8 @@ class LatencyTable:
 
     dense_s: Positive
     """The dense model's time, the median over all rounds of all shapes."""
-    rows: Annotated[list[TimedShape], Meta(min_length=len(SHAPES), max_length=len(SHAPES))]
+    shares: Annotated[list[Positive], Meta(min_length=len(SHAPES), max_length=len(SHAPES))]
+    """The time of each as a share of the dense model's."""
 
 
 def latency_costs(
@@ -106,55 +104,79 @@ def latency_costs(
         on_shape: called with (done, total) after every compact model that is timed.
     """
     total, found = len(workloads) * len(SHAPES), []
+    # Branches are timed by themselves also where none is to be pruned.
+    timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
+    layout = timed.layout
+    masks = [masks_of_shape(layout, shape, align, chunk) for shape in SHAPES]
+    whole = torch.tensor(layout.lengths)  # whose share is known without a watch
+    counts = torch.stack([whole, *(one.counts for one in masks)])
     for number, workload in enumerate(workloads):
-        tick = partial(_tick, on_shape, number * len(SHAPES), total)
-        found.append(_costs_of(target, workload, align, chunk, tick))
+        name = table_name(target.model, asdict(workload), align, chunk, layout.sites, SHAPES)
+        table = cached(name)
+        if table is None:
+            done = number * len(SHAPES)
+            table = _measured(
+                timed, masks, workload, lambda n, done=done: on_shape(done + n, total)
+            )
+            keep(name, {"workload": workload.name, "hardware": hardware()} | asdict(table))
+        shares = torch.tensor([1.0, *table.shares], dtype=torch.float64)
+        found.append((table.dense_s, for_sites(fit(layout, counts, shares), target.layout)))
     if len(found) == 1:
         return weighted(*found)
     return weighted(*((1 / len(found), shares) for _, shares in found))
 
 
-def _tick(on_shape: Callable[[int, int], None], before: int, total: int, done: int) -> None:
-    on_shape(before + done, total)
-
-
-def _costs_of(
+def _measured(
     target: PrunableModel,
+    masks: Sequence[Masks],
     workload: Workload,
-    align: int,
-    chunk: int,
     on_shape: Callable[[int], None],
-) -> tuple[float, CostModel]:
-    """The dense model's seconds for one workload, and costs as shares of them."""
-    # Branches are timed by themselves also where none is to be pruned.
-    timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
-    layout = timed.layout
-    name = f"{table_key(target.model, asdict(workload), align, chunk, layout.sites)}.json"
-    found: LatencyTable | None = cached(name, LatencyTable)
-    if found and not all(_fits(row, layout) for row in found.rows):
-        logger.warning("%s: is of another model; %s", cache_folder() / name, IGNORED)
-        found = None
-    if found is None:
-        rows, of_dense = [], []
-        for done, shape in enumerate(SHAPES, start=1):
-            masks = masks_of_shape(layout, shape, align, chunk)
-            pair = paired(target.model, compact_model(timed, masks), workload, ROUNDS)
-            rows.append(TimedShape(masks.counts.tolist(), pair.least_share))
-            of_dense += pair.first
-            on_shape(done)
-        found = LatencyTable(statistics.median(of_dense), rows)
-        keep(name, {"workload": workload.name, "hardware": hardware()} | asdict(found))
-    whole = TimedShape(list(layout.lengths), 1.0)  # known without a watch
-    counts = torch.tensor([row.counts for row in (whole, *found.rows)])
-    shares = torch.tensor([row.share for row in (whole, *found.rows)], dtype=torch.float64)
-    return found.dense_s, for_sites(fit(layout, counts, shares), target.layout)
+) -> LatencyTable:
+    of_dense, shares = [], []
+    for done, shape in enumerate(masks, start=1):
+        pair = paired(target.model, compact_model(target, shape), workload, ROUNDS)
+        of_dense += pair.first
+        shares.append(pair.least_share)
+        on_shape(done)
+    return LatencyTable(statistics.median(of_dense), shares)
 
 
-def _fits(row: TimedShape, layout: Layout) -> bool:
-    """Whether these are widths that the model can have."""
-    lengths = layout.lengths
-    pairs = zip(row.counts, lengths, strict=False)
-    return len(row.counts) == len(lengths) and all(count <= length for count, length in pairs)
+def cache_folder() -> Path:
+    """Where measured tables are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "latency"
+
+
+def table_name(model: PreTrainedModel, *more: object) -> str:
+    """Names a table by everything that its times depend on."""
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
+    device = next(model.parameters()).device.type
+    depends_on = [config, str(model.dtype), device, more, hardware(), versions()]
+    described = json.dumps(depends_on, sort_keys=True, default=str)
+    return f"{hashlib.sha256(described.encode()).hexdigest()[:24]}.json"
+
+
+def cached(name: str) -> LatencyTable | None:
+    """The table of that name; None where there is none that can be used."""
+    path = cache_folder() / name
+    try:
+        if not path.is_file():
+            return None
+        return as_type(read_json(path, IGNORED), LatencyTable, field=str(path), hint=IGNORED)
+    except (InputError, OSError) as error:
+        logger.warning("%s", error)
+        return None
+
+
+def keep(name: str, table: dict[str, Any]) -> None:
+    """Writes a table, if the cache can be written: else it is measured another time."""
+    folder = cache_folder()
+    try:
+        if is_unused(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            mark(folder, "cache")
+        write_json(folder / name, table)
+    except (InputError, OSError) as error:
+        logger.warning("%s: %s; what was measured is not kept", folder, error)
 
 
 def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: int = 1) -> Masks:

@@ -57,13 +57,17 @@ def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 11"]:
 
 def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> CostModel:
     """Least squares of relative errors with coefficients ≥ 0."""
+    from scipy.optimize import nnls
+
     table = features(layout, counts)
     if HEADS not in layout.sites:
         table[:, 2] = 0.0  # what all attentions have is part of what an attention costs
     largest = table.amax(0)
     scale = torch.where(largest > 0, largest, 1.0)
-    found = (non_negative(table / scale / shares[:, None]) / scale).tolist()
-    constant, attention, heads, read, write, mlp, middle, up, down, per_selected, per_cut = found
+    found, _ = nnls((table / scale / shares[:, None]).numpy(), [1.0] * len(table))
+    coefficients = (found / scale.numpy()).tolist()
+    constant, attention, heads, read, write, mlp, middle, up, down, *per_cut_site = coefficients
+    per_selected, per_cut = per_cut_site
     costs = parameter_costs(layout)
     per_entry = costs.per_entry.clone()
     prices = {ATTENTION: attention, MLP: mlp, "mlp_mid": middle}
@@ -96,11 +100,3 @@ def for_sites(costs: CostModel, layout: Layout) -> CostModel:
         constant_cost=costs.constant_cost + float(always),
         per_entry=costs.per_entry[:, : len(layout.sites)],
     )
-
-
-def non_negative(table: Float[Tensor, "M K"]) -> Float[Tensor, " K"]:
-    """The least-squares solution ≥ 0 of `table @ x = 1`."""
-    from scipy.optimize import nnls
-
-    solution, _ = nnls(table.numpy(), [1.0] * len(table))
-    return torch.from_numpy(solution)

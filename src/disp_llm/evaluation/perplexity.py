@@ -9,7 +9,6 @@ B windows, T tokens of a window.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -28,44 +27,6 @@ LARGEST = 700.0
 """Nats a token beyond which a perplexity, or its standard error, is no finite number."""
 
 
-@dataclass(frozen=True)
-class WindowLosses:
-    """What a model lost on each window of a text."""
-
-    sums: list[float]
-    """Sum of −ln p over the tokens that the window scores."""
-    counts: list[int]
-    """Number of these tokens."""
-    window: int
-    """T."""
-
-    @property
-    def means(self) -> list[float]:
-        """Mean −ln p of each window."""
-        return [total / count for total, count in zip(self.sums, self.counts, strict=True)]
-
-    def perplexity(self) -> Perplexity:
-        """Perplexity over all windows.
-
-        Raises:
-            InputError: the loss is no number of which there is a perplexity.
-        """
-        mean = sum(self.sums) / sum(self.counts)
-        if not mean < LARGEST:
-            raise InputError(
-                f"its loss on the text is {mean:g}", field="model", hint="try the `dtype` float32"
-            )
-        value, error, n = math.exp(mean), None, len(self.sums)
-        if n > 1:
-            pairs = zip(self.sums, self.counts, strict=True)
-            spread = sum((total - mean * count) ** 2 for total, count in pairs) * n / (n - 1)
-            error = value * math.sqrt(spread) / sum(self.counts)
-        losses = [round(loss, 6) for loss in self.means]
-        counts = self.counts if len(set(self.counts)) > 1 else []
-        tokens = sum(self.counts)
-        return Perplexity(value, error, tokens, self.window, self.window, losses, counts)
-
-
 def perplexity(
     target: PrunableModel,
     stream: Stream,
@@ -79,45 +40,35 @@ def perplexity(
         on_window: called with (done, total) after every window.
     """
     if isinstance(stream, ExampleStream):
-        return answer_losses(target, stream, config, on_window).perplexity()
-    windows = eval_windows(stream, config, target.bos_token_id)
-    return window_losses(target, windows, on_window).perplexity()
+        return of_answers(target, stream, config, on_window)
+    return of_windows(target, eval_windows(stream, config, target.bos_token_id), on_window)
 
 
 @torch.no_grad()
-def window_losses(
+def of_windows(
     target: PrunableModel,
     windows: Int[Tensor, "B T"],
     on_window: Callable[[int, int], None] = lambda done, total: None,
-) -> WindowLosses:
-    """What a model loses on each of some windows, whose first tokens are not predicted.
-
-    Args:
-        on_window: called with (done, total) after every window.
-    """
+) -> Perplexity:
+    """Perplexity over windows, whose first tokens are not predicted."""
     context = windows.shape[1]
     require_positions(target.model, context, "context")
-    sums, counts = [], []
+    sums = []
     for done, window in enumerate(windows, start=1):
-        losses = token_losses(target, window[None].to(target.device)).squeeze(0)
+        losses = token_losses(target, window[None].to(target.device))
         sums.append(float(losses.double().sum()))
-        counts.append(len(losses))
         on_window(done, len(windows))
-    return WindowLosses(sums, counts, context)
+    return perplexity_of(sums, [context - 1] * len(sums), context)
 
 
 @torch.no_grad()
-def answer_losses(
+def of_answers(
     target: PrunableModel,
     stream: ExampleStream,
     config: PerplexityConfig,
     on_example: Callable[[int, int], None] = lambda done, total: None,
-) -> WindowLosses:
-    """What a model loses on the answers of examples, or on choices that have their own loss.
-
-    Args:
-        on_example: called with (done, total) after every example.
-    """
+) -> Perplexity:
+    """Perplexity of the answers of examples, or of choices that have their own loss."""
     stream.require_length(config.context, "context")
     require_positions(target.model, len(stream.longest.tokens), "context")
     sums, counts = [], []
@@ -127,5 +78,26 @@ def answer_losses(
         counts.append(windows.choices)
         sums.append(float(loss.double()) * counts[-1])
         on_example(done, len(measured.examples))
-    longest = len(measured.longest.tokens)
-    return WindowLosses(sums, counts, longest)
+    return perplexity_of(sums, counts, len(measured.longest.tokens))
+
+
+def perplexity_of(sums: list[float], counts: list[int], window: int) -> Perplexity:
+    """Perplexity from the sum of −ln p over the tokens that each window scores, and their number.
+
+    Raises:
+        InputError: the loss is no number of which there is a perplexity.
+    """
+    tokens, n = sum(counts), len(sums)
+    mean = sum(sums) / tokens
+    if not mean < LARGEST:
+        raise InputError(
+            f"its loss on the text is {mean:g}", field="model", hint="try the `dtype` float32"
+        )
+    value, error = math.exp(mean), None
+    pairs = list(zip(sums, counts, strict=True))
+    if n > 1:
+        spread = sum((total - mean * count) ** 2 for total, count in pairs) * n / (n - 1)
+        error = value * math.sqrt(spread) / tokens
+    losses = [round(total / count, 6) for total, count in pairs]
+    unequal = counts if len(set(counts)) > 1 else []
+    return Perplexity(value, error, tokens, window, window, losses, unequal)

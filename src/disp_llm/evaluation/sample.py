@@ -1,7 +1,7 @@
 """Text that a model writes, always taking the likeliest token."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,18 @@ def likeliest(model: PreTrainedModel) -> Iterator[Any]:
         yield model.generate
     finally:
         model.generation_config = own
+
+
+def left_padded(
+    rows: Sequence[Sequence[int] | Tensor], device: torch.device
+) -> tuple[Int[Tensor, "R T"], Int[Tensor, "R T"]]:
+    """Tokens of rows that all end together, behind zeros, and 1 where there is a token."""
+    width = max(map(len, rows))
+    tokens, seen = torch.zeros(2, len(rows), width, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        tokens[number, width - len(row) :] = torch.as_tensor(row)
+        seen[number, width - len(row) :] = 1
+    return tokens.to(device), seen.to(device)
 
 
 def continued(model: PreTrainedModel, prompt: Int[Tensor, " T"], tokens: int) -> Int[Tensor, " N"]:

@@ -20,7 +20,7 @@ import hashlib
 import logging
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,10 +29,10 @@ from disp_llm.config.suites import Suite, SuiteText
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import characters_for, read_dataset, read_given
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
-from disp_llm.evaluation.perplexity import window_losses
+from disp_llm.evaluation.perplexity import of_windows
 from disp_llm.evaluation.tasks import answers, require_tasks
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,9 @@ class Scoreboard:
 
     suite: Suite
     texts: dict[str, GivenText]
-    progress: ProgressCallback = silent
 
     @classmethod
-    def of(cls, suite: Suite, progress: ProgressCallback = silent) -> "Scoreboard":
+    def of(cls, suite: Suite) -> "Scoreboard":
         """Reads the texts, and looks the tasks up."""
         if suite.tasks:
             with suite.naming("tasks"):
@@ -59,31 +58,31 @@ class Scoreboard:
         for name, text in suite.texts.items():
             with suite.naming(f"texts.{name}"):
                 texts[name] = _read(text, suite.evaluation.tokens)
-        return cls(suite, texts, progress)
+        return cls(suite, texts)
 
-    def measure(self, target: PrunableModel, tokenizer: Any) -> Scores:
+    def measure(
+        self, target: PrunableModel, tokenizer: Any, progress: ProgressCallback = silent
+    ) -> Scores:
         """What a model scores, alone."""
         texts, tasks = {}, {}
         for name in self.texts:
             with self.suite.naming(f"texts.{name}"):
-                texts[name] = self._text(name, target, tokenizer)
+                on_window = counting(progress, f"perplexity, {name}")
+                texts[name] = self._text(name, target, tokenizer, on_window)
         for name in self.suite.tasks:
             with self.suite.naming(f"tasks.{name}"):
-                tasks[name] = self._task(name, target, tokenizer)
+                on_request = counting(progress, f"answers, {name}")
+                tasks[name] = self._task(name, target, tokenizer, on_request)
         return Scores(self.suite.name, texts, tasks)
 
-    def _ticks(self, stage: str) -> Callable[[int, int], None]:
-        def tick(done: int, total: int) -> None:
-            self.progress(stage, done, total, {})
-
-        return tick
-
-    def _text(self, name: str, target: PrunableModel, tokenizer: Any) -> TextScore:
+    def _text(
+        self, name: str, target: PrunableModel, tokenizer: Any, on_window: Ticks
+    ) -> TextScore:
         given = self.texts[name]
         stream = stream_of_text(given, tokenizer)
         require_length(stream, 2, given.field, given.name)
         windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
-        measured = window_losses(target, windows, self._ticks(f"perplexity, {name}")).perplexity()
+        measured = of_windows(target, windows, on_window)
         return TextScore(
             perplexity=measured.perplexity,
             perplexity_stderr=measured.perplexity_stderr,
@@ -95,9 +94,11 @@ class Scoreboard:
             losses=measured.window_losses,
         )
 
-    def _task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
+    def _task(
+        self, name: str, target: PrunableModel, tokenizer: Any, on_request: Ticks
+    ) -> TaskScore:
         task = self.suite.tasks[name]
-        found = answers(target, tokenizer, name, task, self._ticks(f"answers, {name}"))
+        found = answers(target, tokenizer, name, task, on_request)
         return TaskScore(
             **found.accuracies,
             stderr=_error_of_mean(found.right) or 0.0,

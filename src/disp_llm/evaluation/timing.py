@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -122,11 +123,7 @@ def speed_against(
     figures: dict[str, float] = {}
     for usual in USUAL if rounds else ():
         workload, phase = fitted(usual, original, model), usual.phase
-
-        def tick(done: int, phase: str = phase) -> None:
-            on_round(phase, done)
-
-        pair = paired(original, model, workload, rounds, tick)
+        pair = paired(original, model, workload, rounds, partial(on_round, phase))
         low, middle, high = pair.speedup
         figures |= {
             f"{phase}_ms": 1e3 * statistics.median(pair.second),

@@ -3,7 +3,7 @@
 `docs/extend.md` explains the columns with an example.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Quirk = Literal["transposed", "interleaved", "biased", "scores_inputs", "router_reads_all"]
@@ -146,7 +146,7 @@ class Family:
     base: str = ""
     """Path of what gives hidden states inside what transformers calls the base model."""
     tower: str = ""
-    """Path of the language model inside the base model. No row says so: `wrappers` does."""
+    """Path of the language model inside the base model. No row says so: a `Wrapper` does."""
 
     @property
     def can_lose_heads(self) -> bool:
@@ -204,42 +204,61 @@ class Family:
         return found
 
 
+HEAD = ("logits_multiplier", "logits_divisor", "logits_softcap")
+"""Columns of a row that are about the head."""
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """Where a model whose language model is one of several parts has it. The row of the language
+    model says all else, but for the head, which is the wrapper's own and rarely scales its logits.
+    """
+
+    tower: str
+    """Path of the language model in the base model."""
+    head: tuple[str, ...] = ()
+    """Columns about the head that hold for the wrapper's own too."""
+
+    def row(self, family: Family) -> Family:
+        """The row of the language model, as it is seen from the wrapper."""
+        without: dict[str, Any] = {column: "" for column in HEAD if column not in self.head}
+        return replace(family, tower=self.tower, **without)
+
+
 def branch(
     module: str,
     reads: str,
     writes: str,
-    fused: int = 1,
     norms: str = "",
     inside: str = "",
     per_head: str = "",
+    stacked: str = "",
+    **columns: Any,
 ) -> Branch:
-    """A branch that is one module: both selections act at its edges."""
+    """A branch that is one module, to which names are relative: selections act at its edges.
+
+    Args:
+        columns: others of `Branch`.
+    """
+    usual: dict[str, Any] = {"gather": module, "scatter": module}
     return Branch(
-        _paths(module, reads),
-        f"{module}.{writes}",
-        gather=module,
-        scatter=module,
-        fused=fused,
+        reads=_paths(module, reads),
+        writes=_path(module, writes),
         norms=tuple(norms.split()),
         inside=_paths(module, inside),
         per_head=_paths(module, per_head),
+        stacked=_paths(module, stacked),
+        **usual | columns,
     )
 
 
-def bare_branch(first: str, second: str, norms: str) -> Branch:
-    """An MLP of two linear layers that is no module, or whose module adds the residual stream
-    itself: the selections act at the edges of the two layers."""
-    return Branch((first,), second, gather=first, scatter=second, norms=(norms,))
-
-
 def mixture(
-    norms: str = "post_attention_layernorm",
+    module: str,
+    router: str,
+    norms: str,
     shared: str = "",
     shared_gate: str = "",
     counted: str = "",
-    module: str = "mlp",
-    router: str = "gate",
-    gives_pair: bool = False,
     **columns: Any,
 ) -> Branch:
     """A mixture of experts that is one module, with its router; names are relative to it.
@@ -247,28 +266,33 @@ def mixture(
     Args:
         shared: name of a gated MLP that all tokens run through.
         shared_gate: name of the linear layer that weighs its output.
-        columns: others of `Experts`.
+        columns: others of `Experts` and of `Branch`.
     """
+    own = Experts.__dataclass_fields__
+    experts: dict[str, Any] = {
+        "module": _path(module, "experts"),
+        "router": _path(module, router),
+        "rows": _path(module, router),
+        "counted": _paths(module, counted),
+    }
+    experts |= {key: value for key, value in columns.items() if key in own}
     reads = f"{shared}.gate_proj {shared}.up_proj {shared_gate}" if shared else ""
-    return Branch(
-        _paths(module, reads),
-        f"{module}.{shared}.down_proj" if shared else "",
-        gather=module,
-        scatter=module,
-        norms=tuple(norms.split()),
-        experts=Experts(
-            module=f"{module}.experts",
-            router=f"{module}.{router}",
-            rows=f"{module}.{router}",
-            counted=_paths(module, counted),
-            **columns,
-        ),
-        gathers=_paths(module, f"{router} experts {shared} {shared_gate}"),
-        scatters=_paths(module, f"experts {shared}"),
-        gives_pair=gives_pair,
-    )
+    usual: dict[str, Any] = {
+        "reads": _paths(module, reads),
+        "writes": _path(module, f"{shared}.down_proj") if shared else "",
+        "gather": module,
+        "scatter": module,
+        "gathers": _paths(module, f"{router} experts {shared} {shared_gate}"),
+        "scatters": _paths(module, f"experts {shared}"),
+    }
+    usual |= {key: value for key, value in columns.items() if key not in own}
+    return Branch(norms=tuple(norms.split()), experts=Experts(**experts), **usual)
+
+
+def _path(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
 
 
 def _paths(module: str, names: str) -> tuple[str, ...]:
     """`mlp`, `gate_proj up_proj` -> `mlp.gate_proj`, `mlp.up_proj`."""
-    return tuple(f"{module}.{name}" for name in names.split())
+    return tuple(_path(module, name) for name in names.split())

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -56,21 +55,6 @@ def require_loaded(model: PreTrainedModel) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
         hint = "load the whole model to one device"
         raise InputError("has weights on the meta device", field="model", hint=hint)
-
-
-def require_gradients(model: PreTrainedModel | None = None) -> None:
-    """Refuses to learn where no gradients are taken.
-
-    Raises:
-        InputError: they are switched off here, or were where the weights were made.
-    """
-    made = model is not None and any(part.is_inference() for part in model.parameters())
-    if made or not torch.is_grad_enabled():
-        raise InputError(
-            "are off here, or were where the weights were made, and learning needs them",
-            field="gradients",
-            hint="do that outside of torch.no_grad() and torch.inference_mode()",
-        )
 
 
 def require_as_configured(model: PreTrainedModel) -> None:

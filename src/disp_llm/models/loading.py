@@ -20,13 +20,12 @@ from transformers.utils import quantization_config
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
-from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
+from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, row_for
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_whole
 from disp_llm.models.windows import required_bos
-from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.runs.tensors import opened
 
 if TYPE_CHECKING:

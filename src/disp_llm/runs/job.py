@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from disp_llm.runs.folder import Run
-from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 
 Config = TypeVar("Config")
 
@@ -105,4 +105,4 @@ class Job(Generic[Config]):
 
     def count(self, stage: str) -> Callable[[int, int], None]:
         """A callback (done, total) that reports the progress of one stage."""
-        return lambda done, total: self.progress(stage, done, total, {})
+        return counting(self.progress, stage)

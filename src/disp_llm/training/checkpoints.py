@@ -7,6 +7,7 @@ processes can go on from it.
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -64,9 +65,15 @@ def restore(folder: Path, trained: nn.Module, optimizers: Sequence[Optimizer]) -
     file.require(named, "its step is not the one that its name says")
     written = file.metadata.get("sha256") == tensors_sha256(file.tensors)
     file.require(written, "its numbers are not those that were written")
-    own, states = _trained_of(file, trained), _states_of(file, optimizers)
-    trained.load_state_dict(own, strict=False)
-    for optimizer, state in zip(optimizers, states, strict=True):
+    like = _expected(file, trained, optimizers)
+    file.require(file.tensors.keys() == like.keys(), "other tensors than those that are trained")
+    tensors = {name: _as_now(file, name, value) for name, value in like.items()}
+    trained.load_state_dict(_behind(TRAINED, tensors), strict=False)
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _behind(f"optimizer.{number}.", tensors).items():
+            index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return file.metadata
 
@@ -87,52 +94,37 @@ def _state(trained: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in trained.state_dict().items() if name not in frozen}
 
 
-def _trained_of(file: TensorFile, trained: nn.Module) -> dict[str, Tensor]:
-    """What is trained: every tensor as it is now in name, shape and data type, and as finite."""
-    now = _state(trained)
-    names = {name for name in file.tensors if name.startswith(TRAINED)}
-    same = names == {TRAINED + name for name in now}
-    file.require(same, "other tensors than those that are trained")
-    found = {}
-    for name, value in now.items():
-        # What is divided are weights, which are finite; a baseline is NaN before its first use.
-        finite = isinstance(value, DTensor) or bool(value.isfinite().all())
-        whole = file.like(TRAINED + name, tuple(value.shape), value.dtype, finite=finite)
-        found[name] = _divided_like(whole, value)
-    return found
+def _expected(
+    file: TensorFile, trained: nn.Module, optimizers: Sequence[Optimizer]
+) -> dict[str, Tensor]:
+    """What the tensors of a checkpoint are like: what is trained now and, of every parameter, all
+    that its optimiser keeps, or nothing where it never had a gradient."""
+    like = {TRAINED + name: value for name, value in _state(trained).items()}
+    for number, optimizer in enumerate(optimizers):
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        for index, parameter in enumerate(parameters):
+            for moments in MOMENTS:
+                names = {f"optimizer.{number}.{index}.{key}" for key in moments}
+                if names <= file.tensors.keys():
+                    steps = {name: torch.zeros(()) for name in names if name.endswith(".step")}
+                    like |= dict.fromkeys(names, parameter) | steps
+    return like
 
 
-def _divided_like(whole: Tensor, like: Tensor) -> Tensor:
-    """The tensor or, where what it replaces is divided, this process's part of it."""
-    if not isinstance(like, DTensor):
+def _as_now(file: TensorFile, name: str, now: Tensor) -> Tensor:
+    """A tensor in the shape and data type that it has now, and as finite; where processes have
+    parts of it, this one's."""
+    divided = isinstance(now, DTensor)
+    # What is divided are weights, which are finite; a baseline is NaN before its first use.
+    finite = divided or bool(now.isfinite().all())
+    whole = file.like(name, tuple(now.shape), now.dtype, finite)
+    if not divided:
         return whole
-    on_device = whole.to(like.device)
-    return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+    on_device = whole.to(now.device)
+    return distribute_tensor(on_device, now.device_mesh, now.placements, src_data_rank=None)
 
 
-def _states_of(
-    file: TensorFile, optimizers: Sequence[Optimizer]
-) -> list[dict[int, dict[str, Tensor]]]:
-    """The state of every optimiser; a parameter that never had a gradient has none."""
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    known = {name for name in file.tensors if name.startswith(TRAINED)}
-    parameters = [
-        (number, index, parameter)
-        for number, optimizer in enumerate(optimizers)
-        for index, parameter in enumerate(
-            one for g in optimizer.param_groups for one in g["params"]
-        )
-    ]
-    for number, index, parameter in parameters:
-        prefix = f"optimizer.{number}.{index}."
-        keys = {name.removeprefix(prefix) for name in file.tensors if name.startswith(prefix)}
-        file.require(not keys or keys in MOMENTS, "the optimiser's state is not complete")
-        for key in keys:
-            shape = () if key == "step" else tuple(parameter.shape)
-            moment = file.like(prefix + key, shape, parameter.dtype)
-            if key != "step":
-                moment = _divided_like(moment, parameter)
-            states[number].setdefault(index, {})[key] = moment
-        known |= {prefix + key for key in keys}
-    file.require(file.tensors.keys() <= known, "it has tensors that belong to nothing")
-    return states
+def _behind(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those with this prefix, by the rest of their names."""
+    named = tensors.items()
+    return {name.removeprefix(prefix): one for name, one in named if name.startswith(prefix)}

@@ -1,8 +1,6 @@
 """What every model of one task is measured on: a text, a suite, a sample of its words."""
 
-import logging
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
@@ -12,18 +10,13 @@ from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.tokens import Stream, Texts, opening
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.sample import continued
-from disp_llm.exporter.facts import FACTS, read_facts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
-from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import OriginalResult, from_json
+from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.scores import Perplexity, Scores
-from disp_llm.training.losses import Teacher
 
 if TYPE_CHECKING:
     from disp_llm.evaluation.suites import Scoreboard
-
-logger = logging.getLogger(__name__)
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
 """Tokens of the prompt, and of the text that shows what a model writes after it."""
@@ -86,7 +79,7 @@ class Measuring:
         def progress(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             self.progress(f"{name}: {stage}", done, total, figures)
 
-        found = replace(self.board, progress=progress).measure(target, self.tokenizer)
+        found = self.board.measure(target, self.tokenizer, progress)
         if dense is None:
             return found
         from disp_llm.evaluation.suites import against
@@ -95,11 +88,7 @@ class Measuring:
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""
-
-        def on_window(done: int, total: int) -> None:
-            self.progress(stage, done, total, {})
-
-        return perplexity(target, self.stream, self.config, on_window)
+        return perplexity(target, self.stream, self.config, counting(self.progress, stage))
 
     @property
     def prompt(self) -> str:
@@ -110,28 +99,3 @@ class Measuring:
         """What a model writes after them, always taking the likeliest token."""
         start = opening(self.stream, PROMPT_TOKENS)
         return self.tokenizer.decode(continued(model, start, SAMPLE_TOKENS))
-
-
-def scores_of_original(
-    measuring: Measuring, folder: Path, student: Scores, teacher: Teacher | None
-) -> Scores | None:
-    """The scores that a trained model is held against: those in the card of its folder, if they are
-    of this suite; else those of the teacher, if it is the original; else none. A model that was not
-    pruned is its own original.
-
-    Args:
-        student: what the pruned model scores before it is trained.
-    """
-    from disp_llm.evaluation.suites import difference
-
-    told = read_facts(folder)
-    if told:
-        dense = from_json(OriginalResult, told["original"], str(folder / FACTS)).scores
-        if dense is not None and not difference(student, dense):
-            return dense
-    if teacher is not None and (not told or teacher.revision == told["source"]["revision"]):
-        return measuring.scores(teacher.target, "original")
-    if not told:
-        return student
-    logger.warning("nothing tells what the original scores on the suite: name it as the teacher")
-    return None
