@@ -9,7 +9,6 @@ that it can store. How wide a head is, the file has to say, for the first block 
 (Of a first block without any llama.cpp would not read it; but the first attention is never pruned.)
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +57,9 @@ SPLITTERS = {
 """llama.cpp's name -> how a tokenizer of bytes splits text before it merges."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """What one block of the file has."""
-
-    heads: int
-    """Of queries; 0 where its attention is gone."""
-    kv_heads: int
-    mlp: bool
-    intermediate: int
-    """Width inside its MLP; `NARROWEST` in place of none."""
+Block = tuple[int, int, int]
+"""Of a block the heads of queries, those of keys and values, and the width inside its MLP; 0 where
+it has no attention or no MLP."""
 
 
 def check(folder: Path) -> None:
@@ -116,26 +108,20 @@ def write(job: Job) -> None:
 
 
 def _blocks(widths: dict[str, list[int]], config: Any) -> list[Block]:
-    kv_heads = config.num_key_value_heads
-    kept = widths.get(HEADS, [kv_heads] * len(widths["mlp_mid"]))
-    sites = zip(widths[ATTENTION], kept, widths[MLP], widths["mlp_mid"], strict=True)
-    return [
-        Block(
-            heads=bool(attention) * kv * (config.num_attention_heads // kv_heads),
-            kv_heads=bool(attention) * kv,
-            mlp=bool(mlp),
-            intermediate=width or NARROWEST,
-        )
-        for attention, kv, mlp, width in sites
-    ]
+    kv_heads, width = config.num_key_value_heads, widths["mlp_mid"]
+    queries = config.num_attention_heads // kv_heads
+    kept = widths.get(HEADS, [kv_heads] * len(width))
+    sites = zip(widths[ATTENTION], kept, widths[MLP], width, strict=True)
+    return [(attn * kv * queries, attn * kv, mlp * inside) for attn, kv, mlp, inside in sites]
 
 
 def _write_sizes(writer: gguf.GGUFWriter, config: Any, blocks: list[Block]) -> None:
     """What llama.cpp builds the graph of: a list, one number a block, where blocks differ."""
+    heads, kv_heads, widths = zip(*blocks, strict=True)
     by_block = (
-        (writer.add_feed_forward_length, [block.intermediate for block in blocks]),
-        (writer.add_head_count, [block.heads for block in blocks]),
-        (writer.add_head_count_kv, [block.kv_heads for block in blocks]),
+        (writer.add_feed_forward_length, [width or NARROWEST for width in widths]),
+        (writer.add_head_count, list(heads)),
+        (writer.add_head_count_kv, list(kv_heads)),
     )
     for add, numbers in by_block:
         add(numbers if writer.arch == VARIABLE else numbers[0])
@@ -166,8 +152,8 @@ def _tensors(folder: Path, config: Any, blocks: list[Block]) -> dict[str, Tensor
                 halves = tensor.view(-1, 2, config.head_dim // 2, *tensor.shape[1:])
                 tensor = halves.transpose(1, 2).reshape(tensor.shape)
             found[name] = tensor
-    for index, block in enumerate(blocks):
-        if not block.mlp:
+    for index, (_, _, width) in enumerate(blocks):
+        if not width:
             found |= _empty_mlp(f"blk.{index}", found["token_embd.weight"], config.mlp_bias)
     if config.rope_parameters["rope_type"] == "llama3":
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
