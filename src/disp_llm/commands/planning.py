@@ -8,7 +8,7 @@ from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
 from disp_llm.data.sources import Needs, held_out
-from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import Corpus
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
