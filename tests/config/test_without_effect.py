@@ -8,7 +8,7 @@ from commands_of_all import declared, least
 from conftest import problem_of, run_command
 
 from disp_llm.cli.parsing import all_settings, parse
-from disp_llm.config.effect import check_settings, unread, usual_settings, with_used
+from disp_llm.config.checks import check_settings, unread, usual_settings, with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.methods import OWN, method_names, reads_of

@@ -11,6 +11,7 @@ from disp_lab.names import BASELINES, MASKS, VARIANTS, compared_methods, mask_me
 from disp_lab.settings import CompareConfig
 from disp_lab.variants import VARIANTS as MADE
 from disp_llm.commands.planning import require_possible
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
@@ -43,7 +44,7 @@ def test_a_file_holds_what_it_is_named_after():
 def test_a_method_that_is_called_like_a_row_is_refused(name):
     register(Method(name, "Mine", "nowhere", lambda problem: None))
     with pytest.raises(InputError, match=f"methods: '{name}' is a row already"):
-        CompareConfig("MODEL").validate()
+        check_settings(CompareConfig("MODEL"))
 
 
 @pytest.mark.parametrize("name", [name for name in MASKS if name != "reap"])  # of mixtures alone
@@ -61,5 +62,5 @@ def test_a_baseline_is_no_method_to_prune_by(name):
 
 def checked(config: PruneConfig) -> None:
     """What `prune` refuses before it loads anything, and before it makes a folder."""
-    config.validate()
+    check_settings(config)
     require_possible(config, config.sizes)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import problem_of
 
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection import Selection
@@ -36,7 +37,7 @@ def test_a_registered_method_is_known_by_its_name():
     assert method_named("mine") is mine
     assert list(all_methods())[:2] == ["learned", "fisher"]
     assert list(all_methods())[-1] == "mine"
-    PruneConfig("MODEL", method="mine").validate()
+    check_settings(PruneConfig("MODEL", method="mine"))
     again = Method("mine", "Mine again", "nowhere", constant)
     register(again)
     assert method_named("mine") is again
@@ -73,7 +74,7 @@ def test_the_documented_method_works_from_a_package_that_is_not_ours(installed, 
     source = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     installed(source, "first_order = not_ours:METHOD")
     assert "first_order" in all_methods()
-    PruneConfig("MODEL", method="first_order").validate()
+    check_settings(PruneConfig("MODEL", method="first_order"))
     found = method_named("first_order")
     assert found.title == "First-order scores"
     importance = found.choose(problem).importance
@@ -102,5 +103,5 @@ METHOD = Method("mine", "Mine", "nowhere", lambda problem: None)
     installed(source, entry_point)
     name = entry_point.split()[0]
     with pytest.raises(InputError, match=said):
-        PruneConfig("MODEL", method=name).validate()
-    PruneConfig("MODEL").validate()  # it harms nothing else
+        check_settings(PruneConfig("MODEL", method=name))
+    check_settings(PruneConfig("MODEL"))  # it harms nothing else

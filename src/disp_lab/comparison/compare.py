@@ -25,7 +25,7 @@ from disp_llm.commands.api import EXAMPLES, TEXTS, called
 from disp_llm.commands.session import located, require_same_files
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
-from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_suite
 from disp_llm.data.in_memory import read_input
 from disp_llm.evaluation.measuring import scoreboard_of
 from disp_llm.models.loading import load_config
@@ -57,7 +57,7 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
     with locked(config.output_dir, "compare"):
         result = _started(config)
         described = load_config(config.model)
-        config = within_positions(config, CompareConfig(config.model), described)
+        config = within_positions(config, described)
         original = comparison_figures(result).original
         board = scoreboard_of(config.suite, original.scores if original else None)
         with call.watching() as progress:

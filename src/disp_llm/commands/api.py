@@ -19,6 +19,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import Dtype, MachineConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
@@ -149,7 +150,7 @@ def called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Se
     """The call of a task by all of its settings, or by the name that it is about. Options are
     settings, which change those, and who watches."""
     call = _called(kind, asked, options)
-    call.config.validate()
+    check_settings(call.config)
     return call
 
 
@@ -213,7 +214,7 @@ def called_with(
     inputs = Inputs(held, tokenizer, texts)
     config = with_settings(call.config, named)
     config = replace(config, machine=_machine(held.get("model"), config.machine))
-    with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))).validate()
+    check_settings(with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))))
     return replace(call, config=config, inputs=inputs, temporary=temporary)
 
 

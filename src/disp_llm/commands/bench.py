@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from disp_llm.commands.api import called, takes
-from disp_llm.config.bench import BenchConfig
+from disp_llm.config.commands import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import side_by_side

@@ -11,8 +11,7 @@ import torch
 from disp_llm.commands.api import called, takes
 from disp_llm.commands.placement import ROOM, first_plan, memory_plans
 from disp_llm.commands.planning import own_needs, require_possible
-from disp_llm.config.doctor import DoctorConfig
-from disp_llm.config.effect import usual_settings
+from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import held_out
@@ -33,7 +32,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     config = called(DoctorConfig, model, options).config
     empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
     budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
-    settings = usual_settings(PruneConfig(config.model))
+    settings = PruneConfig(config.model)
     training = replace(settings.training, length=config.length, batch=config.batch)
     count, free = max(torch.cuda.device_count(), 1), free_memory(device)
     plans = memory_plans(empty, replace(settings, training=training), count, dtype.itemsize)
@@ -120,7 +119,7 @@ Plan = tuple[dict[str, int], int, int, PrunableModel]
 def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
     require_possible(asked, asked.sizes)
     empty = PrunableModel(*load_shapes(asked.model))
-    config = within_positions(asked, usual_settings(asked), empty.model.config)
+    config = within_positions(asked, empty.model.config)
     learn, measured, stages = config.learn, config.evaluation.tokens, {}
     if config.text.may_be_written:
         needs = own_needs(config, 1)
@@ -145,7 +144,7 @@ def _recovery(asked: RecoverConfig, itemsize: int) -> Plan:
     original = asked.teacher or original_of(Path(asked.model)) or asked.model
     names = [asked.model, *([original] if asked.training.distill else [])]
     shapes = [load_config(name) for name in names]
-    config = within_positions(asked, RecoverConfig(asked.model), *shapes)
+    config = within_positions(asked, *shapes)
     models = [PrunableModel(empty_model(shape), family_of_any(shape)) for shape in shapes]
     learning, stages = config.steps(1) * config.training.tokens_per_step, {}
     if config.text.may_be_written:

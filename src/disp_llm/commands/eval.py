@@ -6,11 +6,11 @@ from typing import Any
 
 from disp_llm.commands.api import Inputs, Model, called_with, takes
 from disp_llm.commands.report import RecoverResult
+from disp_llm.config.commands import EvalConfig
 from disp_llm.config.errors import model_is
-from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
-from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_suite
 from disp_llm.data.examples import ExampleStream, read_examples
 from disp_llm.data.sources import Given, characters_for, read_given
 from disp_llm.data.tokens import load_tokens, stream_of
@@ -74,7 +74,7 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
     given = inputs.texts.get("text") or inputs.texts.get("examples")
     if given or config.reads_text:
         stream, names = _evaluation_stream(config, loaded, given)
-        config = within_positions(config, EvalConfig(config.model), loaded.model.config)
+        config = within_positions(config, loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, counting(progress, "perplexity"))
         result |= names | as_json(measured)
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from disp_llm.commands.api import Inputs
-from disp_llm.config.effect import usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
@@ -114,7 +113,7 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     else:
         target = PrunableModel(*load_shapes(config.model))
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
-    config = within_positions(config, usual_settings(config), target.model.config)
+    config = within_positions(config, target.model.config)
     reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
     stays_whole = model is not None or reads or config.learn.learns_weights
     if stays_whole and training.shard == "auto":

@@ -28,7 +28,6 @@ from disp_llm.commands.session import (
     run_in_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
-from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.tokens import Texts
@@ -140,7 +139,7 @@ def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """Settles budget, alignment and the length of windows: the job of the problem has settings that
     the model can follow. It has no learning text yet. What cannot be is refused, before any work
     and before a folder exists."""
-    config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
+    config = within_positions(job.config, loaded.model.config)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
     for share in problem.keeps:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.suites import Suite, SuiteText
+from disp_llm.config.texts import Suite, SuiteText, naming
 from disp_llm.data.sources import GivenText, characters_for, read_dataset, read_given
 from disp_llm.data.tokens import stream_of_text
 from disp_llm.data.windows import eval_windows, require_length
@@ -52,11 +52,11 @@ class Scoreboard:
     def of(cls, suite: Suite) -> "Scoreboard":
         """Reads the texts, and looks the tasks up."""
         if suite.tasks:
-            with suite.naming("tasks"):
+            with naming(suite, "tasks"):
                 require_tasks(suite.tasks)
         texts = {}
         for name, text in suite.texts.items():
-            with suite.naming(f"texts.{name}"):
+            with naming(suite, f"texts.{name}"):
                 texts[name] = _read(text, suite.evaluation.tokens)
         return cls(suite, texts)
 
@@ -66,11 +66,11 @@ class Scoreboard:
         """What a model scores, alone."""
         texts, tasks = {}, {}
         for name in self.texts:
-            with self.suite.naming(f"texts.{name}"):
+            with naming(self.suite, f"texts.{name}"):
                 on_window = counting(progress, f"perplexity, {name}")
                 texts[name] = self._text(name, target, tokenizer, on_window)
         for name in self.suite.tasks:
-            with self.suite.naming(f"tasks.{name}"):
+            with naming(self.suite, f"tasks.{name}"):
                 on_request = counting(progress, f"answers, {name}")
                 tasks[name] = self._task(name, target, tokenizer, on_request)
         return Scores(self.suite.name, texts, tasks)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.suites import SuiteTask
+from disp_llm.config.texts import SuiteTask
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
