@@ -331,6 +331,7 @@ def read_dataset(
 
 
 def texts_of(rows: Iterable[Any], column: str) -> Iterator[str]:
+    """The text that a column holds, of each row."""
     return (text_of(row, column, f"row {number}") for number, row in enumerate(rows, start=1))
 
 
