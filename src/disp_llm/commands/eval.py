@@ -85,7 +85,9 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
     if config.tasks:
         from disp_llm.evaluation.tasks import average, run_tasks
 
-        result["tasks"] = run_tasks(loaded, config.tasks, config.limit, config.shots, on_request)
+        result["tasks"] = run_tasks(
+            target, loaded.tokenizer, config.tasks, config.limit, config.shots, on_request
+        )
         result["average"] = average(result["tasks"])
     return result
 
