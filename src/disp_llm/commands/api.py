@@ -230,12 +230,8 @@ class TemporaryFolder:
 
 
 def name_of(model: Any, tokenizer: Any, field: str) -> str:
-    """What a model is called.
-
-    Raises:
-        InputError: something that is no model or has no weights, or a model in memory without its
-            tokenizer.
-    """
+    """What a model is called. What is none or has no weights is refused, and a model in memory
+    without its tokenizer."""
     named = isinstance(model, str | Path)
     if not (named or isinstance(model, PreTrainedModel)):
         is_a = f"is a {type(model).__name__}, and neither a name nor a model of transformers"

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs, called, takes
-from disp_llm.commands.placement import load_original
-from disp_llm.commands.planning import problem_of, require_possible, sites_of
+from disp_llm.commands.planning import load_original, problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, read_texts, with_texts
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.sizes import SizeWriter

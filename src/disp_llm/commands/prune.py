@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
-from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
+    load_original,
     own_needs,
     problem_of,
     tokens_seen,
@@ -22,7 +22,9 @@ from disp_llm.commands.planning import (
 )
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.session import (
+    as_begun,
     begin,
+    first_alone,
     input_hashes,
     load_texts,
     run_in_folder,

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from disp_llm.commands.api import Inputs, Model, called_with, takes
-from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
     Dtypes,
     dtypes_of,
@@ -22,7 +21,9 @@ from disp_llm.commands.recovery_models import (
 )
 from disp_llm.commands.report import RecoverResult
 from disp_llm.commands.session import (
+    as_begun,
     begin,
+    first_alone,
     input_hashes,
     load_texts,
     run_in_folder,
