@@ -70,7 +70,7 @@ def _measured(job: Job[PruneConfig]) -> SizeWriter:
     problem, loaded, texts = open_problem(job, Inputs())
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
-    return SizeWriter(problem, loaded.tokenizer, measuring, loaded.sharding)
+    return SizeWriter(problem, loaded, measuring)
 
 
 def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
@@ -86,7 +86,7 @@ def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
         loaded, _ = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-    return SizeWriter(problem_of(job, loaded), loaded.tokenizer)
+    return SizeWriter(problem_of(job, loaded), loaded)
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:

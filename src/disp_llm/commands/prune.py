@@ -7,7 +7,7 @@ exported.
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -47,9 +47,6 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.results import OriginalResult, as_json
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.problem import PruningProblem
-
-if TYPE_CHECKING:
-    from disp_llm.models.sharding import Sharding
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +99,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     measuring = Measuring.of(job, texts, loaded.tokenizer, board)
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
-    first_alone(job, loaded, export_all, problem, measuring, selection, loaded.sharding)
+    first_alone(job, loaded, export_all, problem, measuring, selection, loaded)
     if job.process.is_main:
         _say_if_late(job)
     job.process.accelerator.end_training()
@@ -156,7 +153,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[PruningProblem,
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: "Sharding | None"
+    problem: PruningProblem, measuring: Measuring, selection: Selection, loaded: Loaded
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
@@ -164,8 +161,7 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    writer = SizeWriter(problem, measuring.tokenizer, measuring, sharding)
-    writer.write(selection, config.sizes)
+    SizeWriter(problem, loaded, measuring).write(selection, config.sizes)
 
 
 def measure_original(
