@@ -13,7 +13,6 @@ from configurations import ARCHITECTURES, cases, tiny_config
 from conftest import byte_tokenizer, run_command, tiny_model
 
 from disp_llm.config.bench import BenchConfig
-from disp_llm.config.effect import usual_settings
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import PerplexityConfig
@@ -35,14 +34,14 @@ def windows(config) -> tuple[int, ...]:
 def test_default_windows_are_shortened_and_all_others_are_left(caplog):
     config = PruneConfig("x")
     assert windows(config) == (1024, 512, 512)
-    assert windows(within_positions(config, PruneConfig("x"), FEW)) == (128, 128, 128)
+    assert windows(within_positions(config, FEW)) == (128, 128, 128)
     assert caplog.messages == [
         "the model has 128 positions, to which were shortened: `context` 1024, "
         "`calibration_length` 512, `length` 512"
     ]
     asked = replace(config, evaluation=PerplexityConfig(2048), training=TrainingConfig(64))
-    assert windows(within_positions(asked, PruneConfig("x"), FEW)) == (2048, 64, 128)
-    assert windows(within_positions(config, PruneConfig("x"), tiny_config("llama"), FEW)) == (
+    assert windows(within_positions(asked, FEW)) == (2048, 64, 128)
+    assert windows(within_positions(config, tiny_config("llama"), FEW)) == (
         128, 128, 128,
     )  # fmt: skip
 
@@ -55,18 +54,18 @@ def test_every_architecture_says_how_many_tokens_it_reads(name):
 def test_what_fits_is_left_without_a_word(caplog):
     for config in (EvalConfig("x", evaluation=PerplexityConfig(128)), RecoverConfig("x")):
         described = FEW if isinstance(config, EvalConfig) else tiny_config("gpt2", n_positions=1024)
-        assert within_positions(config, type(config)("x"), described) == config
+        assert within_positions(config, described) == config
     assert not caplog.messages
 
 
 def test_a_shipped_recipe_is_not_asked_for_and_a_file_is(tmp_path):
     paper = apply_recipe(PruneConfig("x", recipe="paper"), load_recipe("paper"))
     assert windows(paper)[1] == 2048
-    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 128, 512)
+    assert windows(within_positions(paper, FEW)) == (128, 128, 512)
     own = tmp_path / "own.toml"
     own.write_text('base = "paper"\n')
     paper = replace(paper, recipe=str(own))
-    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 2048, 512)
+    assert windows(within_positions(paper, FEW)) == (128, 2048, 512)
 
 
 def test_positions_that_are_none_limit_nothing():
@@ -75,7 +74,7 @@ def test_positions_that_are_none_limit_nothing():
         described.max_position_embeddings = stated
         assert positions_of(described) is None
         config = BenchConfig("x", "y")
-        assert within_positions(config, config, described) is config
+        assert within_positions(config, described) is config
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
     with locked(config.output_dir, "compare"):
         result = _started(config)
         described = load_config(config.model)
-        config = within_positions(config, CompareConfig(config.model), described)
+        config = within_positions(config, described)
         original = comparison_figures(result).original
         board = scoreboard_of(config.suite, original.scores if original else None)
         with call.watching() as progress:

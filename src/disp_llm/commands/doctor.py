@@ -125,7 +125,7 @@ Plan = tuple[dict[str, int], int, int, PrunableModel]
 def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
     require_possible(asked, asked.sizes)
     empty = PrunableModel(*load_shapes(asked.model))
-    config = within_positions(asked, usual_settings(asked), empty.model.config)
+    config = within_positions(asked, empty.model.config)
     learn, measured, stages = config.learn, config.evaluation.tokens, {}
     if config.text.may_be_written:
         needs = own_needs(config, 1)
@@ -150,7 +150,7 @@ def _recovery(asked: RecoverConfig, itemsize: int) -> Plan:
     original = asked.teacher or original_of(Path(asked.model)) or asked.model
     names = [asked.model, *([original] if asked.training.distill else [])]
     shapes = [load_config(name) for name in names]
-    config = within_positions(asked, RecoverConfig(asked.model), *shapes)
+    config = within_positions(asked, *shapes)
     models = [PrunableModel(empty_model(shape), family_of_any(shape)) for shape in shapes]
     learning, stages = config.steps(1) * config.training.tokens_per_step, {}
     if config.text.may_be_written:

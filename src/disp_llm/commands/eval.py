@@ -74,7 +74,7 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
     given = inputs.texts.text or inputs.texts.examples
     if given or config.reads_text:
         stream, names = _evaluation_stream(config, loaded, given)
-        config = within_positions(config, EvalConfig(config.model), loaded.model.config)
+        config = within_positions(config, loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, counting(progress, "perplexity"))
         result |= names | as_json(measured)
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from disp_llm.commands.api import Inputs
-from disp_llm.config.effect import usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
@@ -210,7 +209,7 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     else:
         target = PrunableModel(*load_shapes(config.model))
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
-    config = within_positions(config, usual_settings(config), target.model.config)
+    config = within_positions(config, target.model.config)
     reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
     stays_whole = model is not None or reads or config.learn.learns_weights
     if stays_whole and training.shard == "auto":

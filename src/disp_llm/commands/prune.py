@@ -30,7 +30,6 @@ from disp_llm.commands.session import (
     run_in_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
-from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import Texts
@@ -133,7 +132,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[PruningProblem,
     sources = read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
     progress(1, 1)
     job, loaded = load_original(job, inputs)
-    config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
+    config = within_positions(job.config, loaded.model.config)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
     for share in problem.keeps:

@@ -124,8 +124,7 @@ def with_windows(
 ) -> Job[RecoverConfig]:
     """The job with windows that all models can read."""
     models = [one.model for one in (student, original) if one is not None]
-    usual = RecoverConfig(job.config.model)
-    config = within_positions(job.config, usual, *(model.config for model in models))
+    config = within_positions(job.config, *(model.config for model in models))
     for model in models:
         require_positions(model, config.training.length, "length")
     return replace(job, config=config)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from disp_llm.config.effect import unread
+from disp_llm.config.effect import unread, usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.models.architectures import Family
 
@@ -65,14 +65,11 @@ def fitting(model: PreTrainedModel, tokens: int) -> int:
     return min(tokens, positions_of(model.config) or tokens)
 
 
-def within_positions(config: Config, usual: Config, *models: PreTrainedConfig) -> Config:
+def within_positions(config: Config, *models: PreTrainedConfig) -> Config:
     """Settings whose windows are no longer than what every one of some models can read.
 
     Only windows that are read and that nobody asked for are shortened, with one warning for all of
-    them: those of the default length. What was asked for is refused later (`require_positions`).
-
-    Args:
-        usual: the settings that hold where none are given.
+    them: those of the usual length. What was asked for is refused later (`require_positions`).
     """
     most = min((n for n in map(positions_of, models) if n), default=None)
     if most is None:
@@ -90,7 +87,7 @@ def within_positions(config: Config, usual: Config, *models: PreTrainedConfig) -
                 changes[name], shortened[name] = most, value
         return replace(part, **changes)
 
-    made = fit(config, usual)
+    made = fit(config, usual_settings(config))
     if shortened:
         were = ", ".join(f"`{name}` {tokens}" for name, tokens in shortened.items())
         logger.warning("the model has %d positions, to which were shortened: %s", most, were)
