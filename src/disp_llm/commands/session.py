@@ -13,7 +13,6 @@ from disp_llm.commands.report import PruneResult, RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import require_file
 from disp_llm.config.texts import load_mixture
 from disp_llm.data.given import GivenText
@@ -35,7 +34,6 @@ from disp_llm.runs.settings import available, begin_run
 from disp_llm.runs.sums import sha256_of
 
 Result = TypeVar("Result", PruneResult, RecoverResult)
-Settings = TypeVar("Settings", bound=PruneConfig | RecoverConfig)
 Done = TypeVar("Done")
 Located = TypeVar("Located", bound=Any)  # settings of a task that reads text
 
@@ -82,7 +80,7 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
         return result(run.folder, figures, str(process.device), call.temporary)
 
 
-def as_begun(job: Job[Settings]) -> Job[Settings]:
+def as_begun(job: Job) -> Job:
     """The job with as many windows in each process that a step reads what it read when the run was
     begun, with however many processes that was."""
     count, training = job.process.count, job.config.training
