@@ -13,7 +13,7 @@ from typing import Any
 
 from disp_llm.cli.main import main
 from disp_llm.models import source
-from disp_llm.runs import files, folder, sums
+from disp_llm.runs import files, folder
 from disp_llm.training import checkpoints
 
 COUNTED = {
@@ -22,7 +22,6 @@ COUNTED = {
         (folder, "sha256"),
         (folder, "changed_files"),
         (folder, "folder_problems"),
-        (sums, "sha256_of"),
         (source, "fingerprint"),
         (source, "tensors_sha256"),
         (checkpoints, "tensors_sha256"),

@@ -6,7 +6,7 @@ A column of times is of one machine: where rows come from several, each has a co
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from disp_llm.runs.results import machine_name
+from disp_lab.results import machine_name
 
 SHORT = 12
 """Letters of a commit that are printed."""

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disp_lab.names import ORIGINAL
-from disp_llm.config.schema import Amount, Count, Positive, Size
+from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
 from disp_llm.runs.results import (
+    PHASES,
     Hardware,
     Provenance,
     Source,
-    from_json,
-    machine_name,
-    speedups,
 )
 from disp_llm.runs.scores import Perplexity, Scores, with_error
 
@@ -93,7 +91,7 @@ class ComparisonRow:
     @property
     def speedup(self) -> dict[str, float]:
         """How many times as fast as the original, for prefill and decode; empty where not timed."""
-        return speedups(self.speed)
+        return {phase: self.speed[f"{phase}_speedup"] for phase in PHASES if self.speed}
 
     def __str__(self) -> str:
         if self.perplexity is None:
@@ -134,7 +132,7 @@ class ComparisonFigures:
 def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFigures:
     """What `compare.json` holds, with the times of one machine: that of most rows. A row of another
     machine is left without its own, and its note says so, since a table sets them side by side."""
-    found = from_json(ComparisonFigures, result, file, ROWS_AGAIN)
+    found: ComparisonFigures = as_type(result, ComparisonFigures, field=file, hint=ROWS_AGAIN)
     machines = [_machine(row, found) for row in found.rows]
     if len(set(machines)) < 2:
         return found
@@ -157,6 +155,12 @@ def _machine(row: ComparisonRow, found: ComparisonFigures) -> str:
     """Where a row was made; of an old one, what the whole comparison says."""
     hardware = row.provenance["hardware"] if row.provenance else found.hardware
     return machine_name(hardware) if hardware else "an unknown machine"
+
+
+def machine_name(hardware: Hardware) -> str:
+    """`AMD EPYC, 2 threads`: times of two machines are compared only where this is the same."""
+    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+    return ", ".join([hardware["cpu"], *hardware.get("gpus", []), threads])
 
 
 def _is_timed(row: ComparisonRow) -> bool:

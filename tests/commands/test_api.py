@@ -341,7 +341,7 @@ def test_a_result_shows_itself(small_run):
     assert "\n" not in repr(result)
     html = result._repr_html_()
     assert html.startswith("<table>")
-    assert html.count("<th>") == 4
+    assert html.count('<th scope="col">') == 4
     assert f"{first:.2f} ± " in html
     frame = pytest.importorskip("pandas") and result.to_frame()
     assert frame["size"].tolist() == ["0.5", "0.8"]

@@ -29,11 +29,12 @@ from safetensors.torch import load_file
 
 from disp_llm.commands import planning
 from disp_llm.config.names import SITES
+from disp_llm.config.schema import as_type
 from disp_llm.masks.layout import STREAM_SITES
-from disp_llm.reporting.run_tables import show_models
+from disp_llm.reporting.run_tables import show_run
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.ownership import MARK, mark
-from disp_llm.runs.results import SizeResult, dropped_said, from_json
+from disp_llm.runs.results import SizeResult, dropped_said
 
 
 @pytest.fixture
@@ -84,12 +85,12 @@ def test_the_model_that_lost_most_is_proposed_for_recovery(small_run, capsys):
     dense = figures["original"]["measured"]["perplexity"]
     for model, lost in zip(figures["models"], (1.2, 1.5), strict=True):
         model["measured"] |= {"perplexity": lost * dense, "window_losses": [], "window_tokens": []}
-    show_models(figures, file)
+    show_run(figures, file)
     (proposed,) = [line for line in capsys.readouterr().out.splitlines() if "next " in line]
     assert f"disp-llm recover {figures['models'][1]['folder']}, with the same text" in proposed
     for model in figures["models"]:
         model["measured"]["perplexity"] = 1.05 * dense
-    show_models(figures, file)
+    show_run(figures, file)
     assert "recover" not in capsys.readouterr().out
 
 
@@ -649,7 +650,7 @@ def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     assert len(masks["layers.0.attention"]) == 1
     assert first["kv_cache"] == pytest.approx(1 - first["dropped"]["attention"] / 3)
     assert not first["heads_pruned"]
-    said = dropped_said(from_json(SizeResult, first, "result.json"))
+    said = dropped_said(as_type(first, SizeResult, field="result.json", hint=""))
     assert said in done.stdout
     assert said in (run / "report.html").read_text()
     card = (run / "keep-0.3" / "README.md").read_text()

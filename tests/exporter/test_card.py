@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from disp_llm.config.names import SITES
-from disp_llm.exporter.card import filled
+from disp_llm.exporter.card import filled, served_by_vllm
 from disp_llm.exporter.facts import facts_of
-from disp_llm.runs.results import OriginalResult, SizeResult, as_json, served_by_vllm
+from disp_llm.runs.results import OriginalResult, SizeResult, as_json
 from disp_llm.runs.scores import Perplexity, Scores, TaskScore
 
 MEASURED = Perplexity(20.0, 0.5, 900, 30, 30)

@@ -14,12 +14,13 @@ from markdown_it import MarkdownIt
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow
 from disp_llm.config.errors import InputError
+from disp_llm.config.schema import as_type
 from disp_llm.config.suites import load_suite
 from disp_llm.config.texts import load_mixture
 from disp_llm.exporter.card import PLACE, write_card
 from disp_llm.exporter.facts import FACTS, facts_in
 from disp_llm.runs.markdown import all_escaped, escaped, in_code, printable
-from disp_llm.runs.results import SizeResult, as_json, from_json
+from disp_llm.runs.results import SizeResult, as_json
 
 NORMAL = (
     "HuggingFaceTB/SmolLM2-135M", "org/my_model_v2", "text.txt", "a.txt, b.txt", "0.5", "1.5B",
@@ -84,7 +85,7 @@ def exported(small_run, tmp_path_factory):
 def card_of(folder, name: str) -> str:
     """The card of a folder of which everything that has a name bears this one."""
     facts = facts_in(folder / FACTS)
-    size = from_json(SizeResult, facts["figures"], "x")
+    size = as_type(facts["figures"], SizeResult, field="x", hint="")
     size = replace(size, asked=name, budget="bytes", other_parameters={name: 5})
     told = facts["result"]
     named = dict.fromkeys(("model", "revision", "text", "eval_text", "base_model", "license"), name)

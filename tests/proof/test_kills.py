@@ -15,6 +15,7 @@ from pathlib import Path
 import fresh
 import pytest
 from conftest import SMALL, run_command
+from foreign import LOCK, left_over
 
 KILLS = int(os.environ.get("DISP_LLM_KILLS", "6"))
 """Of each command. 25 take half an hour a command on a slow machine."""
@@ -89,7 +90,7 @@ def test_commands_survive_kills_to_the_bit(name, commands, small_run, tmp_path):
             assert code == -signal.SIGKILL, child.wait().stderr
             killed += 1
         assert weights_of(folder) == weights_of(whole)
-        assert not list(folder.rglob(".*"))
+        assert not left_over(folder)
         assert run_command("verify", folder).returncode == 0
     print(f"{name}: {killed} kills, {attempt} runs")
 
@@ -99,7 +100,7 @@ def test_the_second_of_two_commands_is_refused(commands, llama_folder, tmp_path)
     for turn in range(KILLS):
         folder = tmp_path / f"run-{turn}"
         first = fresh.start_command(*commands["prune"](folder))
-        while not (folder / ".lock").exists() or not (folder / ".lock").read_text():
+        while not (folder / LOCK).exists() or not (folder / LOCK).read_text():
             assert first.alive()
             time.sleep(0.01)
         second = run_command(*commands["prune"](folder), "--json")
@@ -107,7 +108,7 @@ def test_the_second_of_two_commands_is_refused(commands, llama_folder, tmp_path)
         assert f"process {first.pid}" in json.loads(second.stdout)["error"]
         assert first.wait().returncode == 0, first.wait().stderr
         assert run_command("verify", folder).returncode == 0
-        assert not list(folder.rglob(".*"))
+        assert not left_over(folder)
 
 
 @pytest.fixture

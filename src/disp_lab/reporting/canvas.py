@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.runs.files import atomic
-from disp_llm.runs.ownership import PICTURE
+
+PICTURE = b"Software\0disp-llm"
+"""What a picture of ours has among its first bytes."""
 
 GREY, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 """Colours of the original, of the pruned model, and of what is counted and not measured."""

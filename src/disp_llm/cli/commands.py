@@ -8,7 +8,7 @@ from typing import Any
 from disp_llm.cli.errors import flags_of, with_flags
 from disp_llm.cli.parsing import command_line
 from disp_llm.cli.signals import stop_signals
-from disp_llm.reporting.run_tables import show_models, show_page, show_recovery
+from disp_llm.reporting.run_tables import show_page, show_run
 from disp_llm.reporting.terminal import progress_bar, say
 from disp_llm.runs.folder import Run
 
@@ -22,7 +22,7 @@ def prune(config: Any) -> Figures:
     result = _trained(prune, config)
     if result.figures:  # of several processes, the first has them
         made = Run(result.folder)
-        show_models(result.figures, made.result_file)
+        show_run(result.figures, made.result_file)
         show_page(made.page_file)
     return result.figures
 
@@ -33,7 +33,7 @@ def recover(config: Any) -> Figures:
 
     result = _trained(recover, config)
     if result.figures:
-        show_recovery(result.figures, Run(result.folder).result_file)
+        show_run(result.figures, Run(result.folder).result_file)
     return result.figures
 
 
@@ -55,7 +55,7 @@ def export(config: Any) -> Figures:
     with progress_bar(plain_lines=True) as progress:
         result = export(config, progress=progress, command=command_line())
     made = Run(result.folder)
-    show_models(result.figures, made.result_file)
+    show_run(result.figures, made.result_file)
     show_page(made.page_file)
     return result.figures
 

@@ -20,7 +20,7 @@ from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name, start_process
 from disp_llm.models.loading import load, load_config
 from disp_llm.models.source import IN_MEMORY
-from disp_llm.reporting.page import write_run_page
+from disp_llm.reporting.page import write_page
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
@@ -59,7 +59,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
             "seconds": round(time.perf_counter() - began, 1),
             "peak_memory_bytes": peak_memory_bytes(process.device),
         }
-        write_run_page(made)
+        write_page(made)
     return PruneResult(made.folder, figures, str(process.device))
 
 

@@ -43,7 +43,7 @@ from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import OriginalResult, as_json
+from disp_llm.runs.results import OriginalResult
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.problem import PruningProblem
 
@@ -188,7 +188,7 @@ def measure_original(
         bytes=dense.parameters * next(dense.model.parameters()).element_size(),
         scores=scores,
     )
-    run.update(original=as_json(result))
+    run.update(original=result)
 
 
 def choose(problem: PruningProblem) -> Selection:

@@ -29,6 +29,7 @@ from disp_llm.commands.session import (
     run_in_folder,
 )
 from disp_llm.config.recover import RecoverConfig
+from disp_llm.config.schema import as_type
 from disp_llm.data.sources import Needs, Sources, held_out, read_sources
 from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
@@ -41,7 +42,7 @@ from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import MeasuredResult, OriginalResult, as_json, from_json
+from disp_llm.runs.results import MEASURED_AGAIN, MeasuredResult, OriginalResult, as_json
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.checkpoints import gathered
@@ -167,11 +168,10 @@ def measure_before(
                 from disp_llm.evaluation.suites import against
 
                 scores = against(scores, original)
-                known = {"original_scores": as_json(original)}
-        job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
+                known = {"original_scores": original}
+        job.run.update(before=MeasuredResult(measured, scores), **known)
     if teacher is not None and "teacher" not in found:
-        of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
-        job.run.update(teacher=as_json(of_teacher))
+        job.run.update(teacher=measuring.perplexity(teacher.target, "perplexity of the teacher"))
 
 
 def scores_of_original(
@@ -188,9 +188,10 @@ def scores_of_original(
 
     told = read_facts(folder)
     if told:
-        dense = from_json(OriginalResult, told["original"], str(folder / FACTS)).scores
-        if dense is not None and not difference(student, dense):
-            return dense
+        file = str(folder / FACTS)
+        original = as_type(told["original"], OriginalResult, field=file, hint=MEASURED_AGAIN).scores
+        if original is not None and not difference(student, original):
+            return original
     if teacher is not None and (not told or teacher.revision == told["source"]["revision"]):
         return measuring.scores(teacher.target, "original")
     if not told:

@@ -16,16 +16,19 @@ from disp_llm.config.targets import Target
 from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
-from disp_llm.reporting.page import write_page, write_run_page
-from disp_llm.reporting.run_tables import sizes_table
+from disp_llm.reporting.page import write_page
+from disp_llm.reporting.run_tables import perplexity_said, run_table
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import RunFigures, SizeResult, as_json, perplexity_said, run_figures
+from disp_llm.runs.results import RunFigures, SizeResult, as_json, run_figures
 
 
 @takes(ReportConfig)
 def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Writes the page of a run, one HTML file that stands alone; where it lies, and its bytes."""
-    return write_page(called(ReportConfig, run, options).config)
+    config = called(ReportConfig, run, options).config
+    config.validate()
+    path = write_page(Run(config.run, config.anyway), config.output)
+    return {"file": str(path), "bytes": path.stat().st_size}
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,13 +50,8 @@ class PruneResult:
     def _repr_html_(self) -> str:
         """The table of sizes, as a notebook shows it."""
         found = _typed(self)
-        if found is None or found.original is None:
-            return escape(repr(self))
-        table = sizes_table(found.original, found.models)
-        head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
-        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table.rows)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        table = run_table(found) if found else None
+        return table.html() if table else escape(repr(self))
 
     @property
     def sizes(self) -> list[SizeResult]:
@@ -143,7 +141,7 @@ class PruneResult:
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(Run(self.folder))
+        return write_page(Run(self.folder))
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,7 +167,7 @@ class RecoverResult:
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(Run(self.folder))
+        return write_page(Run(self.folder))
 
 
 def _typed(result: PruneResult | RecoverResult) -> RunFigures | None:

@@ -24,7 +24,7 @@ from disp_llm.models import embedded
 from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking
 from disp_llm.models.files import files_of
 from disp_llm.models.loading import Loaded
-from disp_llm.reporting.page import write_run_page
+from disp_llm.reporting.page import write_page
 from disp_llm.runs.folder import Run, clock, other_source
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
@@ -62,7 +62,7 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
             run.require_whole()
             inputs.require_same(run)
             if prunes and not run.page_file.exists():
-                write_run_page(run)
+                write_page(run)
             return result(run.folder, run.result(), config.machine.device, call.temporary)
         require_tracker(config.track)
         process = start_process(config.machine)
@@ -76,7 +76,7 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
         if process.is_main:
             figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
             if prunes:
-                write_run_page(run)
+                write_page(run)
         return result(run.folder, figures, str(process.device), call.temporary)
 
 

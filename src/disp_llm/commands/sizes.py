@@ -31,7 +31,7 @@ from disp_llm.models.loading import Loaded, load_model
 from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import SizeResult, Timing, as_json, from_json
+from disp_llm.runs.results import SizeResult, Timing
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.estimators import deterministic_mask
@@ -64,14 +64,14 @@ class SizeWriter:
         asked for."""
         job, settings = self.problem.job, self.problem.job.config.budget
         run = job.run
-        found = {entry["size"]: entry for entry in run.result().get("models", [])}
+        figures = run.figures
+        found = {one.size: one for one in figures.models} if figures else {}
         for size in sizes:
             name = settings.size_name(size)
             folder = run.size_folder(name)
-            if name in found and run.has(run.selection_file) and run.has(folder):
-                there = from_json(SizeResult, found[name], str(run.result_file))
-                if there.measured or self.measuring is None:
-                    continue
+            there = name in found and run.has(run.selection_file) and run.has(folder)
+            if there and (found[name].measured or self.measuring is None):
+                continue
             # An attempt that was killed may have left a folder of its own.
             if folder.exists() and size_of(folder) != name:
                 raise InputError(
@@ -88,7 +88,7 @@ class SizeWriter:
             written = self._write_one(masks, size, timing)
             # The card has no provenance: the same model has the same bytes whenever it is written.
             made_by = provenance(job.config.machine.seed, job.command)
-            found[name] = as_json(replace(written, provenance=made_by))
+            found[name] = replace(written, provenance=made_by)
             run.update(folder, models=list(found.values()))
 
     def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:

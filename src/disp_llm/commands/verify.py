@@ -81,13 +81,11 @@ def _settings(folder: Path) -> Iterator[InputError]:
 def _recorded(folder: Path) -> Iterator[InputError]:
     """Recorded files of a run, and models that it has not written."""
     run = Run(folder)
-    result = run.result()
-    files = result.get("files", {})
     yield from run.problems()
-    for model in {(folder / name).parent for name in files if Path(name).name == SUMS}:
+    for model in {(folder / name).parent for name in run.files if Path(name).name == SUMS}:
         yield from _found(_beside, model)
-    if result.get("status") == "done":
-        known = {Path(name).parts[0] for name in files}
+    if run.result().get("status") == "done":
+        known = {Path(name).parts[0] for name in run.files}
         for path in sorted(found.parent for found in folder.glob(f"*/{FACTS}")):
             if path.name not in known:
                 yield _foreign(path, "was not written by this run")

@@ -7,10 +7,11 @@ from typing import Any
 
 import jinja2
 
+from disp_llm.config.names import ATTENTION
 from disp_llm.exporter.facts import CARD, FACTS, Facts, Told, facts_in, facts_of, typed_facts
 from disp_llm.runs.files import atomic, write_json
 from disp_llm.runs.markdown import all_escaped, in_code, printable
-from disp_llm.runs.results import NOT_MEASURED, SizeResult, dropped_said, served_by_vllm
+from disp_llm.runs.results import NOT_MEASURED, SizeResult, dropped_said
 from disp_llm.runs.scores import kept_said, ratio_said, with_error
 
 PLACE = "FOLDER"
@@ -94,6 +95,14 @@ def filled(facts: dict[str, Any], path: str, form: str) -> str:
         served=served_by_vllm(size),
         **_classes(size),
     )
+
+
+def served_by_vllm(size: SizeResult) -> bool:
+    """Whether stock vLLM serves the model: every block has an attention of the usual kind, which
+    its Transformers backend asks for, and it is neither a wrapper nor a mixture of experts, with
+    which it was not tried."""
+    untried = size.other_parameters or not size.usual_blocks
+    return not (size.dropped.get(ATTENTION) or untried)
 
 
 def _perplexity_of_original(size: SizeResult, told: Told) -> str:

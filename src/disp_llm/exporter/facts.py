@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.names import name_of
-from disp_llm.config.schema import Amount, Count, Positive
+from disp_llm.config.schema import Amount, Count, Positive, as_type
 from disp_llm.runs.files import read_json
 from disp_llm.runs.ownership import FACTS
-from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json, from_json
+from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json
 from disp_llm.runs.scores import Finite, Perplexity
 
 CARD = "README.md"
@@ -136,4 +136,4 @@ def facts_in(path: Path) -> dict[str, Any]:
 
 def typed_facts(values: dict[str, Any], path: str) -> Facts:
     """The same as an object."""
-    return from_json(Facts, values, path, EXPORT_AGAIN)
+    return as_type(values, Facts, field=path, hint=EXPORT_AGAIN)

@@ -1,5 +1,5 @@
-"""What people see of results: progress bars, tables, plots, and a page for each run.
+"""What people see of results: progress bars, tables, and a page for each run.
 
-Others use `progress_bar` of `terminal`, the `show_*` functions of `tables`, `markdown`, the
-`draw_*` functions of the `*_plots` modules, and `write_page`. Nothing here measures anything.
+Others use `progress_bar` and `say` of `terminal`, `Table`, the `show_*` functions, `run_table` and
+`write_page`. Nothing here measures anything.
 """

@@ -5,7 +5,7 @@ from typing import Any
 from disp_llm.config.schema import as_type
 from disp_llm.reporting.tables import Table, megabytes
 from disp_llm.reporting.terminal import say
-from disp_llm.runs.results import from_json, workload_said
+from disp_llm.runs.results import MEASURED_AGAIN, workload_said
 from disp_llm.runs.scores import (
     Perplexity,
     Scores,
@@ -103,7 +103,8 @@ def show_evaluation(result: dict[str, Any]) -> None:
     if "suite" in result:
         return
     if "perplexity" in result:
-        measured = from_json(Perplexity, result, result["model"])
+        hint = MEASURED_AGAIN
+        measured: Perplexity = as_type(result, Perplexity, field=result["model"], hint=hint)
         say(
             f"perplexity {measured}  ({measured.tokens:,} tokens of {result['text']}, "
             f"window {measured.window})"

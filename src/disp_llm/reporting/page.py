@@ -1,10 +1,11 @@
 """A run -> one page that stands alone: no network; light, dark, phone, print and screen reader.
 
-The template `report.html` holds all markup; `run_data` gives the figures. Whatever text
-says is shown as text, and nothing on the page can run or be fetched.
+The template `report.html` holds all markup but tables and the chart. Whatever text says is shown as
+text, and nothing on the page can run or be fetched.
 """
 
-from functools import cache
+import io
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,51 +13,47 @@ from typing import Any
 import jinja2
 
 from disp_llm.config.names import name_of
-from disp_llm.config.report import ReportConfig
-from disp_llm.reporting.charts import learning_chart
-from disp_llm.reporting.run_data import RunData, read_run
-from disp_llm.reporting.run_tables import recovery_table, sizes_table
+from disp_llm.reporting.run_data import Step, read_run
+from disp_llm.reporting.run_tables import run_table
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import PAGE
 
+SMOOTH = 0.9
+"""Memory of the moving average that is drawn over the loss of single windows."""
 
-def write_run_page(run: Run) -> Path:
-    """Writes the page of one run into its folder, and returns its path."""
-    return Path(write_page(ReportConfig(run.folder, anyway=run.anyway))["file"])
+COLOURS = {"#00000f": "soft", "#0000f0": "line", "#0000f1": "accent"}
+"""Stand for colours that the page has by name, light or dark."""
+
+SOFT, GRID, LINE = COLOURS
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "loss",
+    "text.parse_math": False,
+    "font.size": 8.5,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "text.color": SOFT,
+    "grid.color": GRID,
+}
 
 
-def write_page(config: ReportConfig) -> dict[str, Any]:
-    """Writes the page; returns where it lies and how large it is."""
-    config.validate()
-    run = Run(config.run, config.anyway)
+def write_page(run: Run, path: Path | None = None) -> Path:
+    """Writes the page of a run, into its folder unless a path is given, and returns its path."""
     found = read_run(run)
-    path = config.output or run.page_file
-    with atomic(path, PAGE) as temporary:
-        text = _template().render(run=found, learning=learning_chart(found))
-        temporary.write_text(text, encoding="utf-8")
-    return {"file": str(path), "bytes": path.stat().st_size}
-
-
-def measured_on(run: RunData) -> str:
-    """`text.txt, 12,000 tokens, windows of 1024`: what perplexity was measured over."""
-    made = run.recovery.after if run.recovery else run.dense
-    if made is None or run.figures is None or run.figures.source is None:
-        return ""
-    measured = made.measured
-    text = run.figures.source["eval_text"]
-    return f"perplexity on {text}, {measured.tokens:,} tokens, windows of {measured.window}"
-
-
-@cache
-def _template() -> jinja2.Template:
-    """The page of `report.html`, compiled once."""
     source = resources.files("disp_llm.reporting") / "report.html"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    tables = (sizes_table, recovery_table, measured_on)
     environment.filters |= {"name_of": name_of, "shown": _shown}
-    called = {made.__name__: made for made in tables}
-    return environment.from_string(source.read_text(encoding="utf-8"), called)
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    table = run_table(found.figures) if found.figures else None
+    path = path or run.page_file
+    with atomic(path, PAGE) as temporary:
+        text = template.render(run=found, table=table, chart=loss_chart(found.steps))
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def _shown(value: Any) -> Any:
@@ -64,3 +61,35 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list):
         return list(map(_shown, value))
     return name_of(value) if isinstance(value, str) else value
+
+
+def loss_chart(steps: list[Step]) -> str:
+    """The smoothed loss against tokens, as SVG in the colours of the page and with its text; empty
+    where nothing has been learned."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    if len(steps) < 2:
+        return ""
+    means = [steps[0].loss]
+    for step in steps[1:]:
+        means.append(SMOOTH * means[-1] + (1 - SMOOTH) * step.loss)
+    drawn = io.StringIO()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.grid(axis="y", linewidth=0.8)
+        axes.plot([step.tokens for step in steps], means, color=LINE, linewidth=1.4)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.set_xlabel("tokens")
+        unsigned = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(drawn, format="svg", transparent=True, metadata=unsigned)
+    text = drawn.getvalue()
+    for colour, name in COLOURS.items():
+        text = text.replace(colour, f"var(--{name})")
+    said = f'role="img" aria-label="Loss, from {means[0]:.2f} to {means[-1]:.2f}"'
+    head = re.compile(r'.*?<svg[^>]* viewBox="([^"]+)"[^>]*>', re.DOTALL)
+    return head.sub(rf'<svg viewBox="\1" {said}>', text, count=1)

@@ -12,22 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import resolved
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.runs.folder import PUT_BACK, Run
-from disp_llm.runs.ownership import kind_of
-from disp_llm.runs.results import (
-    MeasuredResult,
-    OriginalResult,
-    RunFigures,
-    SizeResult,
-    TrainedResult,
-)
-from disp_llm.runs.scores import Perplexity
+from disp_llm.runs.results import RunFigures, SizeResult
 from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)
@@ -51,15 +42,6 @@ class SizeData:
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """What a run of `recover` changed."""
-
-    before: MeasuredResult
-    after: TrainedResult
-    teacher: Perplexity | None
-
-
-@dataclass(frozen=True)
 class Step:
     """What the page shows of a line of `metrics.jsonl`."""
 
@@ -73,59 +55,29 @@ class RunData:
     """What the page shows of one run."""
 
     name: str
-    model: str
     command: str
     """Which one made the run: `prune` or `recover`."""
-    status: str
     figures: RunFigures | None
     """What `result.json` holds; None before there is one."""
-    dense: OriginalResult | None
     sizes: list[SizeData]
-    recovery: Recovery | None
-    metrics: list[Step]
+    steps: list[Step]
     """The lines of `metrics.jsonl`."""
-    settings: list[tuple[str, Any]]
+    settings: dict[str, Any]
+    """By their place in `config.toml`: `learn.steps`."""
 
 
 def read_run(run: Run) -> RunData:
     """What the page shows of one run."""
-    settings, found = _settings(run), run.figures
+    settings, found = stored_settings(run.folder), run.figures
     run.require_whole()
-    recovers = isinstance(settings, RecoverConfig)
     return RunData(
         name=run.folder.resolve().name,
-        model=settings.model,
-        command="recover" if recovers else "prune",
-        status=found.status if found else "not begun",
+        command="recover" if isinstance(settings, RecoverConfig) else "prune",
         figures=found,
-        dense=found.original if found else None,
-        sizes=_sizes(run, found.models) if found else [],
-        recovery=_recovery(found) if recovers and found else None,
-        metrics=_metrics(run.metrics_file),
-        settings=list(_flat(resolved(settings))),
+        sizes=[_size(run.selection_file, model) for model in found.models] if found else [],
+        steps=_steps(run.metrics_file),
+        settings=dict(_flat(resolved(settings))),
     )
-
-
-def _settings(run: Run) -> PruneConfig | RecoverConfig:
-    if not run.config_file.exists() and not kind_of(run.folder):
-        raise InputError(
-            f"{run.folder} is not a run folder",
-            field="runs",
-            hint="name the `output_dir` of a `disp-llm prune` or `disp-llm recover`",
-        )
-    return stored_settings(run.folder)
-
-
-def _recovery(found: RunFigures) -> Recovery | None:
-    """None until the model has been trained."""
-    if found.before is None or found.model is None:
-        return None
-    return Recovery(found.before, found.model, found.teacher)
-
-
-def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:
-    """Figures of every size, and pictures of its masks."""
-    return [_size(run.selection_file, model) for model in models]
 
 
 def _size(selection: Path, figures: SizeResult) -> SizeData:
@@ -155,7 +107,7 @@ def _bitmap(rows: list[Tensor], width: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _metrics(path: Path) -> list[Step]:
+def _steps(path: Path) -> list[Step]:
     """Lines of a log; the last may have been cut off by a kill."""
     field, hint = str(path), "delete it; the page is then without the curve of the loss"
     try:

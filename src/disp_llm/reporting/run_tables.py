@@ -1,12 +1,15 @@
 """What a run of `prune` or `recover` has made, as tables and lines."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.config.names import name_of
 from disp_llm.reporting.tables import Table, megabytes
 from disp_llm.reporting.terminal import say
 from disp_llm.runs.results import (
+    NOT_MEASURED,
     PHASES,
     MeasuredResult,
     OriginalResult,
@@ -14,39 +17,54 @@ from disp_llm.runs.results import (
     SizeResult,
     TrainedResult,
     dropped_said,
-    perplexity_said,
     run_figures,
-    speed_said,
 )
-from disp_llm.runs.scores import Perplexity, kept_said, ratio_said
+from disp_llm.runs.scores import Perplexity, kept_said, ratio_said, with_error
 
 WORTH_RECOVERY = 1.1
 """Perplexity over the original's from which on training the kept weights is proposed."""
 
 
-def show_models(figures: dict[str, Any], file: Path) -> None:
-    """The original and the pruned models side by side, and where things lie.
+def show_run(figures: dict[str, Any], file: Path) -> None:
+    """The models of a run side by side with what they were made from, and where things lie.
 
     Args:
-        figures: what `result.json` of a run of `prune` holds.
+        figures: what `result.json` of the run holds.
         file: where that lies.
     """
     found = run_figures(figures, str(file))
-    original, models, source = found.original, found.models, found.source
-    assert original is not None
-    assert source is not None
-    title = f"{source['model']}, perplexity on {source['eval_text']}"
-    sizes_table(original, models, title).show()
-    _say_what_is_slow(models)
-    for model in models:
+    table = run_table(found)
+    assert table is not None
+    table.show()
+    _say_what_is_slow(found.models)
+    for model in (*found.models, *filter(None, [found.model])):
         say(f"model   {model.folder}")
     if found.keep_by_penalty is not None:
         say(f"the penalty alone arrived at keep {found.keep_by_penalty:.4f}")
-    say(f"run     {_cost(found)}")
-    _say_what_wins_back(original, models)
+    cost = f"{found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s"
+    peak = (found.peak_memory_bytes or 0) / 2**30
+    say(f"run     {found.run}  ({cost}, peak {peak:.2f} GiB)")
+    _say_what_wins_back(found)
 
 
-def sizes_table(original: OriginalResult, models: list[SizeResult], title: str = "") -> Table:
+def run_table(found: RunFigures) -> Table | None:
+    """What a run of `prune` or `recover` has made, and under what its perplexity was measured; None
+    of one that has measured nothing yet."""
+    if found.original is not None:
+        table, measured = _sizes_table(found.original, found.models), found.original.measured
+    elif found.before is not None and found.model is not None:
+        table = _recovery_table(found.before, found.model, found.teacher)
+        measured = found.model.measured
+    else:
+        return None
+    if found.source is None:
+        return table
+    title = f"{name_of(found.source['model'])}, perplexity on {found.source['eval_text']}, "
+    title += f"{measured.tokens:,} tokens, windows of {measured.window}"
+    return replace(table, title=title)
+
+
+def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     """A column for every model; rows of which no pruned model has a figure are left out."""
     rows: list[tuple[str, ...]] = []
 
@@ -58,11 +76,7 @@ def sizes_table(original: OriginalResult, models: list[SizeResult], title: str =
     row("perplexity of the suite", "×1", lambda m: ratio_said(m.scores))
     row("kept of its tasks", "100.0 %", lambda m: kept_said(m.scores))
     row("perplexity", str(original.measured), perplexity_said)
-    row(
-        "perplexity, masked",
-        "",
-        lambda m: "" if m.perplexity_masked is None else f"{m.perplexity_masked:.2f}",
-    )
+    row("perplexity, masked", "", lambda m: with_error(m.perplexity_masked, None))
     row("block parameters", f"{original.block_parameters:,}", lambda m: f"{m.block_parameters:,}")
     row("of the original's", "", lambda m: f"{m.keep:.2%}")
     row("all parameters", f"{original.parameters:,}", lambda m: f"{m.parameters:,}")
@@ -73,8 +87,8 @@ def sizes_table(original: OriginalResult, models: list[SizeResult], title: str =
     timed = next((model.speed for model in models if model.speed), {})
     for phase, name in (("prefill", "prefill, 512 tokens"), ("decode", "decode, one token")):
         took = f"{timed[f'{phase}_original_ms']:.1f} ms" if timed else ""
-        row(name, took, lambda m, phase=phase: speed_said(m, phase))
-    for kind in ("total", "flops", "bytes", "memory", "latency", "active"):
+        row(name, took, lambda m, phase=phase: _speed_said(m, phase))
+    for kind in dict.fromkeys(model.budget for model in models if model.budget != "params"):
         row(
             f"{kind}, of the original's",
             "",
@@ -87,11 +101,25 @@ def sizes_table(original: OriginalResult, models: list[SizeResult], title: str =
             "",
             lambda m, key=key: f"{m.logit_errors[key]:.1e}" if key in m.logit_errors else "",
         )
-    return Table(("", "original", *map(_column_name, models)), rows, title)
+    return Table(("", "original", *map(_column_name, models)), rows)
 
 
 def _column_name(model: SizeResult) -> str:
     return f"keep {model.size}" if model.budget == "params" else model.size.replace("-", " ")
+
+
+def perplexity_said(size: SizeResult) -> str:
+    """`53.29 ± 7.51`."""
+    return str(size.measured or NOT_MEASURED)
+
+
+def _speed_said(size: SizeResult, phase: str) -> str:
+    """`×1.23 (1.20 to 1.25)`, how many times as fast as the original with the quartiles over
+    rounds; empty where nothing was timed."""
+    if not size.speed:
+        return ""
+    low, middle, high = (size.speed[f"{phase}_speedup{end}"] for end in ("_low", "", "_high"))
+    return f"×{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _say_what_is_slow(models: list[SizeResult]) -> None:
@@ -108,39 +136,21 @@ def _say_what_is_slow(models: list[SizeResult]) -> None:
             say("for time ask for `--budget latency --target 0.8`")
 
 
-def _say_what_wins_back(original: OriginalResult, models: list[SizeResult]) -> None:
+def _say_what_wins_back(found: RunFigures) -> None:
     """Names the command that trains the weights of the model that has lost most, where that is
     worth it: masks, scales and adapters leave them as they are."""
     lost = {
-        model.folder: model.measured.perplexity / original.measured.perplexity
-        for model in models
-        if model.measured
+        model.folder: model.measured.perplexity / found.original.measured.perplexity
+        for model in found.models
+        if model.measured and found.original
     }
     worst = max(lost, key=lost.__getitem__, default="")
     if worst and lost[worst] > WORTH_RECOVERY:
         say(f"next    disp-llm recover {worst}, with the same text: trains what is left")
 
 
-def show_recovery(figures: dict[str, Any], file: Path) -> None:
-    """Scores and perplexity before and after training, and where things lie.
-
-    Args:
-        figures: what `result.json` of a run of `recover` holds.
-        file: where that lies.
-    """
-    found = run_figures(figures, str(file))
-    before, model, source = found.before, found.model, found.source
-    assert before is not None
-    assert model is not None
-    assert source is not None
-    title = f"{source['model']}, perplexity on {source['eval_text']}"
-    recovery_table(before, model, found.teacher, title).show()
-    say(f"model   {model.folder}")
-    say(f"run     {_cost(found)}")
-
-
-def recovery_table(
-    before: MeasuredResult, after: TrainedResult, teacher: Perplexity | None, title: str = ""
+def _recovery_table(
+    before: MeasuredResult, after: TrainedResult, teacher: Perplexity | None
 ) -> Table:
     """What training has changed, with the teacher's perplexity where there is one."""
     rows = [
@@ -150,14 +160,7 @@ def recovery_table(
     ]
     end = 4 if teacher else 3
     names = ("", "before training", "after", "teacher")
-    return Table(names[:end], [row[:end] for row in rows if row[2]], title)
-
-
-def _cost(found: RunFigures) -> str:
-    return (
-        f"{found.run}  ({found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s, "
-        f"peak {(found.peak_memory_bytes or 0) / 2**30:.2f} GiB)"
-    )
+    return Table(names[:end], [row[:end] for row in rows if row[2]])
 
 
 def show_page(file: Path) -> None:

@@ -1,13 +1,14 @@
-"""One way to make a table, for a terminal, Markdown and the page."""
+"""One way to make a table, for a terminal, Markdown, a notebook and the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import rich.box
 import rich.table
 
-from disp_llm.reporting.terminal import results
-from disp_llm.runs.markdown import table_row
+from disp_llm.reporting.terminal import results, say
+from disp_llm.runs.markdown import escaped
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Table:
 
     def show(self) -> None:
         """Prints it on standard output."""
-        shown = rich.table.Table(title=self.title or None, box=rich.box.SIMPLE_HEAD)
+        if self.title:
+            say(self.title)  # in one line, which rich would wrap to the width of the table
+        shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
         for name in self.columns:
             is_left = name in (self.columns[0], *self.left)
             shown.add_column(name, justify="left" if is_left else "right")
@@ -33,7 +36,19 @@ class Table:
         """Its lines in Markdown."""
         words = (self.columns[0], *self.left)
         rule = "|".join("---" if name in words else "---:" for name in self.columns)
-        return [table_row(self.columns), f"|{rule}|", *map(table_row, self.rows)]
+        head, *lines = [
+            f"| {' | '.join(map(escaped, row))} |" for row in (self.columns, *self.rows)
+        ]
+        return [head, f"|{rule}|", *lines]
+
+    def html(self) -> str:
+        """The same in HTML."""
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
+        lines = []
+        for name, *cells in self.rows:
+            row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            lines.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>\n')
+        return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody></table>"
 
 
 def megabytes(count: int) -> str:

@@ -26,10 +26,6 @@ def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
 
     Args:
         signature: by which a file is known that may be replaced (`require_replaceable`).
-
-    Raises:
-        InputError: somebody else's file or folder lies there, the folder is not writable, or the
-            disk is full.
     """
     try:
         require_replaceable(path, signature)
@@ -107,11 +103,8 @@ def write_checked_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_checked_json(path: Path, hint: str, anyway: bool = False) -> dict[str, Any]:
-    """An object that `write_checked_json` wrote, without its checksum.
-
-    Raises:
-        InputError: it was changed, and is not taken `anyway`; `hint` says what to do.
-    """
+    """An object that `write_checked_json` wrote, without its checksum; refused if it was changed,
+    unless it is taken `anyway`."""
     value = read_json(path, hint)
     stated = value.pop(CHECKSUM, None)
     if not anyway and stated != _checksum(value):
@@ -126,11 +119,7 @@ def _checksum(value: dict[str, Any]) -> str:
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: it cannot be read, or is something else; `hint` says what to do.
-    """
+    """The object in a JSON file; `hint` says what to do if it cannot be read or is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

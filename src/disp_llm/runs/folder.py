@@ -12,13 +12,12 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
-from disp_llm.runs.results import OriginalResult, RunFigures, run_figures
+from disp_llm.runs.results import OriginalResult, RunFigures, as_json, run_figures
 from disp_llm.runs.sums import SUMS, changed_files, folder_problems, sha256
 
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
@@ -35,52 +34,28 @@ NOT_MADE_AGAIN = {
 """The same for files that no later attempt writes."""
 
 
-@dataclass(frozen=True)
 class Run:
-    """One run folder: its paths, its figures, and whether its files are still what they were."""
+    """One run folder: its paths, its figures, and whether its files are still what they were.
 
-    folder: Path
-    anyway: bool = False
-    """Whether files that have changed are used all the same."""
+    Args:
+        anyway: whether files that have changed are used all the same.
+    """
 
-    @property
-    def config_file(self) -> Path:
-        return self.folder / "config.toml"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
+    def __init__(self, folder: Path, anyway: bool = False):
+        self.folder, self.anyway = folder, anyway
+        self.config_file = folder / "config.toml"
+        self.metrics_file = folder / "metrics.jsonl"
+        self.result_file = folder / "result.json"
+        self.page_file = folder / "report.html"
+        self.checkpoint_folder = folder / "checkpoint"
+        self.scores_file = self.checkpoint_folder / "scores.safetensors"
+        self.selection_file = folder / "selection.safetensors"
+        self.model_folder = folder / "model"  # of `recover`; those of `prune` are size folders
 
     @property
     def log(self) -> tuple[Path, ...]:
         """The log of the steps; none of a run that takes none."""
         return (self.metrics_file,) if self.metrics_file.exists() else ()
-
-    @property
-    def result_file(self) -> Path:
-        return self.folder / "result.json"
-
-    @property
-    def page_file(self) -> Path:
-        return self.folder / "report.html"
-
-    @property
-    def scores_file(self) -> Path:
-        return self.checkpoint_folder / "scores.safetensors"
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.folder / "checkpoint"
-
-    @property
-    def selection_file(self) -> Path:
-        """What was chosen, and the kept indices of every size."""
-        return self.folder / "selection.safetensors"
-
-    @property
-    def model_folder(self) -> Path:
-        """Where `recover` writes its model."""
-        return self.folder / "model"
 
     def size_folder(self, size: str) -> Path:
         """Where `prune` writes a size: `keep-0.8`, or `bytes-0.6` under another budget."""
@@ -88,14 +63,28 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """What has been measured so far; empty before anything has."""
-        return self._read()[0]
-
-    def _read(self) -> tuple[dict[str, Any], RunFigures | None]:
-        """The same, as it is and typed."""
         if not self.result_file.exists():
-            return {}, None
+            return {}
         values = read_checked_json(self.result_file, PUT_BACK, self.anyway)
-        return values, run_figures(values, str(self.result_file))
+        run_figures(values, str(self.result_file))
+        return values
+
+    @property
+    def figures(self) -> RunFigures | None:
+        """The same, typed; None before anything has been measured."""
+        values = self.result()
+        return run_figures(values, str(self.result_file)) if values else None
+
+    @property
+    def original(self) -> OriginalResult | None:
+        """The figures of the model as it came, once they are measured."""
+        found = self.figures
+        return found.original if found else None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Hashes of the recorded files, by their names in the folder."""
+        return self.result().get("files", {})
 
     @property
     def identity(self) -> str:
@@ -106,26 +95,14 @@ class Run:
         parts = [sha256(self.config_file), *(source.get(key, "") for key in SOURCES.values())]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    @property
-    def figures(self) -> RunFigures | None:
-        """The same, typed; None before anything has been measured."""
-        return self._read()[1]
-
-    @property
-    def original(self) -> OriginalResult | None:
-        """The figures of the model as it came, once they are measured."""
-        found = self.figures
-        return found.original if found else None
-
     def update(self, *written: Path, **values: Any) -> dict[str, Any]:
         """Adds values to `result.json`, and with them the hashes of files that were written; an
         exported folder carries the sums of its files.
         """
-        result = self.result() | values
+        result = self.result() | as_json(values)
         if "status" not in result:  # a run that has not begun: a method was called by itself
             return {}
-        names = [self._name(path) for path in written]
-        hashes = {name: sha256(self.folder / name) for name in names}
+        hashes = {name: sha256(self.folder / name) for name in map(self._name, written)}
         if hashes:
             result["files"] = result.get("files", {}) | hashes
         write_checked_json(self.result_file, result)
@@ -142,28 +119,35 @@ class Run:
             self.update(path, replacing={self._name(path): sha256(new)})
         self.update(path, replacing={})
 
-    def forget(self, path: Path) -> None:
-        """Takes a file that is about to be replaced off the record."""
+    def forget(self, *paths: Path) -> None:
+        """Takes files, and exported folders with their figures, off the record."""
         result = self.result()
-        if result.get("files", {}).pop(self._name(path), None):
+        names = {path.relative_to(self.folder).as_posix() for path in paths}
+        gone = {*names, *(f"{name}/{SUMS}" for name in names)} & result.get("files", {}).keys()
+        if gone:
+            models = result.get("models", [])
+            result["models"] = [m for m in models if self.size_folder(m["size"]) not in paths]
+            result["files"] = {k: v for k, v in result["files"].items() if k not in gone}
             write_checked_json(self.result_file, result)
 
-    def has(self, path: Path) -> bool:
-        """Whether an earlier attempt has finished a file or an exported folder of this run.
+    def forget_deleted(self, made: Iterable[str]) -> None:
+        """The same for sizes whose folder was deleted since, but for those that an attempt makes
+        again."""
+        found, kept = self.figures, set(made)
+        sizes = [one.size for one in found.models if one.size not in kept] if found else []
+        self.forget(*(folder for folder in map(self.size_folder, sizes) if not folder.exists()))
 
-        Raises:
-            InputError: it has changed since.
-        """
-        if self._name(path) not in self.result().get("files", {}) or not path.exists():
+    def has(self, path: Path) -> bool:
+        """Whether an earlier attempt has finished a file or an exported folder of this run, which
+        is refused if it has changed since."""
+        if self._name(path) not in self.files or not path.exists():
             return False
-        for problem in [] if self.anyway else self.problems(path):
-            raise problem
+        self.require_whole(path)
         return True
 
     def problems(self, *paths: Path) -> list[InputError]:
         """What is not as it was recorded: of these files and exported folders, or of all."""
-        result = self.result()
-        files, replacing = result.get("files", {}), result.get("replacing", {})
+        files, replacing = self.files, self.result().get("replacing", {})
         found: list[InputError] = []
         for name in [self._name(path) for path in paths] or files:
             hint = NOT_MADE_AGAIN.get(name, MADE_AGAIN)
@@ -180,27 +164,12 @@ class Run:
     @property
     def is_done(self) -> bool:
         """Whether the run has finished and nothing of it was deleted."""
-        result = self.result()
-        there = [(self.folder / name).exists() for name in result.get("files", {})]
-        return result.get("status") == "done" and all(there)
+        there = all((self.folder / name).exists() for name in self.files)
+        return there and self.result().get("status") == "done"
 
-    def forget_deleted(self, made: Iterable[str]) -> None:
-        """Takes sizes off the record whose folder was deleted since, but for those that an attempt
-        makes again.
-        """
-        result, kept = self.result(), set(made)
-        sizes = result.get("models", [])
-        folders = {one["size"]: self.size_folder(one["size"]) for one in sizes}
-        gone = {size for size, folder in folders.items() if not folder.exists()} - kept
-        if gone:
-            gone_files = {f"{folders[size].name}/{SUMS}" for size in gone}
-            result["models"] = [one for one in sizes if one["size"] not in gone]
-            result["files"] = {k: v for k, v in result["files"].items() if k not in gone_files}
-            write_checked_json(self.result_file, result)
-
-    def require_whole(self) -> None:
-        """Refuses a run that is not what it was when it was written."""
-        for problem in [] if self.anyway else self.problems():
+    def require_whole(self, *paths: Path) -> None:
+        """Refuses files and exported folders that are not what they were when they were written."""
+        for problem in [] if self.anyway else self.problems(*paths):
             raise problem
 
     def require_same_source(self, source: dict[str, str], dtype: str) -> None:
@@ -262,11 +231,8 @@ SOURCES = {
 
 @contextlib.contextmanager
 def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
-    """Adds the seconds that the context lasts to those of earlier attempts in `result.json`.
-
-    Args:
-        active: whether this process writes.
-    """
+    """Adds the seconds that the context lasts to those of earlier attempts in `result.json`, if
+    this process is the `active` one, which writes."""
     began = time.perf_counter()
     try:
         yield

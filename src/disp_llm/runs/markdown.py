@@ -1,7 +1,6 @@
 """Text that came from outside -> Markdown in which it is nothing but text."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from disp_llm.config.errors import printable
@@ -22,11 +21,8 @@ def escaped(text: str) -> str:
 
 
 def all_escaped(value: Any, code: tuple[str, ...] = ()) -> Any:
-    """Anything that a JSON file can hold, with all of its text escaped.
-
-    Args:
-        code: keys of text that is shown as code.
-    """
+    """Anything that a JSON file can hold, with all of its text escaped; `code` are the keys of text
+    that is shown as code."""
     if isinstance(value, dict):
         return {
             escaped(key): in_code(part) if key in code else all_escaped(part, code)
@@ -40,8 +36,3 @@ def all_escaped(value: Any, code: tuple[str, ...] = ()) -> Any:
 def in_code(text: str) -> str:
     """Text that stays inside of code, which no escape reaches and a backtick would end."""
     return printable(text).replace("`", "'")
-
-
-def table_row(cells: Iterable[str]) -> str:
-    """A line of a table."""
-    return f"| {' | '.join(map(escaped, cells))} |"

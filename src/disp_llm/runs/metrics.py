@@ -29,14 +29,8 @@ class MetricsLog:
                 self._file.close()
 
     def go_on_from(self, step: int, digest: str | None) -> None:
-        """Keeps the lines of so many steps, before the first is appended.
-
-        Args:
-            digest: of those lines, as the checkpoint has it; None = it has none.
-
-        Raises:
-            InputError: the lines are not those that were written, or the file cannot be written.
-        """
+        """Keeps the lines of so many steps, before the first is appended, if they are those of
+        which the checkpoint has the digest."""
         with self._writing():
             lines = self._path.read_bytes().splitlines(True)[:step] if self._path.exists() else []
         self._digest.update(b"".join(lines))

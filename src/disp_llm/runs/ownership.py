@@ -4,7 +4,7 @@
     FOLDER/.disp-llm.lock    while a process works there
     .disp-llm-NUMBER-XXXX/   what is half written, in the folder whose number it bears
 
-A page or a picture says in its first bytes that we wrote it, a model folder by its `card.json`.
+A page says in its first bytes that we wrote it, a model folder by its `card.json`.
 Whatever bears no mark is somebody else's: it is never deleted, renamed or replaced.
 """
 
@@ -27,9 +27,6 @@ FACTS = "card.json"
 PAGE = b'<meta name="generator" content="disp-llm">'
 """What a page of ours has among its first bytes."""
 
-PICTURE = b"Software\0disp-llm"
-"""The same of pictures."""
-
 HEAD = 4096
 """How many bytes these are."""
 
@@ -40,7 +37,7 @@ def kind_of(folder: Path) -> str:
 
 
 def _mark(folder: Path) -> tuple[str, str]:
-    """Kind and number in the mark of a folder; empty where there is none of ours."""
+    """Kind and number in the mark of a folder, likewise."""
     try:
         content = (folder / MARK).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -92,12 +89,8 @@ def damaged_mark(folder: Path) -> InputError:
 
 
 def require_replaceable(path: Path, signature: bytes = b"") -> None:
-    """Refuses to replace what does not say that it is ours.
-
-    Args:
-        signature: what a file of ours has among its first bytes, wherever it lies; b"" = it lies in
-            a folder of ours, under a name that nothing else has there.
-    """
+    """Refuses to replace what does not say that it is ours: by a signature among its first bytes
+    or, without one, by lying in a folder of ours."""
     if os.path.lexists(path) and not _is_ours(path, signature):
         kind = "folder" if path.is_dir() else "file"
         raise InputError(

@@ -4,12 +4,10 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -33,11 +31,6 @@ def provenance(seed: int, command: str) -> Provenance:
         "versions": versions(),
         "hardware": hardware(),
     }
-
-
-def runs_alike(before: Mapping[str, Any], now: Provenance) -> bool:
-    """Whether both are of the same code on the same kind of machine."""
-    return all(before.get(key) == now[key] for key in ("commit", "versions", "hardware"))
 
 
 @cache  # the code that runs is that of the first call, whatever is checked out afterwards

@@ -1,16 +1,14 @@
 """Figures with what they were measured over, as `result.json` and `compare.json` hold them.
 
-`as_json` writes a result as it is nested; `from_json` reads it back, and checks every value.
+`as_json` writes a result as it is nested; `as_type` reads it back, and checks every value.
 """
 
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
-from disp_llm.config.names import ATTENTION, BudgetKind
+from disp_llm.config.names import BudgetKind
 from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
 from disp_llm.runs.scores import Perplexity, Scores
-
-Result = TypeVar("Result")
 
 MEASURED_AGAIN = "delete it; figures are measured again"
 """What to do about a damaged file of figures."""
@@ -36,12 +34,6 @@ class Hardware(TypedDict):
     threads: Size
     system: NotRequired[str]
     gpus: NotRequired[list[str]]
-
-
-def machine_name(hardware: Hardware) -> str:
-    """`AMD EPYC, 2 threads`: times of two machines are compared only where this is the same."""
-    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
-    return ", ".join([hardware["cpu"], *hardware.get("gpus", []), threads])
 
 
 class Provenance(TypedDict):
@@ -245,24 +237,11 @@ class RunFigures:
 
 def run_figures(values: dict[str, Any], file: str) -> RunFigures:
     """The figures of a run."""
-    return from_json(RunFigures, values, file)
-
-
-def served_by_vllm(size: SizeResult) -> bool:
-    """Whether stock vLLM serves the model: every block has an attention of the usual kind, which
-    its Transformers backend asks for, and it is neither a wrapper nor a mixture of experts, with
-    which it was not tried."""
-    untried = size.other_parameters or not size.usual_blocks
-    return not (size.dropped.get(ATTENTION) or untried)
+    return as_type(values, RunFigures, field=file, hint=MEASURED_AGAIN)
 
 
 NOT_MEASURED = "not measured"
 """Stands for a figure of a size that was exported without running it."""
-
-
-def perplexity_said(size: SizeResult) -> str:
-    """`53.29 ± 7.51`."""
-    return str(size.measured or NOT_MEASURED)
 
 
 def dropped_said(size: SizeResult) -> str:
@@ -274,26 +253,11 @@ def dropped_said(size: SizeResult) -> str:
     return ", ".join(parts)
 
 
-def speedups(speed: dict[str, float]) -> dict[str, float]:
-    """`{prefill, decode}`: times as fast as the original; empty where nothing was timed."""
-    return {phase: speed[f"{phase}_speedup"] for phase in PHASES if speed}
-
-
-def speed_said(size: SizeResult, phase: str) -> str:
-    """`×1.23 (1.20 to 1.25)`, how many times as fast as the original with the quartiles over
-    rounds; empty where nothing was timed."""
-    if not size.speed:
-        return ""
-    low, middle, high = (size.speed[f"{phase}_speedup{end}"] for end in ("_low", "", "_high"))
-    return f"×{middle:.2f} ({low:.2f} to {high:.2f})"
-
-
 def as_json(value: Any) -> Any:
-    """A result as plain values; what has its default is left out."""
+    """Results as plain values; what has its default is left out."""
     if is_dataclass(value):
-        present = {entry.name: getattr(value, entry.name) for entry in fields(value)}
-        defaults = {entry.name: _default(entry) for entry in fields(value)}
-        return {name: as_json(of) for name, of in present.items() if of != defaults[name]}
+        told = {entry: getattr(value, entry.name) for entry in fields(value)}
+        return {entry.name: as_json(of) for entry, of in told.items() if of != _default(entry)}
     if isinstance(value, dict):
         return {key: as_json(of) for key, of in value.items()}
     return [as_json(of) for of in value] if isinstance(value, list) else value
@@ -301,8 +265,3 @@ def as_json(value: Any) -> Any:
 
 def _default(entry: Any) -> Any:
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
-
-
-def from_json(kind: type[Result], values: Any, file: str, hint: str = MEASURED_AGAIN) -> Result:
-    """The result that `as_json` wrote; keys that it does not know are ignored."""
-    return as_type(values, kind, field=file, hint=hint)

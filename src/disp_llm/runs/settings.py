@@ -15,7 +15,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import is_unused, kind_of, require_ours
-from disp_llm.runs.provenance import provenance, runs_alike
+from disp_llm.runs.provenance import provenance
 
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
 
@@ -25,11 +25,7 @@ FREE_TO_CHANGE = ("resume", "anyway", "output_dir", "track", "shard")
 
 
 def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
-    """The configuration of an earlier attempt at a command.
-
-    Raises:
-        InputError: the folder is not a run of it, or its configuration is damaged.
-    """
+    """The configuration of an earlier attempt at a command."""
     path = folder / "config.toml"
     command, found = "prune" if kind is PruneConfig else "recover", kind_of(folder)
     hint = f"name the `output_dir` of an earlier `disp-llm {command}`"
@@ -55,12 +51,7 @@ def stored_settings(folder: Path) -> PruneConfig | RecoverConfig:
 
 def available(config: Stored) -> Stored:
     """The settings, with a `resume` of "auto" decided, if the run folder can be used; creates
-    nothing.
-
-    Raises:
-        InputError: it holds a run and `resume` is not given (or the reverse), the settings differ
-            from those of the run that is to go on, or it cannot be written.
-    """
+    nothing."""
     run = Run(config.output_dir, config.anyway)
     require_ours(run.folder, "prune" if isinstance(config, PruneConfig) else "recover")
     if config.resume == "auto":
@@ -113,23 +104,19 @@ def _from_root(value: Any) -> Any:
 
 
 def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -> None:
-    """Writes the settings of a run that begins, and records where its figures come from."""
-    run = Run(config.output_dir, config.anyway)
+    """Writes the settings of a run that begins, and records where its figures come from; of one
+    that goes on with other code or on another kind of machine, that it has done so."""
+    run, now = Run(config.output_dir, config.anyway), provenance(config.machine.seed, command)
     if not config.resume:
         stored = replace(config, anyway=False)
         with atomic(run.config_file) as temporary:
             temporary.write_text(tomli_w.dumps(resolved(stored)), encoding="utf-8")
-    record_beginning(run, config.machine.seed, command, run.config_file, **facts)
-
-
-def record_beginning(run: Run, seed: int, command: str, *written: Path, **facts: Any) -> None:
-    """Begins `result.json` with these facts; a run that goes on with other code or on another kind
-    of machine is said to have done so."""
-    before, now = run.result(), provenance(seed, command)
+    before = run.result()
     if not before:
-        facts |= {"status": "running", "run": str(run.folder)}
-        run.update(*written, **facts, **now)
+        run.update(run.config_file, **facts, status="running", run=str(run.folder), **now)
         return
     resumed = before.get("resumed", [])
-    if before["status"] == "running" and not runs_alike([before, *resumed][-1], now):
+    last = [before, *resumed][-1]
+    elsewhere = any(last.get(key) != now[key] for key in ("commit", "versions", "hardware"))
+    if before["status"] == "running" and elsewhere:
         run.update(resumed=[*resumed, now])

@@ -84,8 +84,8 @@ def folder_problems(
     folder: Path, but: tuple[str, ...] = (), hint: str = CHANGED_FOLDER
 ) -> list[InputError]:
     """Files of a folder, but for some names, that are missing or not as its sums say."""
-    sums = {name: digest for name, digest in require_sums(folder).items() if name not in but}
-    return changed_files(folder, sums, hint)
+    sums = require_sums(folder)
+    return changed_files(folder, {name: sums[name] for name in sums if name not in but}, hint)
 
 
 def extra_files(folder: Path) -> list[str]:
@@ -101,23 +101,21 @@ def extra_files(folder: Path) -> list[str]:
 
 def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[InputError]:
     """Files of a folder that are missing or differ from their hash; `hint` says what to do."""
-    problems, there = [], []
-    for name in sums:
-        if (folder / name).is_file():
-            there.append(folder / name)
-        else:
-            problems.append(InputError("is missing", field=str(folder / name), hint=hint))
-    try:
-        found = sha256_of(there)
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        field = str(error.filename or folder)
-        return [*problems, InputError(what, field=field, hint=hint)]
-    return problems + [
-        InputError("is not the file that was written", field=str(path), hint=hint)
-        for path, digest in found.items()
-        if digest != sums[path.relative_to(folder).as_posix()]
-    ]
+
+    def problem(name: str) -> str:
+        path = folder / name
+        if not path.is_file():
+            return "is missing"
+        try:
+            return "" if sha256(path) == sums[name] else "is not the file that was written"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = {
+            folder / name: what for name, what in zip(sums, pool.map(problem, sums), strict=True)
+        }
+    return [InputError(what, field=str(path), hint=hint) for path, what in found.items() if what]
 
 
 def _stays_inside(name: str) -> bool:

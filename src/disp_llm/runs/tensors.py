@@ -71,11 +71,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def tensors_sha256(tensors: dict[str, Tensor], floats: torch.dtype | None = None) -> str:
-    """SHA-256 of names, data types, shapes and numbers of tensors.
-
-    Args:
-        floats: what floating-point numbers are taken in; None = as they are.
-    """
+    """SHA-256 of names, data types, shapes and numbers of tensors, with floating-point numbers as
+    they are or in the data type `floats`."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()
@@ -126,11 +123,8 @@ def read_tensors(path: Path, hint: str) -> TensorFile:
 
 @contextlib.contextmanager
 def opened(path: Path, hint: str) -> Iterator[Any]:
-    """A safetensors file, of which nothing but what is asked for is read.
-
-    Raises:
-        InputError: it cannot be read; `hint` says what to do.
-    """
+    """A safetensors file, of which nothing but what is asked for is read; `hint` says what to do
+    if it cannot be."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
