@@ -144,7 +144,7 @@ def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, 
     from disp_llm.config.learning import LearnConfig, TrainingConfig
     from disp_llm.config.parts import MachineConfig
     from disp_llm.config.prune import PruneConfig
-    from disp_llm.data.tokens import Corpus
+    from disp_llm.data.windows import Corpus
     from disp_llm.masks.budget import Budget
     from disp_llm.masks.prunable import PrunableModel
     from disp_llm.models.loading import load

@@ -27,8 +27,7 @@ from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of
-from disp_llm.data.tokens import Corpus
-from disp_llm.data.windows import random_windows
+from disp_llm.data.windows import Corpus, random_windows
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel

@@ -41,7 +41,8 @@ from disp_llm.cli.main import main
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Site
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.tokens import Corpus, tokenize
+from disp_llm.data.tokens import tokenize
+from disp_llm.data.windows import Corpus
 from disp_llm.evaluation import measuring
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout

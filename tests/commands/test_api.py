@@ -20,7 +20,8 @@ from disp_llm.config.eval import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
-from disp_llm.data.given import GivenText, read_input
+from disp_llm.data.in_memory import read_input
+from disp_llm.data.sources import GivenText
 from disp_llm.models.source import fingerprint_of
 
 

@@ -18,8 +18,7 @@ from disp_llm.commands.session import as_begun
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.examples import read_input_examples
-from disp_llm.data.sources import InMemory
+from disp_llm.data.in_memory import read_input_examples
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
 from disp_llm.training.checkpoints import checkpoints
@@ -186,7 +185,7 @@ def test_own_losses_beside_text_need_a_whole_model(tmp_path, monkeypatch):
     config = dataclasses.replace(job.config, training=training)
     text = dataclasses.replace(config.text, text=(Path("a.txt"),))
     job = dataclasses.replace(job, config=dataclasses.replace(config, text=text))
-    inputs = Inputs(texts=InMemory(examples=given))
+    inputs = Inputs(texts={"examples": given})
     with pytest.raises(InputError, match="shard: examples with a loss of their own") as refused:
         sharding_of(job, inputs)
     assert "a `shard` of no" in str(refused.value.hint)

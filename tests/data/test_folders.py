@@ -100,7 +100,7 @@ def test_the_command_names_flag_file_and_line(llama_folder, text_file, tmp_path,
     flags = [part for pair in texts.items() for part in pair]
     done = run_command("prune", llama_folder, *flags, "--output-dir", tmp_path / "run")
     assert done.returncode == 2
-    assert f"disp-llm: {flag}: {bad} has no text but null as 'text' in line 2; " in done.stderr
+    assert f"disp-llm: {flag}: {bad} has no text but None as 'text' in line 2; " in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from disp_llm.config.errors import InputError
-from disp_llm.data import given as given_text
-from disp_llm.data.given import GivenText, read_input
+from disp_llm.data import in_memory
+from disp_llm.data.in_memory import read_input
+from disp_llm.data.sources import GivenText
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +33,11 @@ def files(tmp_path, monkeypatch):
         (["gone.txt"], "no such file: gone.txt"),
         (["a.txt", "gone"], "no such file: gone"),
         (["a.txt", "my gone.txt"], "no such file: my gone.txt"),
-        (["a", None], "no text but null in row 2"),
-        ([{"text": "a"}, {"text": None}], "no text but null as 'text' in row 2"),
-        ([{"text": ["a"]}], "no text but a list as 'text' in row 1"),
+        (["a", None], "no text but None in row 2"),
+        ([{"text": "a"}, {"text": None}], "no text but None as 'text' in row 2"),
+        ([{"text": ["a"]}], r"no text but \['a'\] as 'text' in row 1"),
         ([{"body": "a"}], "no column 'text' in row 1, but 'body'"),
-        (iter(["a", 3.5]), "no text but a number in row 2"),
+        (iter(["a", 3.5]), "no text but 3.5 in row 2"),
         (iter(["a\ud83d"]), "lone surrogate"),
         (["a", "b\ud83d"], "lone surrogate"),
         ("a b\ud83d", "lone surrogate"),
@@ -76,12 +77,12 @@ def test_paths_and_texts_are_told_apart(tmp_path):
 
 
 def test_only_what_has_no_length_is_read_in_part_and_that_is_said(monkeypatch):
-    monkeypatch.setattr(given_text, "CHARACTERS", 5)
+    monkeypatch.setattr(in_memory, "WITHOUT_LENGTH", 5)
     rows = [{"text": "abc"}, {"text": "def"}, {"text": "ghi"}]
     whole = read_input(rows)
     assert isinstance(whole, GivenText)
     assert whole.documents == ["abc", "def", "ghi"]
-    with pytest.warns(UserWarning, match="text: 2 rows"):
+    with pytest.warns(UserWarning, match="text: the first 6 characters"):
         part = read_input(row for row in rows)
     assert isinstance(part, GivenText)
     assert part.documents == ["abc", "def"]

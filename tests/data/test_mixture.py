@@ -8,7 +8,8 @@ import torch
 from conftest import SMALL, byte_tokenizer, run_command
 
 from disp_llm.config.parts import TextConfig
-from disp_llm.data.tokens import Corpus, load_tokens
+from disp_llm.data.tokens import load_tokens
+from disp_llm.data.windows import Corpus
 
 STREAMS = tuple(torch.arange(1000 * i, 1000 * i + 1000 - 100 * i) for i in range(4))
 

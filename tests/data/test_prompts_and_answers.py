@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import byte_tokenizer
@@ -11,8 +12,14 @@ from tokenizers import normalizers
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
-from disp_llm.data.example_tokens import ExampleStream, ids_of, stream_of_examples
-from disp_llm.data.examples import GivenExamples, read_examples, read_input_examples
+from disp_llm.data.examples import (
+    ExampleStream,
+    GivenExamples,
+    ids_of,
+    read_examples,
+    stream_of_examples,
+)
+from disp_llm.data.in_memory import read_input_examples
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
 
@@ -58,6 +65,16 @@ def said(found: ExampleStream, place: int = 0) -> tuple[str, str]:
 )
 def test_an_answer_counts_and_ends_the_text(row, whole, answer):
     assert said(stream([row])) == (whole, answer)
+
+
+def test_tables_of_other_kinds_hold_examples_too(tmp_path):
+    table = pd.DataFrame({"prompt": ["2+2=", "3+3="], "answer": ["4", "6"]})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.assign(answer=["4", 6.0]).astype(str).to_parquet(tmp_path / "b.parquet")
+    given = read_examples([tmp_path / "a.csv", tmp_path / "b.parquet"], "auto")
+    assert given is not None
+    answers = [one.messages[-1]["content"] for one in given.examples]
+    assert answers == ["4", "6", "4", "6.0"]
 
 
 def test_a_template_is_cut_where_the_assistant_speaks():
@@ -128,11 +145,11 @@ def test_where_a_token_would_belong_to_both_the_answer_is_read_alone():
         ({"prompt": "a"}, "has no answer in line 2"),
         ({"prompt": "a", "answer": "  "}, "has an empty answer in line 2"),
         ({"prompt": "", "answer": "b"}, "has an empty prompt in line 2"),
-        ({"prompt": "a", "answer": 3}, "has no text but a number as 'answer' in line 2"),
+        ({"prompt": "a", "answer": 3}, "has no text but 3 as 'answer' in line 2"),
         ({"text": "a"}, "has no prompt in line 2"),
-        ([1], "has no example but a list in line 2"),
+        ([1], "has no example but [1] in line 2"),
         ({"messages": TALK[:3]}, "has no answer in line 2: its last message is by 'user'"),
-        ({"messages": []}, "has no list of messages but a list in line 2"),
+        ({"messages": []}, "has no list of messages but [] in line 2"),
         ({"messages": [{"content": "a"}]}, "has no role in line 2"),
     ],
 )

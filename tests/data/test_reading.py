@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import re
 
 import datasets
 import pyarrow as pa
@@ -93,36 +94,31 @@ def test_json_lines_end_at_line_feeds_alone(tmp_path):
     assert read_documents([tmp_path / "a.jsonl"], "text") == documents
 
 
-NO_TEXTS = {
-    "null": None, "a number": 3.5, "true or false": True, "a list": ["a"], "an object": {"a": 1},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", NO_TEXTS)
+@pytest.mark.parametrize("value", [None, 3.5, True, ["a"], {"a": 1}])
 @pytest.mark.parametrize(
     ("name", "place"), [("a.jsonl", "line 3"), ("a.json", "row 3"), ("c.json", "line 3")]
 )
-def test_what_is_no_text_is_never_learned_as_a_word(tmp_path, name, place, kind):
+def test_what_is_no_text_is_never_learned_as_a_word(tmp_path, name, place, value):
     path = tmp_path / name
-    path.write_bytes(TABLES[name](["a", "b", NO_TEXTS[kind], "c"]))
-    assert f"no text but {kind} as 'text' in {place}" in refused(path)
+    path.write_bytes(TABLES[name](["a", "b", value, "c"]))
+    assert f"no text but {value!r} as 'text' in {place}" in refused(path)
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (["a", None], "null as 'text' in row 2"),
-        ([1, 2], "a number as 'text' in row 1"),
-        ([True], "true or false as 'text' in row 1"),
-        ([["a"], ["b"]], "a list as 'text' in row 1"),
-        ([{"a": "b"}], "an object as 'text' in row 1"),
-        ([b"a"], "bytes as 'text' in row 1"),
+        (["a", None], "None as 'text' in row 2"),
+        ([1, 2], "1 as 'text' in row 1"),
+        ([True], "True as 'text' in row 1"),
+        ([["a"], ["b"]], r"\['a'\] as 'text' in row 1"),
+        ([{"a": "b"}], "{'a': 'b'} as 'text' in row 1"),
+        ([b"a"], "b'a' as 'text' in row 1"),
     ],
 )
 def test_what_is_no_text_in_columns(tmp_path, values, said):
     path = tmp_path / "a.parquet"
     path.write_bytes(as_parquet(values))
-    assert said in refused(path)
+    assert re.search(said, refused(path))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.parquet").write_bytes(as_parquet(values))
     with pytest.raises(InputError, match=said) as raised:
@@ -144,22 +140,22 @@ FAULTS = {
     "empty texts": ("a.parquet", as_parquet(["", ""]), "is empty"),
     "empty column": ("a.csv", b"id,text\n1,\n", "is empty"),
     "no key": ("a.jsonl", b'\n{"body": "x", "id": 1}\n', "'text' in line 2, but 'body', 'id'"),
-    "number line": ("a.jsonl", b"17\n", "a number in line 1"),
+    "number line": ("a.jsonl", b"17\n", "no text but 17 in line 1"),
     "cut line": ("a.jsonl", b'{"text": "a"}\n{"text": "b', "no JSON object in line 2"),
     "long number": ("a.jsonl", b'{"n": ' + b"1" * 5000 + b"}", "no JSON object in line 1"),
     "deep": ("a.jsonl", b"[" * 100_000, "no JSON object in line 1"),
     "half character": ("a.jsonl", rb'{"text": "a\ud83d"}', "lone surrogate) in line 1"),
     "no key in array": ("a.json", b'[{"text": "a"}, {"body": "x"}]', "in row 2, but 'body'"),
-    "array of numbers": ("a.json", b'["a", 2]', "a number in row 2"),
-    "columns": ("a.json", b'{"text": ["a", "b"]}', "a list as 'text' in row 1"),
+    "array of numbers": ("a.json", b'["a", 2]', "no text but 2 in row 2"),
+    "columns": ("a.json", b'{"text": ["a", "b"]}', "['a', 'b'] as 'text' in row 1"),
     "cut array": ("a.json", b'[{"text": "a"},\n{"text": "b', "no whole JSON array (Untermin"),
     "no column": ("a.csv", b"id,body\n1,x\n", "no column 'text', but 'id', 'body'"),
     "semicolons": ("a.csv", b"id;text\n1;x\n", "no column 'text', but 'id;text'"),
     "column twice": ("a.csv", b"text,text\na,b\n", "has 2 columns 'text'; rename all but one"),
     "no header": ("a.csv", b"\n\n", "no column 'text'"),
-    "few cells": ("a.csv", b'id,text\n1,"a\nb"\n2\n', "1 cells in line 4 and 2 columns"),
-    "bare comma": ("a.csv", b"id,text\n1,a, b\n", "3 cells in line 2"),
-    "cut cell": ("a.csv", b'id,text\n1,"a\nb', "no whole row in line 2"),
+    "few cells": ("a.csv", b'id,text\n1,"a\nb"\n2\n', "has not 2 cells, as columns, in line 4"),
+    "bare comma": ("a.csv", b"id,text\n1,a, b\n", "has not 2 cells, as columns, in line 2"),
+    "cut cell": ("a.csv", b'id,text\n1,"a\nb', "no whole row after line 1"),
     "no parquet": ("a.parquet", b"not parquet at all", "no whole Parquet file"),
     "half a parquet": ("a.parquet", as_parquet(["a" * 999])[:300], "no whole Parquet file"),
     "no parquet column": ("a.parquet", as_parquet(["a"]).replace(b"text", b"body"), "no column"),

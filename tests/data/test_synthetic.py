@@ -15,9 +15,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data import synthetic
-from disp_llm.data.given import GivenText
 from disp_llm.data.randomness import random_stream
-from disp_llm.data.sources import Needs, held_out
+from disp_llm.data.sources import GivenText, Needs, held_out
 from disp_llm.data.synthetic import sample, synthetic_text
 from disp_llm.models.architectures import FAMILIES
 from disp_llm.models.loading import Loaded

@@ -10,11 +10,10 @@ from conftest import byte_tokenizer
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.data.examples import HELD_OUT
-from disp_llm.data.given import GivenText, read_input
-from disp_llm.data.sources import InMemory, embedded_text, read_sources
-from disp_llm.data.tokens import eval_windows, load_tokens, stream_of, tokenize
-from disp_llm.data.windows import random_windows
+from disp_llm.data.in_memory import read_input
+from disp_llm.data.sources import HELD_OUT, GivenText, embedded_text, read_sources
+from disp_llm.data.tokens import load_tokens, stream_of, tokenize
+from disp_llm.data.windows import eval_windows, random_windows
 
 
 def test_one_bos_at_the_start_of_the_stream_and_nowhere_else():
@@ -138,7 +137,7 @@ def test_hashes_are_those_of_texts_in_memory_too(text_file):
     given = load_tokens(
         TextConfig(),
         byte_tokenizer(),
-        sources=read_sources(TextConfig(), InMemory(documents, ids)),
+        sources=read_sources(TextConfig(), {"text": documents, "eval_text": ids}),
     )
     assert given.names["text_sha256"] == named.names["text_sha256"] == documents.sha256
     assert given.names["eval_text_sha256"] == ids.sha256 != documents.sha256
@@ -152,7 +151,7 @@ def test_hashes_are_those_of_texts_in_memory_too(text_file):
         ("", "some text", "text: .*first.txt is empty"),
         ("some text", " \n", "eval_text: .*second.txt is empty"),
         ("some text", "x", "eval_text: second.txt has 1 tokens and a window takes 2"),
-        ("x", None, "text: the last 10% of first.txt has 1 tokens"),
+        ("x", None, "text: the last 100% of first.txt has 1 tokens"),
     ],
 )
 def test_what_is_too_short_is_said_of_its_own_setting(tmp_path, learning, evaluation, said):

@@ -18,8 +18,8 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from disp_llm.data import tokenizing
-from disp_llm.data.tokenizing import SEPARATOR, tokenize
+from disp_llm.data import tokens
+from disp_llm.data.tokens import SEPARATOR, tokenize
 from disp_llm.models.embedded import model_file, speech_files
 
 SCRIPTS = "Größe, façade. 她在图书馆里读书。これは日本語の文章です。한국어 문장도 있어요. Русский. "
@@ -132,19 +132,19 @@ def whole(documents, tokenizer) -> list[int]:
 def in_pieces(documents, tokenizer, piece: int, overlap: float = 1 / 4, agreed: int = 3):
     """The stream, without BOS, of short pieces; and the longest text that was tokenised at once."""
     lengths = [0]
-    tokens_of = tokenizing._tokens_of
+    tokens_of = tokens._tokens_of
 
     def recorded(text, *rest):
         lengths.append(len(text))
         return tokens_of(text, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizing, "PIECE", piece)
-        patch.setattr(tokenizing, "OVERLAP", overlap)
-        patch.setattr(tokenizing, "AGREED", agreed)
-        patch.setattr(tokenizing, "_tokens_of", recorded)
+        patch.setattr(tokens, "PIECE", piece)
+        patch.setattr(tokens, "OVERLAP", overlap)
+        patch.setattr(tokens, "AGREED", agreed)
+        patch.setattr(tokens, "_tokens_of", recorded)
         stream = tokenize(documents, tokenizer)
-    has_bos = tokenizing.usual_bos(tokenizer) is not None
+    has_bos = tokens.usual_bos(tokenizer) is not None
     return stream[int(has_bos) :].tolist(), max(lengths)
 
 
@@ -190,11 +190,11 @@ def test_running_text_is_never_tokenised_at_once(kind):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("piece", [2**13, tokenizing.PIECE])
+@pytest.mark.parametrize("piece", [2**13, tokens.PIECE])
 def test_all_speeches(kind, piece):
     """3.6 MB, of which none is tokenised at once."""
     documents = [path.read_text(encoding="utf-8") for path in speech_files()[0]]
     tokenizer = tokenizer_of(kind)
-    found, longest = in_pieces(documents, tokenizer, piece, tokenizing.OVERLAP, tokenizing.AGREED)
+    found, longest = in_pieces(documents, tokenizer, piece, tokens.OVERLAP, tokens.AGREED)
     assert found == whole(documents, tokenizer)
     assert longest == piece or kind == "unigram, one word"

@@ -30,8 +30,8 @@ from disp_llm.config.names import EXPERTS, SITES, SPEECHES, Site
 from disp_llm.config.parts import PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of
-from disp_llm.data.tokens import Corpus, load_tokens
-from disp_llm.data.windows import random_windows
+from disp_llm.data.tokens import load_tokens
+from disp_llm.data.windows import Corpus, random_windows
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked

@@ -10,7 +10,7 @@ from conftest import problem_of, run_in, tiny_model, with_config
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.data.randomness import generator_of
-from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import Corpus
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel

@@ -9,8 +9,8 @@ from conftest import byte_tokenizer, tiny_model
 from torch import nn
 
 import disp_llm
-from disp_llm.data.example_tokens import stream_of_examples
-from disp_llm.data.examples import TaskExample, read_input_examples
+from disp_llm.data.examples import TaskExample, stream_of_examples
+from disp_llm.data.in_memory import read_input_examples
 from disp_llm.data.windows import Windows, joined
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
@@ -94,7 +94,7 @@ def test_texts_stand_beside_them_in_their_order_and_alone_have_a_teacher():
     again = mean_losses(target, mixed)
     assert torch.allclose(again[[4, 0, 2]], mean_losses(target, text), atol=1e-5)
     assert mixed.to(torch.device("cpu")).tasks == mixed.tasks
-    alone = torch.cat([mean_losses(target, mixed.one(row)) for row in range(5)])
+    alone = torch.cat([mean_losses(target, mixed[row : row + 1]) for row in range(5)])
     assert torch.allclose(alone, again, atol=1e-5)
 
 

@@ -9,7 +9,8 @@ from conftest import byte_tokenizer, one_process, run_in, tiny_prunable
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.tokens import Corpus, tokenize
+from disp_llm.data.tokens import tokenize
+from disp_llm.data.windows import Corpus
 from disp_llm.runs.job import Interrupted, Job
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import train_weights

@@ -26,7 +26,7 @@ from disp_llm.commands.session import located, require_same_files
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
-from disp_llm.data.given import read_input
+from disp_llm.data.in_memory import read_input
 from disp_llm.evaluation.measuring import scoreboard_of
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions

@@ -102,7 +102,7 @@ def mean_changes(dense: PrunableModel, windows: Windows) -> Float[Tensor, " N"]:
     layout = dense.layout
     with weight_gradients(dense):
         for place in range(len(windows)):
-            loss = mean_losses(dense, windows.one(place).to(dense.device))
+            loss = mean_losses(dense, windows[place : place + 1].to(dense.device))
             (loss / len(windows)).backward()
         changes = [
             changes_of(dense, block, shape)

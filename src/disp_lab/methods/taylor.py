@@ -29,7 +29,7 @@ def taylor(problem: PruningProblem) -> Selection:
         weight_gradients(dense),
     ):
         for done in range(len(windows)):
-            mean_losses(dense, windows.one(done).to(dense.device)).backward()
+            mean_losses(dense, windows[done : done + 1].to(dense.device)).backward()
             progress(done + 1, len(windows))
         for block, shape, kept in zip(dense.blocks, layout.blocks, sizes, strict=True):
             of_heads, of_channels = changes_of(dense, block, shape)

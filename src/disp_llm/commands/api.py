@@ -22,9 +22,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
 from disp_llm.config.settings import settings_of
-from disp_llm.data.examples import read_input_examples
-from disp_llm.data.given import read_input
-from disp_llm.data.sources import InMemory
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load
 from disp_llm.models.source import fingerprint_of
@@ -54,7 +51,8 @@ class Inputs:
     models: Mapping[str, PreTrainedModel] = field(default_factory=dict)
     """By the setting that names one: `model`, `teacher`."""
     tokenizer: Any = None
-    texts: InMemory = InMemory()  # noqa: RUF009  (frozen)
+    texts: Mapping[str, Any] = field(default_factory=dict)
+    """By the setting in whose place they were handed over."""
     measured: Perplexity | None = None
     """How well the model predicts the evaluation text, where a comparison has measured it."""
 
@@ -73,9 +71,7 @@ class Inputs:
         """Refuses a finished run of other models or texts than those in memory, which its settings
         cannot tell apart."""
         now = {SOURCES[name]: fingerprint_of(model) for name, model in self.models.items()}
-        for name in TEXTS:
-            if (text := getattr(self.texts, name)) is not None:
-                now[SOURCES[name]] = text.sha256
+        now |= {SOURCES[name]: self.texts[name].sha256 for name in TEXTS if name in self.texts}
         model = self.models.get("model")
         dtype = run.result()["dtype"] if model is None else dtype_name(model.dtype)
         run.require_same_source(now, dtype)
@@ -203,7 +199,7 @@ def called_with(
     call = _called(kind, replace(config, **names), options)
     held = {name: model for name, model in models.items() if isinstance(model, PreTrainedModel)}
     named, texts = _read(call.config, given)
-    inputs = Inputs(held, tokenizer, InMemory(**texts))
+    inputs = Inputs(held, tokenizer, texts)
     config = with_settings(call.config, named)
     if "model" in held:
         from disp_llm.models.in_memory import machine_of
@@ -255,6 +251,8 @@ def _read(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     for name, what in given.items():
         if what is None:
             continue
+        from disp_llm.data.in_memory import read_input, read_input_examples
+
         found: Any
         if name in TEXTS:
             found = read_input(what, name, known["text_field"].of(config))

@@ -11,10 +11,10 @@ from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.suites import load_suite
-from disp_llm.data.example_tokens import ExampleStream
-from disp_llm.data.examples import read_examples
+from disp_llm.data.examples import ExampleStream, read_examples
 from disp_llm.data.sources import Given, characters_for, read_given
-from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
+from disp_llm.data.tokens import load_tokens, stream_of
+from disp_llm.data.windows import Stream, require_length
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against
@@ -71,7 +71,7 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = _facts_of(loaded, target)
-    given = inputs.texts.text or inputs.texts.examples
+    given = inputs.texts.get("text") or inputs.texts.get("examples")
     if given or config.reads_text:
         stream, names = _evaluation_stream(config, loaded, given)
         config = within_positions(config, loaded.model.config)
@@ -102,7 +102,7 @@ def _facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
 
 
 def _evaluation_stream(
-    config: EvalConfig, loaded: Loaded, given: Given | None
+    config: EvalConfig, loaded: Loaded, given: "Given | None"
 ) -> tuple[Stream, dict[str, str]]:
     """The tokens that are measured on, and where they come from: `text` and `text_sha256`."""
     characters = characters_for(config.evaluation.tokens)

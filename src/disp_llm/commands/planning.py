@@ -15,7 +15,7 @@ from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
 from disp_llm.data.sources import Needs, held_out
-from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import Corpus
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
@@ -177,7 +177,7 @@ def refuse_impossible(job: Job, inputs: Inputs) -> None:
     """Refuses to divide a model that lies in memory, or that nobody shares; and to learn from
     examples with a loss of their own beside text where processes divide a model: those take one
     pass and this takes another number, and processes would wait for each other."""
-    text, given = job.config.text, inputs.texts.examples
+    text, given = job.config.text, inputs.texts.get("examples")
     if job.config.training.shard != "full":
         return
     if inputs.models:
@@ -187,7 +187,7 @@ def refuse_impossible(job: Job, inputs: Inputs) -> None:
         hint = "start several by `torchrun --nproc-per-node N -m disp_llm …`, or leave it out"
         raise InputError("full, and there is one process", field="shard", hint=hint)
     own = given is not None and given.have_own_losses
-    if own and (text.learns_from_text or inputs.texts.text is not None):
+    if own and (text.learns_from_text or "text" in inputs.texts):
         raise InputError(
             "examples with a loss of their own cannot be learned from beside text by processes "
             "that divide the model",

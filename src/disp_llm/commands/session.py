@@ -15,10 +15,9 @@ from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.schema import require_file
 from disp_llm.config.texts import load_mixture
-from disp_llm.data.given import GivenText
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.reading import files_under, naming
-from disp_llm.data.sources import Needs, Sources
+from disp_llm.data.sources import GivenText, Needs, Sources
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.models import embedded
 from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking

@@ -13,7 +13,7 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
-from disp_llm.data.tokens import opening
+from disp_llm.data.windows import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.measuring import Measuring
 from disp_llm.evaluation.timing import speed_against

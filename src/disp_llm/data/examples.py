@@ -1,27 +1,42 @@
-"""Rows of a prompt and its answer, or of a conversation -> examples to learn from.
+"""Rows of a prompt and its answer, or of a conversation -> examples -> their tokens, of which those
+of answers count.
 
 The forms that data sets for instruction tuning have:
 
     {"prompt": "…", "answer": "…"}          also "completion" or "response"
     {"instruction": "…", "input": "…", "output": "…"}          Alpaca; "input" may be missing
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
+
+A prompt and its answer, which ends with EOS, are tokenised such that no token belongs to both; or
+both as the chat template of the tokenizer writes them, whose text is cut where the assistant's
+turns begin and end.
+
+Training windows are filled with one example after the other, drawn at random; the last is cut off.
+Of examples with a loss of their own, which needs all their tokens, the last that does not fit is
+left out. A model that can be told the places of tokens reads each without those before it; of what
+other models read, the first example of a window counts alone (`Windows.of_first_example`).
+
+N tokens of an example.
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from disp_llm.config.errors import InputError
-from disp_llm.data.reading import base_name, read_each, rows_of
-from disp_llm.data.rows import Unusable, kind_of, whole_text
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
-HELD_OUT = 0.1
-"""Share of what is learned from, at its end, that is only measured on when nothing else is given
-for that; of synthetic text it is as many as are measured on."""
+from disp_llm.config.errors import InputError
+from disp_llm.data.reading import Unusable, base_name, naming, read_each, rows_of, whole_text
+from disp_llm.data.sources import HELD_OUT
+from disp_llm.data.windows import StatesLoss, TaskPart, Windows, joined, usual_bos
 
 ANSWERS = ("answer", "completion", "response")
 """Keys that an answer to a `prompt` is found under."""
@@ -74,7 +89,6 @@ class GivenExamples:
     named: str = ""
     """What their files are called; "" = they lay in memory."""
     template: str = "auto"
-    """The setting of that name."""
 
     @property
     def name(self) -> str:
@@ -91,10 +105,6 @@ class GivenExamples:
     def measured_name(self) -> str:
         """What results call them where answers or choices alone are measured."""
         return f"{'choices' if self.have_own_losses else 'answers'} in {self.name}"
-
-    def first(self, count: int) -> "GivenExamples":
-        """So many from the start; 0 = all."""
-        return replace(self, examples=self.examples[:count]) if count else self
 
     def parted(self) -> tuple["GivenExamples", "GivenExamples"]:
         """What is left to learn from, and the last of them, which are only measured on."""
@@ -133,37 +143,6 @@ def read_examples(
     return GivenExamples(tuple(read_each(paths, field, read)), field, named, template)
 
 
-def read_input_examples(
-    given: Any, template: str, field: str = "examples"
-) -> tuple[Path, ...] | GivenExamples:
-    """Files and folders, or examples in memory: rows as a file has them, or `TaskExample`s.
-
-    Raises:
-        InputError: it is none of these, or a row is no example.
-    """
-    parts = [given] if isinstance(given, str | Path) else given
-    if isinstance(parts, Sequence) and parts and all(isinstance(x, str | Path) for x in parts):
-        return tuple(map(Path, parts))
-    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
-        raise InputError(f"cannot be read from {type(given).__name__}", field=field, hint=FORMS)
-    try:
-        found = [
-            row if isinstance(row, TaskExample) else example_of(row, f"row {number}")
-            for number, row in enumerate(given, start=1)
-        ]
-    except Unusable as error:
-        raise InputError(error.what, field=field, hint=error.hint) from error
-    if not found:
-        raise InputError("is empty", field=field, hint="give some")
-    if len({isinstance(one, TaskExample) for one in found}) > 1:
-        raise InputError(
-            "has examples with a loss of their own and others with answers",
-            field=field,
-            hint="give one kind of them",
-        )
-    return GivenExamples(tuple(found), field, template=template)
-
-
 def example_of(row: Any, place: str, file: str = "") -> Example:
     """The example of a row at a place such as "line 3".
 
@@ -171,7 +150,7 @@ def example_of(row: Any, place: str, file: str = "") -> Example:
         Unusable: it is none.
     """
     if not isinstance(row, Mapping):
-        raise Unusable(f"has no example but {kind_of(row)} in {place}", FORMS)
+        raise Unusable(f"has no example but {reprlib.repr(row)} in {place}", FORMS)
     known = f"{file}, {place}" if file else place
     if "messages" in row:
         return Example(_messages(row["messages"], place), known, is_chat=True)
@@ -192,11 +171,11 @@ def example_of(row: Any, place: str, file: str = "") -> Example:
 
 def _messages(messages: Any, place: str) -> tuple[dict[str, str], ...]:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise Unusable(f"has no list of messages but {kind_of(messages)} in {place}", FORMS)
+        raise Unusable(f"has no list of messages but {reprlib.repr(messages)} in {place}", FORMS)
     found = []
     for message in messages:
         if not isinstance(message, Mapping):
-            raise Unusable(f"has no message but {kind_of(message)} in {place}", FORMS)
+            raise Unusable(f"has no message but {reprlib.repr(message)} in {place}", FORMS)
         role = _text(message, "role", place)
         content = _text(message, "content", place, may_be_empty=role != ASSISTANT)
         found.append({"role": role, "content": content})
@@ -210,7 +189,202 @@ def _text(row: Mapping, key: str, place: str, may_be_empty: bool = False) -> str
         raise Unusable(f"has no {key} in {place}", FORMS)
     value = row[key]
     if not isinstance(value, str):
-        raise Unusable(f"has no text but {kind_of(value)} as '{key}' in {place}", FORMS)
+        raise Unusable(f"has no text but {reprlib.repr(value)} as '{key}' in {place}", FORMS)
     if not value.strip() and not may_be_empty:
         raise Unusable(f"has an empty {key} in {place}", "fill it in, or leave that example out")
     return whole_text(value, place)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One example."""
+
+    tokens: Int[Tensor, " N"]
+    counted: Bool[Tensor, " N"]
+    place: str
+    """Where it was read, for messages."""
+    answer: str = ""
+    """What its last answer says, as the template writes it where there is one."""
+    loss: StatesLoss | None = None
+    """Its own, where no token counts."""
+    choices: int = 0
+    """How many its own loss is the mean of."""
+
+    def task_from(self, first: int) -> list[TaskPart]:
+        """Its own loss, if it has one, where its tokens begin at that place of a window."""
+        end = first + len(self.tokens)
+        return [TaskPart(first, end, self.loss, self.choices)] if self.loss else []
+
+    @property
+    def prompt(self) -> Int[Tensor, " N"]:
+        """What stands before its last answer."""
+        return self.tokens[: int(self.counted.logical_not().nonzero()[-1]) + 1]
+
+
+@dataclass(frozen=True)
+class ExampleStream:
+    """What a text's stream of tokens is for examples."""
+
+    examples: tuple[Tokenized, ...]
+    field: str = "examples"
+    """The setting that they were given in."""
+
+    def __len__(self) -> int:
+        """Tokens of all examples together."""
+        return sum(len(example.tokens) for example in self.examples)
+
+    def first(self, count: int) -> "ExampleStream":
+        """So many from the start; 0 = all."""
+        return ExampleStream(self.examples[: count or None], self.field)
+
+    @cached_property
+    def longest(self) -> Tokenized:
+        """The example with most tokens."""
+        return max(self.examples, key=lambda example: len(example.tokens))
+
+    def require_length(self, tokens: int, setting: str) -> None:
+        """Refuses an example that is longer than a window, whose length that setting says."""
+        longer = sum(len(example.tokens) > tokens for example in self.examples)
+        if longer:
+            others = f" ({longer:,} examples are too long)" if longer > 1 else ""
+            raise InputError(
+                f"{self.longest.place}, has {len(self.longest.tokens):,} tokens and a window takes "
+                f"{tokens:,}{others}",
+                field=self.field,
+                hint=f"shorten it or leave it out, or give a larger `{setting}`",
+            )
+
+    def random_windows(self, count: int, length: int, noise: torch.Generator) -> Windows:
+        """Windows that are filled with examples, each drawn anew."""
+        return joined([self._random_window(length, noise) for _ in range(count)])
+
+    def _random_window(self, length: int, noise: torch.Generator) -> Windows:
+        drawn: list[Tokenized] = []
+        tasks: list[TaskPart] = []
+        filled = 0
+        while filled < length:
+            example = self.examples[int(torch.randint(len(self.examples), (), generator=noise))]
+            tasks += [part for part in example.task_from(filled) if part.end <= length]
+            filled += len(example.tokens)
+            drawn.append(example)
+        return Windows(
+            torch.cat([example.tokens for example in drawn])[None, :length],
+            torch.cat([example.counted for example in drawn])[None, :length],
+            torch.cat([torch.arange(len(example.tokens)) for example in drawn])[None, :length],
+            tasks=(tuple(tasks),) if tasks else (),
+        )
+
+    def alone(self) -> Iterator[Windows]:
+        """Every example as a window of its own, in order."""
+        for example in self.examples:
+            own = tuple(example.task_from(0))
+            tasks = (own,) if own else ()
+            yield Windows(example.tokens[None], example.counted[None], tasks=tasks)
+
+    def within(self, most_tokens: int) -> "ExampleStream":
+        """As many from the start as have no more tokens than these, but one at least; 0 = all."""
+        ends = itertools.accumulate(len(example.tokens) for example in self.examples)
+        return self.first(max(sum(end <= most_tokens for end in ends), 1)) if most_tokens else self
+
+
+def stream_of_examples(
+    given: GivenExamples, tokenizer: Any, bos_token_id: int | None = None
+) -> ExampleStream:
+    """The tokens of examples, each of which begins with that BOS where the model needs one."""
+    found = []
+    for example in given.examples:
+        with naming(f"{example.place},", given.field):
+            if isinstance(example, TaskExample):
+                found.append(_of_task(example, tokenizer))
+            else:
+                found.append(_tokenized(example, given.template, tokenizer, bos_token_id))
+    return ExampleStream(tuple(found), given.field)
+
+
+def _of_task(example: TaskExample, tokenizer: Any) -> Tokenized:
+    tokens = torch.tensor(example.tokens, dtype=torch.long)
+    if not len(tokens) or int(tokens.min()) < 0 or int(tokens.max()) >= len(tokenizer):
+        raise Unusable(
+            f"has no token ids below {len(tokenizer)}",
+            "give ids of the tokenizer of this model",
+        )
+    counted = torch.zeros_like(tokens, dtype=torch.bool)
+    return Tokenized(tokens, counted, example.place, "", example.loss, example.choices)
+
+
+def _tokenized(
+    example: Example, template: str, tokenizer: Any, bos_token_id: int | None
+) -> Tokenized:
+    chat = _is_chat(example, template, tokenizer)
+    asked, said = example.messages[0]["content"], example.messages[-1]["content"]
+    plain = (asked + example.between, False), (said, True)
+    bos = bos_token_id if bos_token_id is not None or chat else usual_bos(tokenizer)
+    tokens = [] if bos is None else [bos]
+    counted, before = [False] * len(tokens), ""
+    for text, is_answer in _in_template(example, tokenizer) if chat else plain:
+        ids = ids_of(tokenizer, text, before)
+        if is_answer and not chat and tokenizer.eos_token_id is not None:
+            ids.append(tokenizer.eos_token_id)
+        if chat and tokens and ids[:1] == tokens:
+            ids = ids[1:]  # the template writes BOS too
+        tokens += ids
+        counted += [is_answer] * len(ids)
+        before += text
+        if chat and is_answer:  # a template may put words of its own into it
+            said = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return Tokenized(torch.tensor(tokens), torch.tensor(counted), example.place, said)
+
+
+def _is_chat(example: Example, template: str, tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template writes an example."""
+    can = bool(getattr(tokenizer, "chat_template", None))
+    if not example.is_chat and (template == "plain" or (template == "auto" and not can)):
+        return False
+    if not can:
+        raise Unusable(
+            "needs a chat template, and the tokenizer has none",
+            "give prompt and answer, and `template` plain",
+        )
+    return True
+
+
+def _in_template(example: Example, tokenizer: Any) -> Iterator[tuple[str, bool]]:
+    """The text of a conversation in parts, and which of them are answers."""
+    written = ""
+    for number, message in enumerate(example.messages):
+        if message["role"] != ASSISTANT:
+            continue
+        before = _applied(tokenizer, example.messages[:number], add_generation_prompt=True)
+        after = _applied(tokenizer, example.messages[: number + 1])
+        if not before.startswith(written) or not after.startswith(before):
+            raise Unusable(
+                "is written otherwise by the chat template once more is said",
+                "split it into several with one answer each",
+            )
+        yield before[len(written) :], False
+        end = len(after.rstrip())  # what a template puts behind the end is not to be learned
+        yield after[len(before) : end], True
+        written = after[:end]
+
+
+def _applied(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> str:
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    except Exception as error:  # a template raises what it likes
+        raise Unusable(
+            f"is refused by the chat template ({error})", "correct that example"
+        ) from error
+
+
+def ids_of(tokenizer: Any, text: str, before: str) -> list[int]:
+    """The tokens of a part of an example.
+
+    Some tokenizers put a space before whatever they read. The part gets none of its own, since it
+    is read together with what stands before it; where a token would belong to both, alone.
+    """
+
+    def read(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    first, both = read(before) if before else [], read(before + text)
+    return both[len(first) :] if both[: len(first)] == first else read(text)

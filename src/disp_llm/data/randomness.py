@@ -1,21 +1,8 @@
 """Named random streams: what is drawn for one purpose never moves what is drawn for another."""
 
-from typing import Literal
-
 import torch
 
-Stream = Literal[
-    "calibration",
-    "start",
-    "sizes",
-    "steps",
-    "weights",
-    "words",
-    "adapters",
-    "recovery words",
-]
-
-STREAMS: dict[Stream, int] = {
+STREAMS = {
     "calibration": 0,  # which windows are scored
     "start": 1,  # what a parametrisation begins with
     "sizes": 2,  # the keep of a step, the same in all processes
@@ -28,12 +15,12 @@ STREAMS: dict[Stream, int] = {
 """Numbers of the streams; a number that was given once stays, so that a seed keeps its meaning."""
 
 
-def random_stream(name: Stream, seed: int, *place: int) -> torch.Generator:
+def random_stream(name: str, seed: int, *place: int) -> torch.Generator:
     """The generator of a stream at a place, such as a step and a process."""
     return generator_of(seed, STREAMS[name], *place)
 
 
-def shared_stream(name: Stream, seed: int, step: int) -> torch.Generator:
+def shared_stream(name: str, seed: int, step: int) -> torch.Generator:
     """The generator of a step for all processes alike: each takes its part of what is drawn, so
     that the text of a step does not depend on how many they are."""
     return random_stream(name, seed, step, 0)

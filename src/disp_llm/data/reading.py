@@ -8,6 +8,8 @@
 
 Each may be compressed. No more of a file is in memory than who reads its documents has taken, and
 one line, cell or value. What is no text is refused by its place, not learned as a word.
+(`datasets` reads tables in blocks: it takes a column of dates for dates, fills a short row of .csv
+up in silence, has no limit for a line, and needs a cache that can be written.)
 """
 
 import bz2
@@ -18,18 +20,22 @@ import io
 import json
 import lzma
 import os
+import re
+import reprlib
+import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from disp_llm.config.errors import InputError, said_by
 from disp_llm.config.schema import require_file
-from disp_llm.data.rows import Unusable, no_column, text_of
 
 Read = TypeVar("Read")
 
-KINDS = (".txt", ".raw", ".md", ".jsonl", ".json", ".csv", ".parquet")
+TABLES = (".jsonl", ".json", ".csv", ".parquet")
+
+KINDS = (".txt", ".raw", ".md", *TABLES)
 """What a folder may hold. A file that is named itself may have any suffix."""
 
 LONGEST = 2**26
@@ -43,33 +49,45 @@ BATCH, BUFFER = 32, 2**20
 """Rows of a .parquet file that are unpacked together, and bytes of it that are read at once."""
 
 
+class Unusable(Exception):
+    """What is wrong with a text and what to do, without the name of the file or setting."""
+
+    def __init__(self, what: str, hint: str):
+        super().__init__(what)
+        self.what, self.hint = what, hint
+
+
 @contextlib.contextmanager
-def naming(path: Path, field: str) -> Iterator[None]:
+def naming(path: Path | str, field: str) -> Iterator[None]:
     """Says of which file of which setting an error is."""
     try:
         yield
     except Unusable as error:
-        raise InputError(f"{path} {error.what}", field=field, hint=error.hint) from error
+        raise InputError(f"{path} {error.what}".lstrip(), field=field, hint=error.hint) from error
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text", field=field, hint="name a text file, or convert it"
-        ) from error
+        hint = "name a text file, or convert it"
+        raise InputError(f"{path} is not UTF-8 text", field=field, hint=hint) from error
     except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}", field=field, hint="name a readable file"
-        ) from error
+        what = f"{path}: {error.strerror or error}"
+        raise InputError(what, field=field, hint="name a readable file") from error
 
 
 def read_each(
     paths: Sequence[Path], field: str, read: Callable[[Path], Iterable[Read]]
 ) -> Iterator[Read]:
-    """What a function reads of files, and of those in folders, in order."""
+    """What a function reads of files, and of those in folders, in order; an empty one is
+    refused."""
     for path in paths:
         with naming(path, field):
             files = files_under(path)
         for file in files:
             with naming(file, field):
-                yield from read(file)
+                empty = True
+                for found in read(file):
+                    empty = empty and isinstance(found, str) and not found.strip()
+                    yield found
+                if empty:
+                    raise _empty()
 
 
 def files_under(path: Path) -> list[Path]:
@@ -113,45 +131,29 @@ def base_name(path: Path) -> str:
 
 
 def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
-    """The documents of a file; plain text goes on in another after so many characters.
-
-    Raises:
-        Unusable: damaged, binary, empty, or something else than text in a row.
-    """
-    empty = True
-    for document in _documents(path, column, characters):
-        empty = empty and (not document or document.isspace())
-        yield document
-    if empty:
-        raise _empty()
-
-
-def _documents(path: Path, column: str, characters: int) -> Iterator[str]:
-    kind = kind_of_file(path)
-    if kind == ".parquet":
-        with _opened(path) as file:
-            yield from _parquet(file, column)
-    elif kind == ".csv":
-        with _opened_text(path, newline="") as text:
-            yield from _csv(_lines(text), column)
-    elif kind in (".json", ".jsonl"):
-        for place, row in rows_of(path):
+    """The documents of a file; plain text goes on in another after so many characters."""
+    if kind_of_file(path) in TABLES:
+        for place, row in rows_of(path, column):
             yield text_of(row, column, place)
     else:
-        with _opened_text(path, "utf-8") as text:
+        with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
             yield from _plain(text, characters)
 
 
-def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON file, each with its place, such as "line 3": of any kind but .json one a
-    line."""
-    empty = True
-    with _opened_text(path) as text:
-        for found in _json(text) if kind_of_file(path) == ".json" else _json_lines(text):
-            empty = False
-            yield found
-    if empty:
-        raise _empty()
+def rows_of(path: Path, column: str = "") -> Iterator[tuple[str, Any]]:
+    """The rows of a table, each with its place, such as "line 3", of which that column is wanted;
+    what is no other table has a JSON object a line."""
+    kind = kind_of_file(path)
+    with _opened(path) as file:
+        if kind == ".parquet":
+            yield from _parquet(file, column)
+            return
+        # It may begin with a byte order mark, and has its own line ends.
+        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            if kind == ".csv":
+                yield from _csv(text, column)
+            else:
+                yield from _json(text) if kind == ".json" else _json_lines(text)
 
 
 def _open_zstd(path: Path) -> Any:
@@ -170,7 +172,7 @@ COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
 def _opened(path: Path) -> Iterator[Any]:
     """A file as bytes, decompressed."""
     require_file(path)
-    if path.is_file() and not path.stat().st_size:
+    if not path.stat().st_size:
         raise _empty()
     opener = COMPRESSIONS.get(path.suffix.lower())
     try:
@@ -184,18 +186,6 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _empty() -> Unusable:
     return Unusable("is empty", "leave it out, or make it again")
-
-
-@contextlib.contextmanager
-def _opened_text(
-    path: Path, encoding: str = "utf-8-sig", newline: str | None = None
-) -> Iterator[io.TextIOWrapper]:
-    """A file as text; a table may begin with a byte order mark."""
-    with (
-        _opened(path) as file,
-        io.TextIOWrapper(file, encoding=encoding, newline=newline) as text,
-    ):
-        yield text
 
 
 def _plain(file: io.TextIOBase, characters: int) -> Iterator[str]:
@@ -234,7 +224,7 @@ def _json(text: io.TextIOBase) -> Iterator[tuple[str, Any]]:
     except (ValueError, RecursionError) as error:
         if content.lstrip().startswith("["):
             raise Unusable(f"is no whole JSON array ({said_by(error)})", "mend it") from error
-        return _json_lines(io.StringIO(content))
+        return _json_lines(io.StringIO(content, newline=""))
     rows = found if isinstance(found, list) else [found]
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
@@ -251,29 +241,25 @@ def _json_lines(text: io.TextIOBase) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", row
 
 
-def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
+def _csv(file: io.TextIOBase, column: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(LONGEST)
-    rows = csv.reader(lines, strict=True)
-    line = 1
+    table = csv.DictReader(_lines(file), strict=True)
     try:
-        header = next(rows, [])
-        if header.count(column) != 1:
-            raise no_column(column, header)
-        place, line = header.index(column), rows.line_num + 1
-        for row in rows:
-            if row and len(row) != len(header):
+        columns = _require_once(column, list(table.fieldnames or ()))
+        for row in table:
+            place = f"line {table.line_num}"
+            if None in row or None in row.values():
                 raise Unusable(
-                    f"has {len(row)} cells in line {line} and {len(header)} columns",
+                    f"has not {len(columns)} cells, as columns, in {place}",
                     "mend that line, or put texts with commas in quotes",
                 )
-            if row:
-                yield row[place]
-            line = rows.line_num + 1
+            yield place, row
     except csv.Error as error:
-        raise Unusable(f"has no whole row in line {line} ({said_by(error)})", "mend it") from error
+        what = f"has no whole row after line {table.line_num} ({said_by(error)})"
+        raise Unusable(what, "mend it") from error
 
 
-def _parquet(file: Any, column: str) -> Iterator[str]:
+def _parquet(file: Any, column: str) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -283,13 +269,79 @@ def _parquet(file: Any, column: str) -> Iterator[str]:
         table = pyarrow.parquet.ParquetFile(
             file, page_checksum_verification=True, buffer_size=BUFFER
         )
-        columns = table.schema_arrow.names
-        if columns.count(column) != 1:
-            raise no_column(column, columns)
-        batches = table.iter_batches(BATCH, columns=[column])
-        values = (value for batch in batches for value in batch.column(0).to_pylist())
-        for number, value in enumerate(values, start=1):
-            yield text_of({column: value}, column, f"row {number}")
+        _require_once(column, table.schema_arrow.names)
+        batches = table.iter_batches(BATCH, columns=[column] if column else None)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", row
     except pa.ArrowException as error:
         what = f"is no whole Parquet file ({said_by(error)})"
         raise Unusable(what, "make or fetch it again") from error
+
+
+def _require_once(column: str, columns: list[str]) -> list[str]:
+    """The columns of a table, which has the one that is wanted once."""
+    if column and column not in columns:
+        raise no_column(column, columns)
+    if columns.count(column) > 1:
+        raise Unusable(f"has {columns.count(column)} columns '{column}'", "rename all but one")
+    return columns
+
+
+def text_of(row: Any, column: str, place: str) -> str:
+    """The text of a row at a place such as "line 3": itself, or in a column.
+
+    Raises:
+        Unusable: there is no such column, or something else than text in it.
+    """
+    value, where = row, ""
+    if isinstance(row, Mapping):
+        if column not in row:
+            raise no_column(column, list(row), f" in {place}")
+        value, where = row[column], f" as '{column}'"
+    if not isinstance(value, str):
+        raise Unusable(
+            f"has no text but {reprlib.repr(value)}{where} in {place}",
+            f"give strings or rows with a column '{column}' (`text_field`), and leave others out",
+        )
+    return whole_text(value, place)
+
+
+def no_column(column: str, columns: Iterable[Any], place: str = "") -> Unusable:
+    """What is wrong with a table without that column."""
+    has = ", but " + ", ".join(map(repr, columns)) if columns else ""
+    return Unusable(f"has no column '{column}'{place}{has}", "name the right `text_field`")
+
+
+def whole_text(text: str, place: str) -> str:
+    """The text, without halves of surrogate pairs, which JSON can escape and no tokenizer reads.
+
+    Raises:
+        Unusable: there is one.
+    """
+    if HALF.search(text):
+        what = f"has half a character (a lone surrogate) in {place}"
+        raise Unusable(what, "mend or leave out that text")
+    return text
+
+
+HALF = re.compile("[\ud800-\udfff]")
+
+
+def beginning(documents: Iterable[str], characters: int, field: str, name: str = "") -> list[str]:
+    """Documents from the start, until they hold so many characters; where they have a name, it is
+    said that there are more."""
+    found: list[str] = []
+    read = 0
+    for document in documents:
+        if read >= characters:
+            if name:
+                warnings.warn(
+                    f"{field}: the first {read:,} characters of {name} are read, and no more: "
+                    "shuffle documents that are sorted",
+                    stacklevel=3,
+                )
+            break
+        found.append(document)
+        read += len(document)
+    return found

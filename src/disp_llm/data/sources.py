@@ -1,27 +1,39 @@
 """What settings name, or a program hands over, as text -> documents and examples, before there are
 tokens: files, folders, hub data sets, mixtures of them, the embedded speeches."""
 
+import hashlib
 import itertools
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from jaxtyping import Int
+from torch import Tensor
 
 from disp_llm.config.errors import InputError, said_by
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.texts import MixedText, MixtureFile, load_mixture
-from disp_llm.data.examples import HELD_OUT, GivenExamples, read_examples
-from disp_llm.data.given import GivenText
-from disp_llm.data.reading import base_name, documents_of, read_each
-from disp_llm.data.rows import Unusable, first_documents, no_column, text_of
+from disp_llm.data.reading import (
+    Unusable,
+    base_name,
+    beginning,
+    documents_of,
+    no_column,
+    read_each,
+    text_of,
+)
 from disp_llm.models.embedded import speech_files
 
-DATASET = {"text": "dataset", "eval_text": "eval_dataset"}
-"""The setting of a hub data set beside that of files."""
+if TYPE_CHECKING:
+    from disp_llm.data.examples import GivenExamples
+
+HELD_OUT = 0.1
+"""Share of what is learned from, at its end, that is only measured on when nothing else is given
+for that; of synthetic text it is as many as are measured on."""
 
 LEAST, EVERYTHING = 2**24, 2**30
 """Characters that are read of a source, where it has as many: however few tokens are wanted, and
@@ -35,18 +47,59 @@ OF_MIXTURE, LEAST_OF_MIXTURE = 5, 1_000_000
 """Characters that are read of a data set of a mixture: for each token, and at least, since windows
 are to differ."""
 
-Given = GivenText | GivenExamples
-"""What is learned from or measured on."""
-
 
 @dataclass(frozen=True)
-class InMemory:
-    """What a program handed over, in place of what the settings name."""
+class GivenText:
+    """Text that was read, or handed over in memory, known by its content.
 
-    text: GivenText | None = None
-    eval_text: GivenText | None = None
-    examples: GivenExamples | None = None
-    eval_examples: GivenExamples | None = None
+    Raises:
+        InputError: it is empty.
+    """
+
+    documents: list[str] | None = None
+    tokens: Int[Tensor, " N"] | None = None
+    """Ids of a tokenizer, in place of documents."""
+    field: str = "text"
+    """The setting that it was given in."""
+    named: str = ""
+    """What the files or the data set are called; "" = it lay in memory."""
+    held_out: int | None = None
+    """Tokens at its end that are for evaluation, where there is no other text for it; None = the
+    usual share."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is None and not any(text.strip() for text in self.documents or ()):
+            raise InputError("is empty", field=self.field, hint="give some text")
+        if self.tokens is not None and not len(self.tokens):
+            raise InputError("is empty", field=self.field, hint="give some token ids")
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        tokens, documents = self.tokens, self.documents or ()
+        found = f"{len(documents):,} documents" if tokens is None else f"{len(tokens):,} token ids"
+        return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
+
+    @property
+    def measured_name(self) -> str:
+        """What results call it where it is measured on."""
+        return self.name
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the documents, each with its length in front (8 bytes, little-endian), or of
+        the ids (8 bytes each)."""
+        digest = hashlib.sha256()
+        for content in map(str.encode, self.documents or ()):
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        if self.tokens is not None:
+            digest.update(self.tokens.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+Given: TypeAlias = "GivenText | GivenExamples"
+"""What is learned from or measured on."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +126,7 @@ def held_out(text: TextConfig, evaluation: PerplexityConfig, learning: int) -> i
 class Source:
     """One text, or examples, to learn from."""
 
-    text: Given | None
+    text: "Given | None"
     """None is what the model has still to write."""
     group: int = 0
     """Which of the texts that the settings name it is part of."""
@@ -86,7 +139,7 @@ class Sources:
     """Text as it was found, before there are tokens."""
 
     learning: tuple[Source, ...]
-    evaluation: Given | None
+    evaluation: "Given | None"
     """None = the end of the learning text."""
 
     @property
@@ -97,35 +150,46 @@ class Sources:
 
 def read_sources(
     config: TextConfig,
-    in_memory: InMemory = InMemory(),
+    in_memory: Mapping[str, Any] | None = None,
     tokens: int = 0,
     measured: int = PerplexityConfig().tokens,
 ) -> Sources:
     """Reads the texts that the settings name, or takes those in memory.
 
     Args:
+        in_memory: what a program handed over, by the setting in whose place.
         tokens: how many are learned from, so that large texts are read no further.
         measured: how many are measured on; 0 = all of a text that is for it alone.
     """
+    held = in_memory or {}
     names = config.eval_text, config.eval_dataset
-    examples = in_memory.examples or read_examples(config.examples, config.template)
+    examples = held.get("examples") or read_examples(config, "examples")
     evaluation = (
-        in_memory.eval_text
-        or in_memory.eval_examples
+        held.get("eval_text")
+        or held.get("eval_examples")
         or read_given(*names, config.text_field, "test", "eval_text", characters_for(measured))
-        or read_examples(config.eval_examples, config.template, "eval_examples")
+        or read_examples(config, "eval_examples")
     )
     if evaluation is None and examples is not None:
         examples, evaluation = examples.parted()
     texts: list[Source] = []
-    if in_memory.text is not None:
-        texts = [Source(in_memory.text)]
+    if "text" in held:
+        texts = [Source(held["text"])]
     elif config.learns_from_text or examples is None:
-        held_out = 0 if evaluation else round(measured / HELD_OUT)
-        texts = _learning_sources(config, tokens, characters_for(max(1, tokens, held_out)))
+        last = 0 if evaluation else round(measured / HELD_OUT)
+        texts = _learning_sources(config, tokens, characters_for(max(1, tokens, last)))
     if examples is not None:
         texts.append(Source(examples, 1 + max((source.group for source in texts), default=-1)))
     return Sources(tuple(texts), evaluation)
+
+
+def read_examples(config: TextConfig, field: str) -> "GivenExamples | None":
+    """The examples of the files that a setting names; None where it names none."""
+    if not getattr(config, field):
+        return None
+    from disp_llm.data import examples
+
+    return examples.read_examples(getattr(config, field), config.template, field)
 
 
 def characters_for(tokens: int) -> int:
@@ -188,15 +252,17 @@ def read_given(
         characters: after which reading ends, with a warning.
     """
     if dataset:
-        return read_dataset(dataset, column, split, DATASET[field], characters)
+        of_data_set = field.replace("text", "dataset")
+        return read_dataset(dataset, column, split, of_data_set, characters)
     if not paths:
         return None
     for path in paths:
         if is_mixture(path) or (str(path) in (SELF, SPEECHES) and not path.exists()):
             what = f"{path} is only learned from"
             raise InputError(what, field=field, hint="name files or folders of text")
-    named = ", ".join(map(base_name, paths))
-    return GivenText(read_documents(paths, column, field, characters), field=field, named=named)
+    return GivenText(
+        read_documents(paths, column, field, characters), field=field, named=_names(paths)
+    )
 
 
 def read_documents(
@@ -204,20 +270,11 @@ def read_documents(
 ) -> list[str]:
     """The documents of text files, and of those in folders, in order; arguments as above."""
     read = partial(documents_of, column=column, characters=characters)
-    found = read_each(paths, field, read)
-    return _beginning(found, characters, field, ", ".join(map(base_name, paths)))
+    return beginning(read_each(paths, field, read), characters, field, _names(paths))
 
 
-def _beginning(documents: Iterable[str], characters: int, field: str, name: str) -> list[str]:
-    """Documents of a source that hold so many characters; says if there are more."""
-    found, are_all = first_documents(documents, characters)
-    if not are_all:
-        warnings.warn(
-            f"{field}: the first {sum(map(len, found)):,} characters of {name} are read, enough "
-            "for what is asked of them, and no more: shuffle documents that are sorted",
-            stacklevel=3,
-        )
-    return found
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(map(base_name, paths))
 
 
 def read_dataset(
@@ -243,8 +300,10 @@ def read_dataset(
     """
     import datasets
 
-    repository, _, rest = name.partition(":")
+    repository, colon, rest = name.partition(":")
     config, _, split = rest.partition(":")
+    local = Path(repository)
+    named = f"{base_name(local)}{colon}{rest}" if local.exists() else name
     try:
         found: Any = datasets.load_dataset(
             repository,
@@ -258,12 +317,8 @@ def read_dataset(
                 raise no_column(column, found.column_names)
             batches = found.select_columns([column]).iter(1000)
             found = ({column: value} for batch in batches for value in batch[column])
-        numbered = enumerate(itertools.islice(found, rows or None), start=1)
-        texts = (text_of(row, column, f"row {number}") for number, row in numbered)
-        if streams:
-            documents, _ = first_documents(texts, characters)
-        else:
-            documents = _beginning(texts, characters, field, dataset_name(name))
+        texts = texts_of(itertools.islice(found, rows or None), column)
+        documents = beginning(texts, characters, field, "" if streams else named)
     except Unusable as error:
         raise InputError(f"{name} {error.what}", field=field, hint=error.hint) from error
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
@@ -273,14 +328,11 @@ def read_dataset(
             hint="check NAME:CONFIG:SPLIT, the network and that HF_HOME can be written, "
             "or name files",
         ) from e
-    return GivenText(documents, field=field, named=dataset_name(name))
+    return GivenText(documents, field=field, named=named)
 
 
-def dataset_name(name: str) -> str:
-    """What results call a data set."""
-    repository, colon, rest = name.partition(":")
-    local = Path(repository)
-    return f"{base_name(local)}{colon}{rest}" if local.exists() else name
+def texts_of(rows: Iterable[Any], column: str) -> Iterator[str]:
+    return (text_of(row, column, f"row {number}") for number, row in enumerate(rows, start=1))
 
 
 def _read_mixture(mixture: MixtureFile, tokens: int, group: int) -> Iterator[Source]:
@@ -295,12 +347,11 @@ def _read_mixture(mixture: MixtureFile, tokens: int, group: int) -> Iterator[Sou
             raise InputError(what, field=mixture.file, hint=error.hint) from error
 
 
-def _mixed_text(text: MixedText, tokens: float) -> GivenText:
+def _mixed_text(text: MixedText, tokens: float) -> GivenText | None:
     """One text of a mixture; of a data set, so many characters unless it says how many itself."""
     if text.files:
         characters = characters_for(max(1, round(tokens)))
-        named = ", ".join(map(base_name, text.files))
-        return GivenText(read_documents(text.files, text.field, "text", characters), named=named)
+        return read_given(text.files, "", text.field, "", characters=characters)
     characters = text.characters or max(LEAST_OF_MIXTURE, round(OF_MIXTURE * tokens))
     return read_dataset(
         text.dataset, text.field, "train", "text", characters, revision=text.revision, streams=True

@@ -22,8 +22,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.data.given import GivenText
-from disp_llm.data.sources import Needs
+from disp_llm.data.sources import GivenText, Needs
 from disp_llm.data.windows import usual_bos
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting

@@ -1,86 +1,52 @@
-"""Files, hub data sets, the embedded speeches, what the model writes, or examples -> streams of
-tokens -> windows.
+"""Sources -> streams of tokens, and what of them is held out.
 
 A stream begins with one BOS where the tokenizer uses one, and has none inside. (The paper's
 released code puts one at every line, which the model never saw in training.)
 
-B windows, T tokens of a window, N tokens of the stream.
+A tokenizer takes about 150 bytes a character while it works, so a long text is read in pieces that
+overlap. Two pieces are cut and joined at a token that both have, with the same tokens around it:
+
+- between two words, as the tokenizer parts them before it looks at its vocabulary: what follows is
+  then read alike whatever stands before;
+- inside a word that is longer than the overlap, where the model is BPE: tokens are those of the
+  whole text exactly if every two neighbours are those of their own text, and all neighbours are.
+
+Where there is no such token (white space or a word of thousands of characters), the text is read
+again in longer pieces, at last in one. The stream is always that of one call over the joined text.
+
+N tokens of the stream.
 """
 
+import hashlib
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.data.example_tokens import ExampleStream, stream_of_examples
-from disp_llm.data.examples import HELD_OUT, GivenExamples
-from disp_llm.data.given import GivenText, joint_sha256
-from disp_llm.data.sources import Given, Sources, read_sources
-from disp_llm.data.tokenizing import tokenize
-from disp_llm.data.windows import Windows, joined, random_windows, with_bos
-from disp_llm.runs.job import Process
+from disp_llm.data.sources import HELD_OUT, Given, GivenText, Source, Sources, read_sources
+from disp_llm.data.windows import Corpus, Stream, require_length, usual_bos
 
-Stream = Tensor | ExampleStream
-"""The tokens of a text, (N), or those of examples."""
+SEPARATOR = "\n\n"
+"""Between documents; the usual perplexity text of WikiText joins its rows with it too."""
 
+PIECE = 2**17
+"""Characters that are read at once at first."""
 
-@dataclass(frozen=True)
-class Corpus:
-    """Text to learn from, one stream of tokens a source."""
+OVERLAP = 1 / 32
+"""Share of a piece that it has in common with the next one."""
 
-    streams: tuple[Stream, ...]
-    weights: tuple[float, ...] = (1.0,)
-    """Share of the windows that come from each source; they sum to 1."""
-    bos_token_id: int | None = None
-    """A token that takes the place of the first of every window; None = none does."""
-    field: str = "text"
-    """The setting that the text was given in."""
-    names: tuple[str, ...] = ()
-    """What the sources are called."""
+GROWTH = 8
+"""How much longer pieces become where two cannot be joined."""
 
-    def require_length(self, tokens: int, setting: str) -> None:
-        """Refuses a source that cannot fill one window, whose length that setting says."""
-        for i, stream in enumerate(self.streams):
-            if isinstance(stream, ExampleStream):
-                stream.require_length(tokens, setting)
-                continue
-            name = self.names[i] if self.names else "the text"
-            hint = f"give more text or a smaller `{setting}`"
-            require_length(stream, tokens, self.field, name, hint)
-
-    def windows(self, source: int, count: int, length: int, noise: torch.Generator) -> Windows:
-        """Windows at random places of one source."""
-        stream = self.streams[source]
-        if isinstance(stream, ExampleStream):
-            return stream.random_windows(count, length, noise)
-        return Windows(random_windows(stream, count, length, noise, self.bos_token_id))
-
-    def draw(self, count: int, length: int, noise: torch.Generator) -> Windows:
-        """Windows in a random order: of every source as many as its weight says, to the next whole
-        number above or below, so that a step is not all of a kind."""
-        if len(self.streams) == 1:
-            return self.windows(0, count, length, noise)
-        weights = torch.tensor(self.weights, dtype=torch.float64)
-        ends = weights.cumsum(0) / weights.sum()
-        first = torch.rand((), generator=noise, dtype=torch.float64)
-        places = (torch.arange(count) + first) / count  # systematic sampling
-        sources = torch.searchsorted(ends, places, right=True).clamp(max=len(weights) - 1)
-        sources = sources[torch.randperm(count, generator=noise)]
-        return joined([self.windows(source, 1, length, noise) for source in sources.tolist()])
-
-    def draw_own(
-        self, count: int, length: int, noise: torch.Generator, process: Process
-    ) -> Windows:
-        """The part of one process, so many windows, of a batch that all draw alike."""
-        windows = self.draw(count * process.count, length, noise)
-        return windows[process.own(torch.arange(len(windows)))]
+AGREED = 16
+"""Tokens on each side of a cut that both pieces have."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +62,10 @@ class Texts:
 
     def longest_window(self, config: PerplexityConfig) -> int:
         """Tokens of the longest window that is measured on."""
-        if isinstance(self.evaluation, ExampleStream):
-            self.evaluation.require_length(config.context, "context")
-            return len(self.evaluation.longest.tokens)
-        return config.longest_window(len(self.evaluation))
+        if isinstance(self.evaluation, Tensor):
+            return config.longest_window(len(self.evaluation))
+        self.evaluation.require_length(config.context, "context")
+        return len(self.evaluation.longest.tokens)
 
 
 def load_tokens(
@@ -129,15 +95,19 @@ def load_tokens(
     streams = [stream_of(text, tokenizer, bos_token_id) for text in texts]
     held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:
-        streams, ends, share = _held_out(texts, streams)
-        last = _in_turn(ends, _weights(config, sources, list(map(len, ends))), context)
-        held_out = GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
+        whole = sum(map(len, streams))
+        parted = [_parted(text, stream) for text, stream in zip(texts, streams, strict=True)]
+        streams, ends = [left for left, _ in parted], [end for _, end in parted]
+        last = _in_turn(ends, _weights(config, sources.learning, ends), context)
+        held_out = GivenText(
+            None, last, texts[0].field, f"the last {len(last) / whole:.0%} of {name}"
+        )
     evaluation = stream_of(held_out, tokenizer, bos_token_id)
-    if not isinstance(evaluation, ExampleStream):
+    if isinstance(evaluation, Tensor):
         require_length(evaluation, 2, held_out.field, held_out.name)
     corpus = Corpus(
         streams=tuple(streams),
-        weights=_weights(config, sources, [len(stream) for stream in streams]),
+        weights=_weights(config, sources.learning, streams),
         bos_token_id=bos_token_id,
         field=texts[0].field,
         names=tuple(text.name for text in texts),
@@ -146,56 +116,54 @@ def load_tokens(
     return Texts(corpus, evaluation, {"text": name, "eval_text": held_out.measured_name} | hashes)
 
 
-def _held_out(
-    texts: list[Given], streams: list[Stream]
-) -> tuple[list[Stream], list[Tensor], float]:
-    """What is left to learn from, the end of every text, which is only measured on, and the share
-    that all of these are."""
-    left: list[Stream] = []
-    ends: list[Tensor] = []
-    for text, stream in zip(texts, streams, strict=True):
-        assert isinstance(text, GivenText)  # beside examples, some of these are held out
-        assert isinstance(stream, Tensor)
-        usual = len(stream) - int(len(stream) * (1 - HELD_OUT))
-        end = len(stream) - (usual if text.held_out is None else text.held_out)
-        left.append(stream[:end])
-        ends.append(stream[end:])
-    said = any(isinstance(text, GivenText) and text.held_out is not None for text in texts)
-    share = sum(map(len, ends)) / sum(map(len, streams)) if said else HELD_OUT
-    return left, ends, share
+def _parted(text: Given, stream: Stream) -> tuple[Tensor, Tensor]:
+    """What is left to learn from, and the end, which is only measured on."""
+    assert isinstance(text, GivenText)  # beside examples, some of these are held out
+    assert isinstance(stream, Tensor)
+    held_out, tokens = text.held_out, len(stream)
+    left = int(tokens * (1 - HELD_OUT)) if held_out is None else tokens - held_out
+    return stream[:left], stream[left:]
 
 
-def _in_turn(ends: list[Tensor], weights: tuple[float, ...], context: int) -> Tensor:
+def _in_turn(ends: Sequence[Tensor], weights: Sequence[float], context: int) -> Tensor:
     """The ends of several texts in pieces as long as a window is, in turn, so that as many windows
     from the start as are read are of every text what its weight says."""
-    pieces = [list(end.split(context)) for end in ends]
-    taken = [0] * len(ends)
-    found: list[Tensor] = []
-    while left := [i for i, parts in enumerate(pieces) if taken[i] < len(parts)]:
-        next_one = min(left, key=lambda i: (taken[i] + 1) / weights[i] if weights[i] else math.inf)
-        found.append(pieces[next_one][taken[next_one]])
-        taken[next_one] += 1
-    return torch.cat(found)
+    pieces = [
+        (number / weight if weight else math.inf, piece)
+        for end, weight in zip(ends, weights, strict=True)
+        for number, piece in enumerate(end.split(context), start=1)
+    ]
+    return torch.cat([piece for _, piece in sorted(pieces, key=lambda one: one[0])])
 
 
-def _weights(config: TextConfig, sources: Sources, lengths: list[int]) -> tuple[float, ...]:
+def _weights(
+    config: TextConfig, sources: Sequence[Source], streams: Sequence[Stream]
+) -> tuple[float, ...]:
     """How often each source is drawn: as asked or, where nothing is, by the length of what it is
     part of."""
-    groups = [source.group for source in sources.learning]
     whole: list[float] = list(config.weights)
     if not whole:
-        whole = [0.0] * (1 + max(groups))
-        for group, length in zip(groups, lengths, strict=True):
-            whole[group] += length
+        whole = [0.0] * (1 + max(source.group for source in sources))
+        for source, stream in zip(sources, streams, strict=True):
+            whole[source.group] += len(stream)
     total = sum(whole) or 1.0
-    return tuple(whole[one.group] * one.share / total for one in sources.learning)
+    return tuple(whole[one.group] * one.share / total for one in sources)
+
+
+def joint_sha256(texts: Sequence[Given]) -> str:
+    """The hash of several sources in their order; of a single one, its own."""
+    if len(texts) == 1:
+        return texts[0].sha256
+    return hashlib.sha256(b"".join(bytes.fromhex(text.sha256) for text in texts)).hexdigest()
 
 
 def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> Stream:
     """The tokens of a text, or of examples, each of which begins with that BOS if any."""
-    if isinstance(given, GivenExamples):
-        return stream_of_examples(given, tokenizer, bos_token_id)
-    return stream_of_text(given, tokenizer)
+    if isinstance(given, GivenText):
+        return stream_of_text(given, tokenizer)
+    from disp_llm.data.examples import stream_of_examples
+
+    return stream_of_examples(given, tokenizer, bos_token_id)
 
 
 def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
@@ -213,34 +181,92 @@ def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
     return given.tokens
 
 
-def opening(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
-    """The first tokens of a text, or the prompt of the first example."""
-    return stream.examples[0].prompt if isinstance(stream, ExampleStream) else stream[:tokens]
+def tokenize(documents: Iterable[str], tokenizer: Any) -> Int[Tensor, " N"]:
+    """One stream: an initial BOS where the tokenizer adds one, then the documents, joined."""
+    text = SEPARATOR.join(documents)
+    bos = usual_bos(tokenizer)
+    first = torch.tensor([] if bos is None else [bos], dtype=torch.long)
+    # Other tokenizers do not say where in the text a token stands.
+    size = PIECE if isinstance(tokenizer, PreTrainedTokenizerFast) else len(text)
+    while size < len(text):
+        parts = _stitched(text, tokenizer, size)
+        if parts is not None:
+            return torch.cat([first, *parts])
+        size *= GROWTH
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.cat([first, torch.tensor(ids, dtype=torch.long)])
 
 
-def require_length(
-    stream: Tensor,
-    tokens: int,
-    field: str,
-    name: str = "the text",
-    hint: str = "give more text",
-) -> None:
-    """Refuses a stream that cannot fill one window."""
-    if len(stream) < tokens:
-        raise InputError(
-            f"{name} has {len(stream)} tokens and a window takes {tokens}", field=field, hint=hint
+def _stitched(text: str, tokenizer: Any, size: int) -> list[Tensor] | None:
+    """The ids of all pieces, without what two have in common; None where two cannot be joined."""
+    overlap = round(size * OVERLAP)
+    step = size - overlap
+    is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
+    ids: list[Tensor] = []
+    before: list[_Token] = []
+    for start in range(0, len(text) - overlap, step):
+        piece = _tokens_of(text[start : start + size], start, tokenizer)
+        if start:
+            cut = _cut(before, piece, range(start, start + overlap), is_bpe)
+            if cut is None:
+                return None
+            ids.append(_ids(before[: cut[0]]))
+            piece = piece[cut[1] :]
+        before = piece
+    return [*ids, _ids(before)]
+
+
+class _Token(NamedTuple):
+    place: tuple[int, int, int]
+    """Where it begins and ends in the whole text, and its id."""
+    begins_word: bool
+
+
+def _ids(tokens: list[_Token]) -> Int[Tensor, " N"]:
+    return torch.tensor([token.place[2] for token in tokens], dtype=torch.long)
+
+
+def _tokens_of(text: str, start: int, tokenizer: Any) -> list[_Token]:
+    """Of a piece of the text that starts there."""
+    found = tokenizer(
+        text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+    )  # fmt: skip
+    words = found.word_ids(0)
+    return [
+        _Token((start + begin, start + end, token), word != before)
+        for (begin, end), token, word, before in zip(
+            found["offset_mapping"], found["input_ids"], words, [None, *words], strict=False
         )
+    ]
 
 
-def eval_windows(
-    stream: Int[Tensor, " N"], config: PerplexityConfig, bos_token_id: int | None = None
-) -> Int[Tensor, "B T"]:
-    """Windows in order from the start; a stream shorter than one window gives what it has."""
-    context = config.longest_window(len(stream))
-    windows = stream.unfold(0, context, context)
-    if config.windows and len(windows) < config.windows:
-        warnings.warn(
-            f"the text fills {len(windows)} of {config.windows} windows of {context} tokens",
-            stacklevel=2,
-        )
-    return with_bos(windows[: config.windows] if config.windows else windows, bos_token_id)
+def _cut(
+    left: list[_Token], right: list[_Token], both: range, is_bpe: bool
+) -> tuple[int, int] | None:
+    """The first token that two pieces can be joined at, by its number in each; None = there is
+    none.
+
+    Args:
+        both: the characters that both have.
+    """
+    of_left, of_right = _common(left, both), _common(right, both)
+    has = [token.place for token in left[of_left]]
+    also = [token.place for token in right[of_right]]
+    later = (*left[of_left][1:], *right[of_right][1:])
+    inside = is_bpe and not any(token.begins_word for token in later)
+    place_of = {token: number for number, token in enumerate(also)}
+    for at in range(AGREED, len(has) - AGREED):
+        place = place_of.get(has[at], 0)
+        around = has[at - AGREED : at + AGREED]
+        if place < AGREED or around != also[place - AGREED : place + AGREED]:
+            continue
+        i, j = of_left.start + at, of_right.start + place
+        if inside or (left[i].begins_word and right[j].begins_word):
+            return i, j
+    return None
+
+
+def _common(tokens: list[_Token], both: range) -> slice:
+    """Those that begin at one of these characters."""
+    found = [number for number, token in enumerate(tokens) if token.place[0] in both]
+    return slice(found[0], found[-1] + 1) if found else slice(0, 0)

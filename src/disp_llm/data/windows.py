@@ -1,15 +1,27 @@
-"""Windows of tokens that a model reads at once, and which of their tokens a loss counts.
+"""Streams of tokens -> windows, which a model reads at once, and which of their tokens a loss
+counts.
 
-B windows, T tokens of a window, N tokens of an example, D hidden.
+B windows, T tokens of a window, N tokens of a stream or an example, D hidden.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.runs.job import Process
+
+if TYPE_CHECKING:
+    from disp_llm.data.examples import ExampleStream
+
+Stream: TypeAlias = "Tensor | ExampleStream"
+"""The tokens of a text, (N), or those of examples."""
 
 StatesLoss = Callable[[Float[Tensor, "N D"]], Tensor]
 """What a model loses on an example, from the final hidden states of its tokens in float32: the mean
@@ -47,19 +59,16 @@ class Windows:
 
     def __getitem__(self, rows: slice | Tensor) -> "Windows":
         """Some of the windows, in the order that is asked for."""
-        numbers = torch.arange(len(self) if self.tasks else 0)
+        tasks: tuple[tuple[TaskPart, ...], ...] = ()
         if self.tasks:
-            numbers = numbers[rows.cpu() if isinstance(rows, Tensor) else rows]
+            chosen = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
+            tasks = tuple(self.tasks[number] for number in chosen.tolist())
         return Windows(
             self.tokens[rows],
             None if self.counted is None else self.counted[rows],
             None if self.places is None else self.places[rows],
-            tuple(self.tasks[number] for number in numbers.tolist()),
+            tasks,
         )
-
-    def one(self, row: int) -> "Windows":
-        """A single window as a batch of one."""
-        return self[slice(row, row + 1)]
 
     def to(self, device: torch.device) -> "Windows":
         """On a device."""
@@ -157,3 +166,88 @@ def with_bos(windows: Int[Tensor, "B T"], bos_token_id: int | None) -> Int[Tenso
     if bos_token_id is None:
         return windows
     return torch.cat([torch.full_like(windows[:, :1], bos_token_id), windows[:, 1:]], 1)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text to learn from, one stream of tokens a source."""
+
+    streams: tuple[Stream, ...]
+    weights: tuple[float, ...] = (1.0,)
+    """Share of the windows that come from each source; they sum to 1."""
+    bos_token_id: int | None = None
+    """A token that takes the place of the first of every window; None = none does."""
+    field: str = "text"
+    """The setting that the text was given in."""
+    names: tuple[str, ...] = ()
+    """What the sources are called."""
+
+    def require_length(self, tokens: int, setting: str) -> None:
+        """Refuses a source that cannot fill one window, whose length that setting says."""
+        for i, stream in enumerate(self.streams):
+            if isinstance(stream, Tensor):
+                name = self.names[i] if self.names else "the text"
+                hint = f"give more text or a smaller `{setting}`"
+                require_length(stream, tokens, self.field, name, hint)
+            else:
+                stream.require_length(tokens, setting)
+
+    def windows(self, source: int, count: int, length: int, noise: torch.Generator) -> Windows:
+        """Windows at random places of one source."""
+        stream = self.streams[source]
+        if isinstance(stream, Tensor):
+            return Windows(random_windows(stream, count, length, noise, self.bos_token_id))
+        return stream.random_windows(count, length, noise)
+
+    def draw(self, count: int, length: int, noise: torch.Generator) -> Windows:
+        """Windows in a random order: of every source as many as its weight says, to the next whole
+        number above or below, so that a step is not all of a kind."""
+        if len(self.streams) == 1:
+            return self.windows(0, count, length, noise)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        ends = weights.cumsum(0) / weights.sum()
+        first = torch.rand((), generator=noise, dtype=torch.float64)
+        places = (torch.arange(count) + first) / count  # systematic sampling
+        sources = torch.searchsorted(ends, places, right=True).clamp(max=len(weights) - 1)
+        sources = sources[torch.randperm(count, generator=noise)]
+        return joined([self.windows(source, 1, length, noise) for source in sources.tolist()])
+
+    def draw_own(
+        self, count: int, length: int, noise: torch.Generator, process: Process
+    ) -> Windows:
+        """The part of one process, so many windows, of a batch that all draw alike."""
+        windows = self.draw(count * process.count, length, noise)
+        return windows[process.own(torch.arange(len(windows)))]
+
+
+def opening(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
+    """The first tokens of a text, or the prompt of the first example."""
+    return stream[:tokens] if isinstance(stream, Tensor) else stream.examples[0].prompt
+
+
+def require_length(
+    stream: Tensor,
+    tokens: int,
+    field: str,
+    name: str = "the text",
+    hint: str = "give more text",
+) -> None:
+    """Refuses a stream that cannot fill one window."""
+    if len(stream) < tokens:
+        raise InputError(
+            f"{name} has {len(stream)} tokens and a window takes {tokens}", field=field, hint=hint
+        )
+
+
+def eval_windows(
+    stream: Int[Tensor, " N"], config: PerplexityConfig, bos_token_id: int | None = None
+) -> Int[Tensor, "B T"]:
+    """Windows in order from the start; a stream shorter than one window gives what it has."""
+    context = config.longest_window(len(stream))
+    windows = stream.unfold(0, context, context)
+    if config.windows and len(windows) < config.windows:
+        warnings.warn(
+            f"the text fills {len(windows)} of {config.windows} windows of {context} tokens",
+            stacklevel=2,
+        )
+    return with_bos(windows[: config.windows] if config.windows else windows, bos_token_id)

@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.data.tokens import Stream, Texts, opening
+from disp_llm.data.tokens import Texts
+from disp_llm.data.windows import Stream, opening
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.sample import continued
 from disp_llm.masks.prunable import PrunableModel

@@ -9,6 +9,7 @@ B windows, T tokens of a window.
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.data.example_tokens import ExampleStream
-from disp_llm.data.tokens import Stream, eval_windows
+from disp_llm.data.windows import Stream, eval_windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.losses import mean_losses, token_losses
+
+if TYPE_CHECKING:
+    from disp_llm.data.examples import ExampleStream
 
 LARGEST = 700.0
 """Nats a token beyond which a perplexity, or its standard error, is no finite number."""
@@ -39,9 +42,9 @@ def perplexity(
     Args:
         on_window: called with (done, total) after every window.
     """
-    if isinstance(stream, ExampleStream):
-        return of_answers(target, stream, config, on_window)
-    return of_windows(target, eval_windows(stream, config, target.bos_token_id), on_window)
+    if isinstance(stream, Tensor):
+        return of_windows(target, eval_windows(stream, config, target.bos_token_id), on_window)
+    return of_answers(target, stream, config, on_window)
 
 
 @torch.no_grad()
@@ -64,7 +67,7 @@ def of_windows(
 @torch.no_grad()
 def of_answers(
     target: PrunableModel,
-    stream: ExampleStream,
+    stream: "ExampleStream",
     config: PerplexityConfig,
     on_example: Callable[[int, int], None] = lambda done, total: None,
 ) -> Perplexity:

@@ -26,9 +26,9 @@ from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.suites import Suite, SuiteText
-from disp_llm.data.given import GivenText
-from disp_llm.data.sources import characters_for, read_dataset, read_given
-from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
+from disp_llm.data.sources import GivenText, characters_for, read_dataset, read_given
+from disp_llm.data.tokens import stream_of_text
+from disp_llm.data.windows import eval_windows, require_length
 from disp_llm.evaluation.perplexity import of_windows
 from disp_llm.evaluation.tasks import answers, require_tasks
 from disp_llm.masks.prunable import PrunableModel

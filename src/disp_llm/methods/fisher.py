@@ -75,7 +75,7 @@ def fisher_importance(
                 place = min(first + process.index, len(part) - 1)
                 mask = current_mask.clone().requires_grad_(True)
                 masking.set(mask)
-                mean_losses(dense, part.one(place)).backward()
+                mean_losses(dense, part[place : place + 1]).backward()
                 assert mask.grad is not None
                 if place == first + process.index:
                     sums += mask.grad.square()

@@ -10,8 +10,7 @@ from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import random_stream
-from disp_llm.data.tokens import Corpus
-from disp_llm.data.windows import Windows
+from disp_llm.data.windows import Corpus, Windows
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions

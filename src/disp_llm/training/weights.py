@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.randomness import shared_stream
-from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import Corpus
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
