@@ -10,6 +10,7 @@ from damage import BYTES
 from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import EXPERTS
 from disp_llm.evaluation import latency
 from disp_llm.evaluation.latency import (
     SHAPES,
@@ -18,7 +19,7 @@ from disp_llm.evaluation.latency import (
     masks_of_shape,
     table_name,
 )
-from disp_llm.evaluation.latency_fit import features, fit, for_sites
+from disp_llm.evaluation.latency_fit import features, fit
 from disp_llm.evaluation.timing import Pair, Workload
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import parameter_costs
@@ -36,6 +37,9 @@ def times(heads: float = 0.0) -> torch.Tensor:
     return torch.tensor([0.2, *attention, *mlp, 3e-4, 2e-3], dtype=torch.float64)
 
 
+UP = ("mlp_in", "mlp_mid", EXPERTS)
+
+
 def counts_of(layout) -> torch.Tensor:
     masks = [masks_of_shape(layout, shape, align=1) for shape in SHAPES]
     return torch.stack([layout.counts(mask.kept.long()) for mask in masks])
@@ -50,7 +54,7 @@ def test_fit_predicts_the_times_of_known_coefficients(model_type, heads):
     truth = times(heads=5e-3 if heads else 0.0)
     shares = features(layout, counts) @ truth
     costs = fit(layout, counts, shares)
-    assert float(costs.constant_cost) == pytest.approx(0.2, rel=1e-6)
+    assert float(costs.constant) == pytest.approx(0.2, rel=1e-6)
     thin = torch.tensor(layout.lengths) // 3 + 1
     without = thin.view(len(layout.blocks), -1).clone()
     without[1, : without.shape[1] // 2], without[2] = thin[: without.shape[1] // 2], 0
@@ -59,7 +63,7 @@ def test_fit_predicts_the_times_of_known_coefficients(model_type, heads):
         assert float(costs.cost(other)) == pytest.approx(wanted, rel=1e-6)
     few = replace(tiny_prunable(model_type), sites=sites_with(heads)).layout
     same = thin.view(len(layout.blocks), -1)[:, : len(few.sites)].flatten()
-    assert float(for_sites(costs, few).cost(same)) == pytest.approx(float(costs.cost(thin)))
+    assert float(replace(costs, layout=few).cost(same)) == pytest.approx(float(costs.cost(thin)))
 
 
 def test_correction_arrives_at_the_target_of_a_machine_that_differs_from_its_table():
@@ -146,7 +150,7 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
     first = latency.latency_costs(llama, [workload], align=1)
     again = latency.latency_costs(llama, [workload], align=1)
     assert len(measured) == len(SHAPES)
-    torch.testing.assert_close(first.mlp_read, again.mlp_read)
+    torch.testing.assert_close(first.terms[UP], again.terms[UP])
     latency.latency_costs(llama, [Workload("prefill", 16, 1)], align=1)
     assert len(measured) == 2 * len(SHAPES)
 
@@ -163,7 +167,7 @@ def test_costs_are_seconds_of_the_original(llama, monkeypatch, tmp_path):
         half = Budget(llama.layout, costs).share(lengths // 2)
         assert float(half) == pytest.approx(float(costs.cost(lengths // 2)) / 0.2)
     # Of the same times; LAPACK's last digits depend on where a matrix lies in memory.
-    torch.testing.assert_close(first.mlp_read, again.mlp_read)
+    torch.testing.assert_close(first.terms[UP], again.terms[UP])
 
 
 def in_milliseconds():
@@ -232,7 +236,7 @@ def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog
         caplog.clear()
         path.write_bytes(content)
         found = latency.latency_costs(llama, [WORK], align=1)
-        torch.testing.assert_close(found.mlp_read, wanted.mlp_read)
+        torch.testing.assert_close(found.terms[UP], wanted.terms[UP])
         assert [str(path) in record.getMessage() for record in caplog.records] == [True], content
         assert path.read_bytes() == stored  # the next run has it
 

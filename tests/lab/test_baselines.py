@@ -133,7 +133,7 @@ def test_least_squares_is_the_best_fit():
     ("share", "heads"), [(0.8, 3), (0.67, 3), (0.66, 2), (0.5, 2), (0.3, 1), (0.1, 1)]
 )
 def test_heads_are_pruned_where_the_share_has_room_for_whole_ones(share, heads):
-    block = BlockShape(576, 960, 576, 2, 1536, (0, 0, 0, 0, 0), heads=3)
+    block = BlockShape(576, 960, 576, 2, 1536, heads=3)
     sizes = sizes_of(block, share)
     assert sizes.heads == heads
     stored = 576 * (1536 * heads // 3 + 3 * sizes.channels)
@@ -142,7 +142,7 @@ def test_heads_are_pruned_where_the_share_has_room_for_whole_ones(share, heads):
 
 
 def test_channels_make_up_for_heads_that_are_kept():
-    block = BlockShape(576, 960, 576, 2, 1536, (0, 0, 0, 0, 0))
+    block = BlockShape(576, 960, 576, 2, 1536)
     assert sizes_of(block, 0.5) == Sizes(0, 512)
     with pytest.raises(InputError, match="no intermediate channel"):
         sizes_of(block, 0.25)

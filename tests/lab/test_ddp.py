@@ -101,7 +101,7 @@ def test_multipliers_ascend_and_gates_close(problem):
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.8])
 def test_kinds_meet_the_budget_with_whole_heads(share):
-    block = BlockShape(576, 960, 576, 2, 1536, (0, 0, 0, 0, 0, 0), heads=3)
+    block = BlockShape(576, 960, 576, 2, 1536, heads=3)
     budget = Budget(Layout((block,) * 30), sites=COUPLED)
     heads, channels = ddp.kinds_of(budget, share)
     assert heads.kept == math.ceil(share * 90)

@@ -8,9 +8,7 @@ from disp_llm.masks.layout import Layout
 from disp_llm.masks.shapes import BlockShape
 
 CPU = torch.device("cpu")
-SHAPE = BlockShape(
-    hidden=4, qkv=6, q=4, num_input_projections=2, intermediate=6, biases=(0, 0, 0, 0, 0)
-)
+SHAPE = BlockShape(hidden=4, qkv=6, q=4, num_input_projections=2, intermediate=6)
 LAYOUT = Layout((SHAPE, SHAPE))
 
 

@@ -77,9 +77,7 @@ def test_reinmax_mean_gradient_is_close_to_the_exact_one():
 
 
 def test_projected_meets_the_budget_and_has_a_sigmoid_slope():
-    shape = BlockShape(
-        hidden=8, qkv=12, q=8, num_input_projections=2, intermediate=16, biases=(0, 0, 0, 0, 0)
-    )
+    shape = BlockShape(hidden=8, qkv=12, q=8, num_input_projections=2, intermediate=16)
     budget = Budget(Layout((shape, shape)))
     x = torch.randn(budget.layout.entries, generator=noise()).requires_grad_(True)
     mask = ESTIMATORS["projected"](

@@ -10,7 +10,7 @@ from disp_llm.training.hypernetwork import Hypernetwork
 
 
 def llama(blocks: int, hidden: int, intermediate: int) -> Layout:
-    shape = BlockShape(hidden, 3 * hidden, hidden, 2, intermediate, (0, 0, 0, 0, 0))
+    shape = BlockShape(hidden, 3 * hidden, hidden, 2, intermediate)
     return Layout((shape,) * blocks)
 
 

@@ -16,10 +16,10 @@ from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, TooSmall, project
 from disp_llm.masks.costs import (
     CostModel,
+    active_costs,
     byte_costs,
     flop_costs,
     memory_costs,
-    parameter_costs,
 )
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
@@ -61,7 +61,7 @@ def _counted(settings: BudgetConfig, dense: PrunableModel) -> CostModel:
             require_positions(dense.model, length, "workload_length")
             cached = cached_tokens(dense.model, length, batch)
             return memory_costs(layout, parameters, itemsize, cached)
-    return parameter_costs(layout, counts_chosen=True)
+    return active_costs(layout)
 
 
 def _timed(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) -> CostModel:

@@ -212,7 +212,7 @@ def _input_files(config: Any) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for name in LOCAL_NAMES:
         value = getattr(config, name, "")
-        path = embedded.model_file() if value == embedded.MODEL else Path(value)
+        path = embedded.path_of(value)
         found[name] = files_of(path) if value else []
     for name in (*TEXTS, *EXAMPLES):
         paths = getattr(config.text, name)

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Positive, as_type
-from disp_llm.evaluation.latency_fit import fit, for_sites
+from disp_llm.evaluation.latency_fit import fit
 from disp_llm.evaluation.timing import Workload, paired
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget
@@ -120,7 +120,8 @@ def latency_costs(
             )
             keep(name, {"workload": workload.name, "hardware": hardware()} | asdict(table))
         shares = torch.tensor([1.0, *table.shares], dtype=torch.float64)
-        found.append((table.dense_s, for_sites(fit(layout, counts, shares), target.layout)))
+        costs = fit(layout, counts, shares)
+        found.append((table.dense_s, replace(costs, layout=target.layout)))
     if len(found) == 1:
         return weighted(*found)
     return weighted(*((1 / len(found), shares) for _, shares in found))

@@ -13,14 +13,12 @@ only where that saves more than its selection takes.
 L blocks, M measured shapes, K sites of a block, S sites of all blocks.
 """
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from disp_llm.config.names import ATTENTION, HEADS, MLP
-from disp_llm.masks.costs import CostModel, of_blocks, parameter_costs
+from disp_llm.config.names import ATTENTION, EXPERTS, HEADS, MLP
+from disp_llm.masks.costs import CostModel, Terms, of_blocks, parameter_costs
 from disp_llm.masks.layout import Layout
 
 
@@ -68,35 +66,15 @@ def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> CostMode
     coefficients = (found / scale.numpy()).tolist()
     constant, attention, heads, read, write, mlp, middle, up, down, *per_cut_site = coefficients
     per_selected, per_cut = per_cut_site
-    costs = parameter_costs(layout)
-    per_entry = costs.per_entry.clone()
-    prices = {ATTENTION: attention, MLP: mlp, "mlp_mid": middle}
-    for place, site in enumerate(layout.sites):
-        per_entry[:, place] = prices.get(site, 0.0)
-    if HEADS in layout.sites:
-        of_head = heads / of_blocks([block.heads for block in layout.blocks])
-        per_entry[:, layout.sites.index(HEADS)] = of_head
-    return replace(
-        costs,
-        constant_cost=constant,
-        per_entry=per_entry,
-        per_selected=per_selected,
-        per_cut=per_cut,
-        attention=costs.attention * torch.tensor([read, write], dtype=torch.float64),
-        mlp_read=up * costs.mlp_read,
-        mlp_write=down * costs.mlp_write,
-        dense_cost=1.0,
-    )
-
-
-def for_sites(costs: CostModel, layout: Layout) -> CostModel:
-    """The same costs where branches are no sites, so that all of them are there."""
-    if layout.sites == costs.layout.sites:
-        return costs
-    always = costs.per_entry[:, len(layout.sites) :].sum()
-    return replace(
-        costs,
-        layout=layout,
-        constant_cost=costs.constant_cost + float(always),
-        per_entry=costs.per_entry[:, : len(layout.sites)],
-    )
+    weights, each = parameter_costs(layout).terms, torch.ones(len(layout.blocks)).double()
+    terms: Terms = {
+        (ATTENTION,): attention * each,
+        (HEADS,): heads * each,
+        ("attn_in", HEADS): read * weights["attn_in", HEADS],
+        ("attn_out", HEADS): write * weights["attn_out", HEADS],
+        (MLP,): mlp * each,
+        ("mlp_mid",): middle * each,
+        ("mlp_in", "mlp_mid", EXPERTS): up * weights["mlp_in", "mlp_mid", EXPERTS],
+        ("mlp_mid", "mlp_out", EXPERTS): down * weights["mlp_mid", "mlp_out", EXPERTS],
+    }
+    return CostModel(layout, terms, constant, per_cut, per_selected, dense_cost=1.0)

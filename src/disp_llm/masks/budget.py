@@ -17,7 +17,7 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
 from disp_llm.config.targets import Target
-from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
+from disp_llm.masks.costs import CostModel, active_costs, byte_costs, parameter_costs
 from disp_llm.masks.groups import Groups, fill, groups_of
 from disp_llm.masks.layout import Layout
 
@@ -88,6 +88,17 @@ class Budget:
         return self.never_pruned_sites[self.layout.site_of_entry]
 
     @cached_property
+    def alike(self) -> tuple[str, ...]:
+        """Sites that keep as many entries in all blocks."""
+        return tuple(site for site in INSIDE if self.uniform and site in self.sites)
+
+    @cached_property
+    def has_large_entries(self) -> Bool[Tensor, " S"]:
+        """Which sites have entries so large that, where one has no room, what follows may have."""
+        large = (*BRANCHES, EXPERTS, *((HEADS,) if self.uniform else ()))
+        return torch.tensor([site in large for site in self.layout.sites] * len(self.layout.blocks))
+
+    @cached_property
     def _parameters(self) -> CostModel:
         return parameter_costs(self.layout)
 
@@ -118,12 +129,7 @@ class Budget:
         return size.value / self.dense_cost if size.unit else size.amount
 
     def block_parameters(self, counts: Tensor) -> Tensor:
-        """T(s), from the ones of each of the S sites; exact in float64 and differentiable.
-
-        `|S1|·(q + 2kv) + |S2|·q + n·|S3|·|S4| + |S4|·|S5|` for n input projections, summed over
-        blocks, and what no site cuts; q and kv shrink with the heads, and the MLP with the experts,
-        where these are a site.
-        """
+        """T(s), from the ones of each of the S sites; exact in float64 and differentiable."""
         return self._parameters.cost(counts)
 
     @cached_property
@@ -141,7 +147,7 @@ class Budget:
 
     def active_parameters(self, counts: Tensor) -> int:
         """Block parameters that a token uses: all, but for the experts that are not chosen."""
-        return int(parameter_costs(self.layout, counts_chosen=True).cost(counts))
+        return int(active_costs(self.layout).cost(counts))
 
     @cached_property
     def entry_costs(self) -> Float[Tensor, " N"]:
@@ -179,20 +185,12 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     """
     layout, device = budget.layout, scores.device
     scores = layout.by_chunks(scores.detach(), budget.chunk)
-    ranked = torch.argsort(scores, descending=True, stable=True)
-    # Lane by lane, best first within a lane.
-    ranked = ranked[torch.argsort(layout.lane_of_entry.to(device)[ranked], stable=True)]
-    alike = tuple(site for site in INSIDE if site in budget.sites) if budget.uniform else ()
-    groups = groups_of(layout, align, budget.chunk, alike, device)
+    ranked = layout.ranked(scores)
+    groups = groups_of(layout, align, budget.chunk, budget.alike, device)
     means = groups.means(scores[ranked])
     kept_anyway = groups.is_first | groups.of_sites(budget.never_pruned_sites)
     if budget.least_cut or budget.prices_cuts:
-        # First which sites are cut, then what of them, by the rest of the budget.
-        whole = torch.ones(len(budget.lengths), dtype=torch.bool)
-        if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
-            whole = ~budget.hardly_cut(groups.counts(kept_anyway))
-        order, count = _within(budget, share, groups, means, kept_anyway, whole)
-        whole = whole & budget.hardly_cut(groups.counts(groups.first(order, count)))
+        whole = _left_whole(budget, share, groups, means, kept_anyway)
         kept_anyway = kept_anyway | groups.of_sites(whole)
     order, count = _within(budget, share, groups, means, kept_anyway)
     kept = torch.zeros(layout.entries, dtype=torch.bool, device=device)
@@ -200,6 +198,22 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     last = means[order[count - 1]]
     following = means[order[count]] if count < len(order) else last - 1e-3
     return Projected(kept, float((last + following) / 2))
+
+
+def _left_whole(
+    budget: Budget,
+    share: float,
+    groups: Groups,
+    means: Float[Tensor, " G"],
+    kept_anyway: Bool[Tensor, " G"],
+) -> Bool[Tensor, " S"]:
+    """Sites that would hardly be cut, when each that is hardly cut counts with all of its entries:
+    the rest of the budget then cuts the others."""
+    may_be = torch.ones(len(budget.lengths), dtype=torch.bool)
+    if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
+        may_be = ~budget.hardly_cut(groups.counts(kept_anyway))
+    order, count = _within(budget, share, groups, means, kept_anyway, may_be)
+    return may_be & budget.hardly_cut(groups.counts(groups.first(order, count)))
 
 
 def _within(
@@ -227,15 +241,11 @@ def _within(
     smallest = cost(groups.counts(kept_anyway))
     if smallest > allowed:
         least = smallest / budget.dense_cost
-        error = TooSmall(
-            f"{share} is less than the smallest model, {least:.2g}",
-            field=budget.field,
-            hint="ask for more, for a smaller `align`, or for more `sites`",
-        )
+        what = f"{share} is less than the smallest model, {least:.2g}"
+        hint = "ask for more, for a smaller `align`, or for more `sites`"
+        error = TooSmall(what, field=budget.field, hint=hint)
         error.least = least
         raise error
     order = means.masked_fill(kept_anyway, torch.inf).argsort(descending=True, stable=True)
-    large = (*BRANCHES, EXPERTS, *((HEADS,) if budget.uniform else ()))
-    sites = [site in large for site in budget.layout.sites] * len(budget.layout.blocks)
-    least = int(kept_anyway.sum())
-    return fill(groups, order, least, lambda counts: cost(counts) <= allowed, torch.tensor(sites))
+    first = int(kept_anyway.sum())
+    return fill(groups, order, first, lambda n: cost(n) <= allowed, budget.has_large_entries)

@@ -1,9 +1,9 @@
 """Groups of entries that are kept or pruned together, and how many of the best have room.
 
 A group is `align` entries of one site, of each of its lanes, and of each of the blocks that are to
-be alike. It consists of pieces, each of one site; most groups are one piece.
+be alike.
 
-N entries of all sites, S sites, G groups, P pieces.
+N entries of all sites, S sites, G groups, P pieces of them, each of one site.
 """
 
 from collections.abc import Callable
@@ -21,25 +21,25 @@ from disp_llm.masks.shapes import BlockShape
 
 @dataclass(frozen=True)
 class Groups:
-    """For entries laid out lane by lane, the group of each, and the groups' pieces."""
+    """For entries laid out lane by lane, the group of each."""
 
-    of_entry: Int[Tensor, " N"]
-    is_first: Bool[Tensor, " G"]
-    """Whether it is the first of its site."""
-    piece_group: Int[Tensor, " P"]
-    piece_site: Int[Tensor, " P"]
-    piece_size: Float[Tensor, " P"]
     sites: int
     """S."""
+    of_entry: Int[Tensor, " N"]
+    is_first: Bool[Tensor, " G"]
+    """Whether it is of the fewest entries that its site keeps."""
+    piece_group: Int[Tensor, " P"]
+    """A group with entries of several sites, as of blocks that are alike, has a piece of each."""
+    piece_site: Int[Tensor, " P"]
+    piece_size: Float[Tensor, " P"]
 
     def means(self, scores: Float[Tensor, " N"]) -> Float[Tensor, " G"]:
         """The mean score of each group, in float64."""
         sums = scores.new_zeros(len(self.is_first), dtype=torch.float64)
-        sizes = torch.zeros_like(sums).index_add(0, self.piece_group, self.piece_size)
-        return sums.index_add(0, self.of_entry, scores.double()) / sizes
+        return sums.index_add(0, self.of_entry, scores.double()) / self.of_entry.bincount()
 
     def of_sites(self, chosen: Bool[Tensor, " S"]) -> Bool[Tensor, " G"]:
-        """Which groups have a piece of a chosen site."""
+        """Which groups have entries of a chosen site."""
         pieces = chosen.to(self.piece_site.device)[self.piece_site]
         return torch.zeros_like(self.is_first).index_fill(0, self.piece_group[pieces], True)
 
@@ -96,7 +96,7 @@ def groups_of(
     Args:
         alike: sites that keep as many in all blocks.
     """
-    of_entry, sizes, piece_group, piece_site, is_first = [], [], [], [], []
+    of_entry, is_first = [], []
     begins: dict[object, int] = {}  # the first group of each site
     places = [(block, i, site) for block in layout.blocks for i, site in enumerate(layout.sites)]
     for index, (block, place, site) in enumerate(places):
@@ -104,29 +104,25 @@ def groups_of(
         width = block.lengths[place] // lanes
         times = _times_as_wide(layout, block) if site == "mlp_mid" and site in alike else 1
         size = group_size(site, align, chunk) * times
-        count = -(-width // size)
         key: object = index
         if site in alike:
-            of_mixture = block.router and site != HEADS  # attentions are alike in all blocks
+            of_mixture = block.experts > 1 and site != HEADS  # attentions are alike in all blocks
             key = (site, of_mixture, width // times)
         if key not in begins:
             begins[key] = sum(map(len, is_first))
-            is_first.append(torch.arange(count) < -(-block.least[place] // size))
-        groups = torch.arange(count) + begins[key]
-        of_entry.append(groups.repeat_interleave(size)[:width].repeat(lanes))
-        sizes.append(torch.full((count,), size * lanes))
-        sizes[-1][-1] = (width - size * (count - 1)) * lanes
-        piece_group.append(groups)
-        piece_site.append(torch.full((count,), index))
-    parts = of_entry, is_first, piece_group, piece_site, sizes
-    entries, first, groups, site, size = (torch.cat(part).to(device) for part in parts)
-    return Groups(entries, first, groups, site, size.double(), len(layout.lengths))
+            is_first.append(torch.arange(-(-width // size)) < -(-block.least[place] // size))
+        of_entry.append((begins[key] + torch.arange(width) // size).repeat(lanes))
+    of_entries, sites = torch.cat(of_entry), len(layout.lengths)
+    pairs = of_entries * sites + layout.site_of_entry
+    pieces, sizes = pairs.unique(return_counts=True)
+    parts = of_entries, torch.cat(is_first), pieces // sites, pieces % sites, sizes.double()
+    return Groups(sites, *(part.to(device) for part in parts))
 
 
 def _times_as_wide(layout: Layout, block: BlockShape) -> int:
     """How many times as wide as the narrowest the dense MLP of a block is; 1 where that is no whole
     number, or where it has a mixture in its place."""
-    widths = [one.intermediate for one in layout.blocks if not one.router]
-    if block.router or block.intermediate % min(widths):
+    widths = [one.intermediate for one in layout.blocks if one.experts == 1]
+    if block.experts > 1 or block.intermediate % min(widths):
         return 1
     return block.intermediate // min(widths)

@@ -1,5 +1,9 @@
 """Which stretch of the flat vector of entries is which site of which block.
 
+Block by block, site by site: attn_in (D entries), attn_out (D), mlp_in (D), mlp_mid (F, of a
+mixture F of each expert), mlp_out (D), then heads, experts, attention and mlp, where these are
+sites.
+
 N entries of all sites, S sites (5 to 9 a block), L blocks.
 """
 
@@ -44,16 +48,6 @@ class Layout:
         return tuple(lanes for block in self.blocks for lanes in block.lanes)
 
     @cached_property
-    def lane_of_entry(self) -> Int[Tensor, " N"]:
-        """Index of the lane that each entry belongs to, rising."""
-        widths = [
-            length // lanes
-            for length, lanes in zip(self.lengths, self.lanes, strict=True)
-            for _ in range(lanes)
-        ]
-        return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
-
-    @cached_property
     def names(self) -> tuple[str, ...]:
         """`layers.3.attn_in` and so on, S of them."""
         return tuple(f"layers.{i}.{site}" for i in range(len(self.blocks)) for site in self.sites)
@@ -91,7 +85,7 @@ class Layout:
         of_site = torch.tensor([site in sites for site in self.sites])
         return of_site[self.site_of_entry % len(self.sites)]
 
-    @property
+    @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Entries of each site, block by block: none is 0."""
         by_block = zip(*(block.lengths for block in self.blocks), strict=True)
@@ -128,15 +122,30 @@ class Layout:
             ]
         )
 
+    def ranked(self, scores: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """All entries, lane by lane, the best of each lane first."""
+        order = torch.argsort(scores, descending=True, stable=True)
+        lanes = self._lane_of_entry.to(scores.device)[order]
+        return order[torch.argsort(lanes, stable=True)]
+
+    @cached_property
+    def _lane_of_entry(self) -> Int[Tensor, " N"]:
+        parts = zip(self.lengths, self.lanes, strict=True)
+        widths = [length // lanes for length, lanes in parts for _ in range(lanes)]
+        return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+
     def without_dropped(self, kept: Bool[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """The same masks with nothing kept inside of a branch that is not kept itself."""
         if not self.blocks[0].branches:
             return kept
-        places = [self.sites.index(BRANCH_OF[site]) for site in self.sites]
-        first = self.site_of_entry // len(self.sites) * len(self.sites)  # site of each block
-        branch = first + torch.tensor(places)[self.site_of_entry % len(self.sites)]
-        stays = self.counts(kept.long()) > 0
-        return kept & stays[branch.to(kept.device)]
+        parts = dict(zip(self.names, self.split(kept), strict=True))
+        return torch.cat(
+            [
+                parts[f"layers.{i}.{site}"] & parts[f"layers.{i}.{BRANCH_OF[site]}"]
+                for i in range(len(self.blocks))
+                for site in self.sites
+            ]
+        )
 
 
 def group_size(site: str, align: int, chunk: int) -> int:

@@ -62,7 +62,7 @@ class PrunableModel:
     @property
     def language_model(self) -> nn.Module:
         """What has the blocks: the base model, or of a wrapper one of its parts."""
-        return self.family.language_model_of(self.model)
+        return self.model.base_model.get_submodule(self.family.tower)
 
     @property
     def blocks(self) -> nn.ModuleList:

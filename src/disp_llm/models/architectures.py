@@ -14,7 +14,7 @@ from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.plugins import added, added_names
-from disp_llm.models.family import Branch, Family, Wrapper, branch, mixture
+from disp_llm.models.family import Branch, Family, Wrapper, branch
 
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def _branch(row: dict[str, Any]) -> Branch:
     columns: dict[str, Any] = {
         key: tuple(one) if isinstance(one, list) else one for key, one in row.items()
     }
-    return mixture(**columns) if "router" in columns else branch(**columns)
+    return branch(**columns)
 
 
 FAMILIES = _rows()
@@ -115,21 +115,27 @@ def row_of(model_type: str) -> Family | None:
     return FAMILIES.get(model_type) or added(ARCHITECTURES, model_type, Family, "model")
 
 
-def row_for(config: Any) -> Family | None:
+def family_of_any(config: Any) -> Family:
     """The row of a dense or a pruned model's configuration, of a wrapper that of its language
-    model; None where there is none.
+    model.
 
     It is without a mixture where the configuration has no experts: what is refused or slower for
     mixtures need not be for it.
     """
-    model_type = config.model_type.removeprefix(PRUNED_PREFIX)
+    model_type = _type_of(config).removeprefix(PRUNED_PREFIX)
     wrapper = WRAPPERS.get(model_type)
     if wrapper is not None:
         config = config.get_text_config()
         model_type = ROW_OF.get(config.model_type, config.model_type)
     row = row_of(model_type)
     if row is None:
-        return None
+        near = nearest(model_type, [*model_types(), *WRAPPERS])
+        raise InputError(
+            f"architecture '{model_type}' is not supported{near}",
+            field="model",
+            hint="docs/architectures.md lists those that are, docs/extend.md explains how to add a "
+            "row",
+        )
     experts = row.mixture.experts if row.mixture else None
     if experts is not None and not getattr(config, experts.count, 1):
         row = replace(row, mixture=None)
@@ -137,46 +143,32 @@ def row_for(config: Any) -> Family | None:
 
 
 def family_of(config: Any) -> Family:
-    """The row of a transformers configuration.
-
-    Raises:
-        InputError: the architecture is not in the table, is none of transformers' own, is already
-            pruned, or is a refused variant.
-    """
-    model_type = str(getattr(config, "model_type", "") or "without model_type")
+    """The row of a configuration that can be pruned: of an architecture of transformers' own, not
+    pruned yet, and no refused variant."""
+    model_type = _type_of(config)
     if model_type.startswith(PRUNED_PREFIX):
         raise InputError(
             "this model has been pruned already",
             field="model",
             hint="prune the original, or make another size of its run with `disp-llm export`",
         )
-    family, described = row_for(config), config
-    if model_type in WRAPPERS:
-        described = config.get_text_config()
-        model_type = described.model_type
-    if family is None:
-        raise _without_row(model_type)
-    kind = type(config)
+    family, kind = family_of_any(config), type(config)
     if not kind.__module__.startswith("transformers."):
         raise InputError(
             f"{kind.__name__} is no class of transformers, whose own a pruned model extends",
             field="model",
             hint="use an architecture that transformers has (docs/extend.md)",
         )
+    described = config.get_text_config() if model_type in WRAPPERS else config
     for key, value, reason in family.refused:
         if getattr(described, key, None) == value:
             raise InputError(
-                f"{model_type} with {key}={value} is not supported: {reason}",
+                f"{described.model_type} with {key}={value} is not supported: {reason}",
                 field="model",
-                hint=f"use a {model_type} model without that setting",
+                hint=f"use a {described.model_type} model without that setting",
             )
     return family
 
 
-def _without_row(model_type: str) -> InputError:
-    near = nearest(model_type, [*model_types(), *WRAPPERS])
-    return InputError(
-        f"architecture '{model_type}' is not supported{near}",
-        field="model",
-        hint="docs/architectures.md lists those that are, docs/extend.md explains how to add a row",
-    )
+def _type_of(config: Any) -> str:
+    return str(getattr(config, "model_type", "") or "without model_type")

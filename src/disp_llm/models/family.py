@@ -171,13 +171,9 @@ class Family:
         """What of a model reads tokens and gives hidden states."""
         return model.base_model.get_submodule(self.base)
 
-    def language_model_of(self, model: Any) -> Any:
-        """What of a model has the blocks: the base model, or of a wrapper one of its parts."""
-        return model.base_model.get_submodule(self.tower)
-
     def blocks_of(self, model: Any) -> Any:
         """The list of a model's blocks."""
-        return self.language_model_of(model).get_submodule(self.blocks)
+        return model.base_model.get_submodule(self.tower).get_submodule(self.blocks)
 
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
         """Attention, or what the block has in its place, and MLP, in the order of running."""
@@ -225,68 +221,33 @@ class Wrapper:
         return replace(family, tower=self.tower, **without)
 
 
-def branch(
-    module: str,
-    reads: str,
-    writes: str,
-    norms: str = "",
-    inside: str = "",
-    per_head: str = "",
-    stacked: str = "",
-    **columns: Any,
-) -> Branch:
-    """A branch that is one module, to which names are relative: selections act at its edges.
+def branch(module: str, reads: Any = (), writes: str = "", norms: str = "", **more: Any) -> Branch:
+    """A branch that is one module, to which names are relative, but for those of norms: selections
+    act at its edges.
 
     Args:
-        columns: others of `Branch`.
+        more: `inside`, `per_head` and `stacked`, likewise; of a mixture of experts its `router`,
+            what else is `counted`, and `shared`, a gated MLP that all tokens run through, with the
+            linear layer `shared_gate` that weighs its output, in place of which `reads` and
+            `writes` may give paths of others; columns of `Branch` and of `Experts` as they are.
     """
-    usual: dict[str, Any] = {"gather": module, "scatter": module}
-    return Branch(
-        reads=_paths(module, reads),
-        writes=_path(module, writes),
-        norms=tuple(norms.split()),
-        inside=_paths(module, inside),
-        per_head=_paths(module, per_head),
-        stacked=_paths(module, stacked),
-        **usual | columns,
-    )
-
-
-def mixture(
-    module: str,
-    router: str,
-    norms: str,
-    shared: str = "",
-    shared_gate: str = "",
-    counted: str = "",
-    **columns: Any,
-) -> Branch:
-    """A mixture of experts that is one module, with its router; names are relative to it.
-
-    Args:
-        shared: name of a gated MLP that all tokens run through.
-        shared_gate: name of the linear layer that weighs its output.
-        columns: others of `Experts` and of `Branch`.
-    """
-    own = Experts.__dataclass_fields__
-    experts: dict[str, Any] = {
-        "module": _path(module, "experts"),
-        "router": _path(module, router),
-        "rows": _path(module, router),
-        "counted": _paths(module, counted),
-    }
-    experts |= {key: value for key, value in columns.items() if key in own}
-    reads = f"{shared}.gate_proj {shared}.up_proj {shared_gate}" if shared else ""
-    usual: dict[str, Any] = {
-        "reads": _paths(module, reads),
-        "writes": _path(module, f"{shared}.down_proj") if shared else "",
-        "gather": module,
-        "scatter": module,
-        "gathers": _paths(module, f"{router} experts {shared} {shared_gate}"),
-        "scatters": _paths(module, f"experts {shared}"),
-    }
-    usual |= {key: value for key, value in columns.items() if key not in own}
-    return Branch(norms=tuple(norms.split()), experts=Experts(**experts), **usual)
+    columns: dict[str, Any] = {"gather": module, "scatter": module, "norms": tuple(norms.split())}
+    for key in ("inside", "per_head", "stacked"):
+        columns[key] = _paths(module, more.pop(key, ""))
+    if "router" not in more:
+        return Branch(_paths(module, reads), _path(module, writes), **columns | more)
+    router, counted = more.pop("router"), more.pop("counted", "")
+    shared, shared_gate = more.pop("shared", ""), more.pop("shared_gate", "")
+    if shared:
+        reads = _paths(module, f"{shared}.gate_proj {shared}.up_proj {shared_gate}")
+        writes = _path(module, f"{shared}.down_proj")
+    columns["gathers"] = _paths(module, f"{router} experts {shared} {shared_gate}")
+    columns["scatters"] = _paths(module, f"experts {shared}")
+    path, own = _path(module, router), _path(module, "experts")
+    given = {key: more.pop(key) for key in Experts.__dataclass_fields__ if key in more}
+    rows = given.pop("rows", path)
+    columns["experts"] = Experts(own, path, rows, _paths(module, counted), **given)
+    return Branch(reads, writes, **columns | more)
 
 
 def _path(module: str, name: str) -> str:

@@ -19,9 +19,9 @@ from transformers.utils import quantization_config
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
-from disp_llm.models import embedded
-from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, row_for
+from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, family_of_any
 from disp_llm.models.devices import resolve_device, resolve_dtype
+from disp_llm.models.embedded import MODEL, path_of
 from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_whole
@@ -136,7 +136,7 @@ def load(
     with _one_line(name, "the tokenizer of "):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     with _one_line(name, "the processor of "):
-        processor = processor_files(_path(name), place["revision"]) if family.tower else ()
+        processor = processor_files(path_of(name), place["revision"]) if family.tower else ()
     dtype = resolve_dtype(machine.dtype, device)
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
@@ -180,7 +180,7 @@ def _whole_model(
 ) -> PreTrainedModel:
     """A model with all of its weights, each a finite number; on the meta device their shapes."""
     packed, empty = is_packed(name), device.type == "meta"
-    for file in weight_files(_path(name)):
+    for file in weight_files(path_of(name)):
         with opened(file, AGAIN):  # transformers would not say which one is damaged
             pass
     unpacking = partial(GGUF_CONFIG, dequantize=True) if packed and GGUF_CONFIG else None
@@ -226,11 +226,6 @@ def _unpack(model: Any) -> None:
         QuantizationMetadata.clear_all_qparams(module)
 
 
-def family_of_any(config: transformers.PreTrainedConfig) -> Family:
-    """The row of a dense or of a pruned model's configuration."""
-    return row_for(config) or family_of(config)
-
-
 def auto_class(config: transformers.PreTrainedConfig) -> Any:
     """What makes the whole model; of some wrappers the causal class makes the language model."""
     if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
@@ -255,12 +250,7 @@ def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:
 
 def is_packed(name: str) -> bool:
     """Whether a model is a GGUF file, which is unpacked as a whole."""
-    return _path(name).suffix == ".gguf"
-
-
-def _path(name: str) -> Path:
-    """Where a model lies; a place that does not exist where it is one of the hub."""
-    return embedded.model_file() if name == embedded.MODEL else Path(name)
+    return path_of(name).suffix == ".gguf"
 
 
 def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
@@ -271,12 +261,12 @@ def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
             later one, or a conversion that somebody has proposed.
     """
     repository, revision = hub_place(name)
-    path = _path(repository)
+    path = path_of(repository)
     where: dict[str, Any] = {"pretrained_model_name_or_path": repository, "revision": revision}
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if of_one_commit:
-        where |= {"revision": commit_of(_path(name))}
+        where |= {"revision": commit_of(path_of(name))}
     return {**where, "trust_remote_code": False}
 
 
@@ -308,9 +298,9 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
         )
     why = next((line.strip(" .:") for line in said.splitlines() if line.strip()), "")
     why = f"{type(error).__name__}: {why}"
-    if _path(name).exists():
+    if path_of(name).exists():
         near, hint = "", f"name another model, or {AGAIN} if its files are damaged"
     else:
-        near = nearest(name, [embedded.MODEL])
-        hint = f"name a hub id that can be reached, a model folder, or {embedded.MODEL}"
+        near = nearest(name, [MODEL])
+        hint = f"name a hub id that can be reached, a model folder, or {MODEL}"
     return InputError(f"cannot load {part}'{name}'{near} ({why})", field="model", hint=hint)

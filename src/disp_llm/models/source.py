@@ -29,8 +29,7 @@ HUB_ERRORS = (
 def source_of(name: str, commit: str | None) -> dict[str, str]:
     """Name and revision of a model: its commit on the hub, or a hash of everything that is read of
     a local one."""
-    path = embedded.model_file() if name == embedded.MODEL else Path(name)
-    return {"model": name, "revision": commit or fingerprint(path)}
+    return {"model": name, "revision": commit or fingerprint(embedded.path_of(name))}
 
 
 def commit_of(model: Path) -> str | None:
