@@ -27,7 +27,7 @@ from disp_lab.comparison.quantised import quantised
 from disp_lab.names import WEIGHT_KINDS
 from disp_llm.config.names import WeightKind
 from disp_llm.config.parts import MachineConfig
-from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_suite
 from disp_llm.evaluation.suites import Scoreboard, against
 from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner
 from disp_llm.masks.prunable import PrunableModel

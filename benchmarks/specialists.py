@@ -27,7 +27,7 @@ from plain_tagger import score_plain, train_plain
 
 from disp_lab.baselines.depth import keep_blocks
 from disp_llm.commands.convert import convert
-from disp_llm.config.convert import ConvertConfig
+from disp_llm.config.commands import ConvertConfig
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of

@@ -15,12 +15,17 @@ from disp_llm.config.bounds import (
     Window,
     Word,
 )
-from disp_llm.config.checks import require_sizes
-from disp_llm.config.effect import Use, check_settings
+from disp_llm.config.checks import Use
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import SELF
-from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
+from disp_llm.config.parts import (
+    MachineConfig,
+    PerplexityConfig,
+    ScoreConfig,
+    TextConfig,
+    require_sizes,
+)
 from disp_llm.config.settings import POSITIONAL
 
 
@@ -93,7 +98,6 @@ class CompareConfig:
         Raises:
             InputError: naming the field.
         """
-        check_settings(self)
         for name in {*VARIANTS, *BASELINES} & {*mask_methods()}:
             raise InputError(
                 f"'{name}' is a row already", field="methods", hint="call your method otherwise"
@@ -107,7 +111,6 @@ class CompareConfig:
             )
         require_sizes(keep=self.keep)
         self._validate_frontier()
-        self.text.validate()
         if Path(SELF) in self.text.learns_from:
             what = "is missing, and all methods learn from one text"
             raise InputError(what, field="text", hint="name files or a data set")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from disp_llm.cli.environment import LineFormatter
 from disp_llm.cli.main import main
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.prune import PruneConfig
 from disp_llm.reporting import terminal
@@ -128,7 +129,7 @@ def test_a_name_that_is_not_utf_8_is_one_line(arguments):
 
 def test_python_refuses_such_a_name_too():
     with pytest.raises(InputError, match=r"bad\\udcff.txt\" is not UTF-8"):
-        PruneConfig(BAD).validate()
+        check_settings(PruneConfig(BAD))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

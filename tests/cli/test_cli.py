@@ -116,7 +116,7 @@ def test_unknown_command_is_one_line():
         (["compare", "x", "--methods", "latency", "--target", "80ms"], "--target: "),
         (
             ["prune", "x", "--weight-rate", "0.0001", "--shard", "full"],
-            "--weight-rate: weights learn where they lie as a whole; leave --shard out",
+            "--shard: divides weights, and they learn where they lie as a whole; leave it out, or",
         ),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_command_imports_the_settings_of_no_other():
     script = (
         "import sys\nfrom disp_llm.cli.parsing import parse\nparse(['prune', 'm'])\n"
         "print([name for name in sys.modules if name.startswith('disp_lab') or "
-        "name in ('disp_llm.config.bench', 'disp_llm.config.recover')])"
+        "name in ('disp_llm.config.commands', 'disp_llm.config.recover')])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import disp_llm
 from disp_lab.comparison.baseline_context import cache_bytes
-from disp_llm.config.export import ExportConfig
+from disp_llm.config.commands import ExportConfig
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation import latency
 from disp_llm.evaluation.timing import Pair

@@ -16,8 +16,7 @@ from small import settings_of
 import disp_lab
 import disp_llm
 from disp_llm.commands.report import PruneResult, RecoverResult
-from disp_llm.config.eval import EvalConfig
-from disp_llm.config.export import ExportConfig
+from disp_llm.config.commands import EvalConfig, ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.data.in_memory import read_input

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import disp_llm
 from disp_llm.commands.convert import convert
-from disp_llm.config.convert import ConvertConfig
+from disp_llm.config.commands import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run

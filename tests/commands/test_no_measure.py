@@ -10,8 +10,9 @@ from conftest import SMALL, byte_tokenizer, run_command, run_process, tiny_model
 from safetensors.torch import load_file, save_file
 
 import disp_llm
+from disp_llm.config.checks import check_settings
+from disp_llm.config.commands import ExportConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.export import ExportConfig
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.models import checkpoint
 from disp_llm.runs.sums import read_sums
@@ -120,7 +121,7 @@ def test_an_original_that_cannot_be_read_by_tensor_is_loaded(own_run, monkeypatc
 def test_time_is_not_met_without_measuring(own_run):
     budget = BudgetConfig(budget="latency", target=(0.8,))
     with pytest.raises(InputError, match="cannot be met without measuring"):
-        ExportConfig(own_run, budget=budget, no_measure=True).validate()
+        check_settings(ExportConfig(own_run, budget=budget, no_measure=True))
 
 
 def remove(file: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import disp_lab
 import disp_llm
 from disp_lab import settings as compare
-from disp_llm.config import bench, doctor, eval, export, prune, recover
+from disp_llm.config import commands, prune, recover
 from disp_llm.config.settings import settings_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,9 +23,9 @@ values = [
     {"a": 1}, {1: 2}, range(3), 1j, Path("x"),
 ]
 kinds = {
-    "prune": prune.PruneConfig, "recover": recover.RecoverConfig, "eval": eval.EvalConfig,
-    "compare": compare.CompareConfig, "bench": bench.BenchConfig, "doctor": doctor.DoctorConfig,
-    "export": export.ExportConfig,
+    "prune": prune.PruneConfig, "recover": recover.RecoverConfig, "eval": commands.EvalConfig,
+    "compare": compare.CompareConfig, "bench": commands.BenchConfig,
+    "doctor": commands.DoctorConfig, "export": commands.ExportConfig,
 }
 more = ("config", "progress", "stop_requested", "command", "tokenizer", "teacher", "no_such")
 found = {"tried": 0, "wrong": []}

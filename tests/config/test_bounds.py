@@ -10,7 +10,7 @@ from commands_of_all import declared, least, leaves, setting_paths
 from msgspec import Meta
 
 from disp_llm.cli.parsing import all_settings, parse
-from disp_llm.config.effect import check_settings
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, nested, with_settings
@@ -93,4 +93,4 @@ def test_every_default_is_within_its_bounds():
         with pytest.raises(InputError, match=f"{name}: expected str of length >= 1"):
             with_settings(PruneConfig("m"), {name: ""})
     with pytest.raises(InputError, match="model: expected str of length >= 1"):
-        replace(PruneConfig("m"), model="").validate()
+        check_settings(replace(PruneConfig("m"), model=""))

@@ -5,8 +5,8 @@ import fresh
 import pytest
 from damage import BYTES, NESTED, outcome
 
-from disp_llm.config.checks import require_sizes
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import require_sizes
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import (
     apply_recipe,
@@ -82,7 +82,7 @@ def test_sizes_of_one_name_are_refused(sizes):
 
 MADE_BY_A_PROGRAM = """
 from disp_llm.config.errors import InputError
-from disp_llm.config.export import ExportConfig
+from disp_llm.config.commands import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 

@@ -80,15 +80,15 @@ REFUSED = [
 @pytest.mark.parametrize(("budget", "target", "said"), REFUSED)
 def test_a_target_that_cannot_be_meant_is_refused(budget, target, said):
     with pytest.raises(InputError) as refused:
-        BudgetConfig(budget, target).validate((0.5,))
+        BudgetConfig(budget, target).require_sizes((0.5,))
     assert str(refused.value).startswith(f"target: {said}")
 
 
 def test_a_time_is_of_one_thing():
     both = BudgetConfig("latency", (0.5,), workload=("prefill", "decode"))
-    both.validate(())
+    both.require_sizes(())
     with pytest.raises(InputError, match="80ms is the time of one thing, and prefill and decode"):
-        BudgetConfig("latency", ("80ms",), workload=("prefill", "decode")).validate(())
+        BudgetConfig("latency", ("80ms",), workload=("prefill", "decode")).require_sizes(())
 
 
 def test_names_of_sizes_have_what_was_asked_for():

@@ -10,6 +10,7 @@ import torch
 from conftest import byte_tokenizer
 from tokenizers import normalizers
 
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.data.examples import (
@@ -229,7 +230,7 @@ def test_examples_and_texts_are_drawn_by_their_weights(tmp_path):
     path = written(tmp_path, [{"prompt": "p", "answer": "a"}] * 20)
     (tmp_path / "text.txt").write_text("t" * 500)
     config = TextConfig(text=(tmp_path / "text.txt",), examples=(path,), weights=(1, 3))
-    config.validate()
+    check_settings(config)
     texts = load_tokens(config, byte_tokenizer())
     assert texts.corpus.weights == (0.25, 0.75)
     assert len(texts.corpus.streams[0]) == 500  # measured on are examples, so no text is held out
@@ -239,5 +240,5 @@ def test_examples_and_texts_are_drawn_by_their_weights(tmp_path):
     assert windows.counted[of_text].all()
     assert not windows.counted[~of_text].all(1).any()
     assert torch.equal(windows.places[of_text], torch.arange(10).expand(2, 10))
-    with pytest.raises(InputError, match="1 for 2;"):
-        TextConfig(text=config.text, examples=(path,), weights=(1,)).validate()
+    with pytest.raises(InputError, match="weights: are not 2 numbers"):
+        check_settings(TextConfig(text=config.text, examples=(path,), weights=(1,)))

@@ -10,7 +10,7 @@ from configurations import VOCABULARY
 from conftest import BEGUN, byte_tokenizer, one_process, run_in, tiny_model
 from safetensors.torch import load_file, save_file
 
-from disp_llm.config.effect import check_settings
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
@@ -116,11 +116,11 @@ def test_how_many_tokens_is_asked_only_where_some_are_written():
     assert raised.value.field == "self_tokens"
     for names in (("self",), ("a.txt", "self")):
         text = TextConfig(text=tuple(map(Path, names)), self_tokens=64)
-        PruneConfig("m", text=text).validate()
+        check_settings(PruneConfig("m", text=text))
     for name in ("text", "examples"):
         text = TextConfig(**{name: (Path("a.txt"),)}, self_tokens=64)
         with pytest.raises(InputError, match=r"self_tokens: .* writes none; .*add `text` self"):
-            PruneConfig("m", text=text).validate()
+            check_settings(PruneConfig("m", text=text))
 
 
 # What lies in the folder of a run.

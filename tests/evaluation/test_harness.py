@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import run_command
 
-from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_suite
 from disp_llm.evaluation.suites import kept_above_chance
 from disp_llm.evaluation.tasks import ACCURACIES, METRICS, load_task, metric_of
 

@@ -13,7 +13,7 @@ from conftest import byte_tokenizer, run_command
 from safetensors.torch import load_file
 
 from disp_llm.commands.convert import convert
-from disp_llm.config.convert import ConvertConfig
+from disp_llm.config.commands import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.runs.progress import silent
 from disp_llm.runs.sums import write_sums

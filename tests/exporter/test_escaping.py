@@ -15,8 +15,7 @@ from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow
 from disp_llm.config.errors import InputError
 from disp_llm.config.schema import as_type
-from disp_llm.config.suites import load_suite
-from disp_llm.config.texts import load_mixture
+from disp_llm.config.texts import load_mixture, load_suite
 from disp_llm.exporter.card import PLACE, write_card
 from disp_llm.exporter.facts import FACTS, facts_in
 from disp_llm.runs.markdown import all_escaped, escaped, in_code, printable

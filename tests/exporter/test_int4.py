@@ -9,7 +9,7 @@ import transformers
 from conftest import byte_tokenizer, run_command
 
 from disp_llm.commands.convert import convert
-from disp_llm.config.convert import ConvertConfig
+from disp_llm.config.commands import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.exporter.formats import int4
 from disp_llm.exporter.formats.int4 import best_scales, rounded_to

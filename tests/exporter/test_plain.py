@@ -11,7 +11,7 @@ from in_memory import export_folder
 from transformers import AutoModelForCausalLM
 
 from disp_llm.commands.convert import convert
-from disp_llm.config.convert import ConvertConfig
+from disp_llm.config.commands import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
 from disp_llm.masks.budget import Budget, project

@@ -17,7 +17,7 @@ from conftest import environment, run_command
 from huggingface_hub import ModelCard
 from test_plain import uniform_folder
 
-from disp_llm.config.convert import Format
+from disp_llm.config.names import Format
 from disp_llm.exporter.exported import TEMPLATES
 from disp_llm.exporter.formats import writer_of
 from disp_llm.runs.sums import write_sums

@@ -11,10 +11,12 @@ from disp_lab.names import BASELINES, MASKS, VARIANTS, compared_methods, mask_me
 from disp_lab.settings import CompareConfig
 from disp_lab.variants import VARIANTS as MADE
 from disp_llm.commands.planning import require_possible
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.methods import method_names
 from disp_llm.config.prune import PruneConfig
-from disp_llm.methods import Method, all_methods, method_named, register
+from disp_llm.methods import Method, method_named, register
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
@@ -27,13 +29,13 @@ def problem(text_file, tmp_path):
 
 def test_everything_that_is_named_is_there_in_the_order_of_the_table():
     assert mask_methods() == MASKS
-    assert all_methods().keys() == set(MASKS)
+    assert set(method_names()) == set(MASKS)
     assert tuple(MADE) == VARIANTS
     assert compared_methods() == (*MASKS, *VARIANTS, *BASELINES)
 
 
 def test_a_file_holds_what_it_is_named_after():
-    for name, found in (all_methods() | ALL).items():
+    for name, found in ({name: method_named(name) for name in method_names()} | ALL).items():
         assert found.name == name
         assert found.title
         assert re.search(r"arXiv \d{4}\.\d{5}|this project|none", found.reference), name
@@ -43,7 +45,7 @@ def test_a_file_holds_what_it_is_named_after():
 def test_a_method_that_is_called_like_a_row_is_refused(name):
     register(Method(name, "Mine", "nowhere", lambda problem: None))
     with pytest.raises(InputError, match=f"methods: '{name}' is a row already"):
-        CompareConfig("MODEL").validate()
+        check_settings(CompareConfig("MODEL"))
 
 
 @pytest.mark.parametrize("name", [name for name in MASKS if name != "reap"])  # of mixtures alone
@@ -61,5 +63,5 @@ def test_a_baseline_is_no_method_to_prune_by(name):
 
 def checked(config: PruneConfig) -> None:
     """What `prune` refuses before it loads anything, and before it makes a folder."""
-    config.validate()
+    check_settings(config)
     require_possible(config, config.sizes)

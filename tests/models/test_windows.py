@@ -12,8 +12,7 @@ import torch
 from configurations import ARCHITECTURES, cases, tiny_config
 from conftest import byte_tokenizer, run_command, tiny_model
 
-from disp_llm.config.bench import BenchConfig
-from disp_llm.config.eval import EvalConfig
+from disp_llm.config.commands import BenchConfig, EvalConfig
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.config.prune import PruneConfig

@@ -33,7 +33,7 @@ from environments import CACHE, make_environment
 from in_memory import export_folder
 
 from disp_llm.commands.convert import convert
-from disp_llm.config.convert import ConvertConfig
+from disp_llm.config.commands import ConvertConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
 from disp_llm.data.tokens import load_tokens

@@ -25,7 +25,7 @@ from disp_llm.commands.api import EXAMPLES, TEXTS, called
 from disp_llm.commands.session import located, require_same_files
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
-from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_suite
 from disp_llm.data.in_memory import read_input
 from disp_llm.evaluation.measuring import scoreboard_of
 from disp_llm.models.loading import load_config

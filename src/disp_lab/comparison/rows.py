@@ -21,7 +21,7 @@ from disp_lab.variants import ONE_SIZE, VARIANTS
 from disp_llm.commands.api import Call, Inputs
 from disp_llm.commands.prune import prune_with
 from disp_llm.commands.report import PruneResult
-from disp_llm.config.effect import with_used
+from disp_llm.config.checks import check_settings, with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
 from disp_llm.config.prune import PruneConfig
@@ -161,7 +161,7 @@ def pruned_rows(
             config = replace(config, keep=group)
         try:
             config = with_used(config)
-            config.validate()
+            check_settings(config)
             result = prune_with(replace(call, config=config))
         except FAILURES as error:
             yield from (failed(name, key, error) for key in keys)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from disp_llm.cli.flags import command_parser, completion, help_of
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import name_of
 from disp_llm.config.plugins import Command, added, added_names
@@ -37,15 +38,15 @@ ADDED = "disp_llm.commands"
 
 COMMANDS = {
     "prune": "prune:PruneConfig",
-    "export": "export:ExportConfig",
+    "export": "commands:ExportConfig",
     "recover": "recover:RecoverConfig",
     "report": "report:ReportConfig",
-    "eval": "eval:EvalConfig",
-    "doctor": "doctor:DoctorConfig",
-    "bench": "bench:BenchConfig",
-    "convert": "convert:ConvertConfig",
-    "push": "convert:PushConfig",
-    "verify": "verify:VerifyConfig",
+    "eval": "commands:EvalConfig",
+    "doctor": "commands:DoctorConfig",
+    "bench": "commands:BenchConfig",
+    "convert": "commands:ConvertConfig",
+    "push": "commands:PushConfig",
+    "verify": "commands:VerifyConfig",
 }
 """Our commands: the module in `disp_llm.config`, and the class of their settings."""
 
@@ -96,7 +97,7 @@ def parse(arguments: list[str]) -> Any:
     if {"-h", "--help", "--help-all"} & set(words):
         _print(help_of(command, kind, complete="--help-all" in words))
     config = _configured(command, kind, given_settings(command, words))
-    config.validate()
+    check_settings(config)
     return config
 
 

@@ -18,6 +18,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
@@ -138,7 +139,7 @@ def called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Se
     """The call of a task by all of its settings, or by the name that it is about. Options are
     settings, which change those, and who watches."""
     call = _called(kind, asked, options)
-    call.config.validate()
+    check_settings(call.config)
     return call
 
 
@@ -205,7 +206,7 @@ def called_with(
         from disp_llm.models.in_memory import machine_of
 
         config = replace(config, machine=machine_of(held["model"], config.machine))
-    with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))).validate()
+    check_settings(with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))))
     return replace(call, config=config, inputs=inputs, temporary=temporary)
 
 

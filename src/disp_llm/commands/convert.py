@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import called, takes
-from disp_llm.config.convert import ConvertConfig, PushConfig
+from disp_llm.config.commands import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.exporter.card import PLACE

@@ -16,8 +16,7 @@ from disp_llm.commands.planning import (
     own_needs,
     require_possible,
 )
-from disp_llm.config.doctor import DoctorConfig
-from disp_llm.config.effect import usual_settings
+from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import held_out
@@ -28,7 +27,9 @@ from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
 from disp_llm.models.loading import empty_model, family_of_any, load_config, load_shapes
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.settings import available
-from disp_llm.training.memory import recovery_memory
+
+STEPPED = 4 * 4
+"""Bytes for each weight that recovery trains: itself, its gradient and two moments, in float32."""
 
 
 @takes(DoctorConfig)
@@ -38,7 +39,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     config = called(DoctorConfig, model, options).config
     empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
     budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
-    settings = usual_settings(PruneConfig(config.model))
+    settings = PruneConfig(config.model)
     training = replace(settings.training, length=config.length, batch=config.batch)
     count, free = max(torch.cuda.device_count(), 1), free_memory(device)
     plans = memory_plans(empty, replace(settings, training=training), count, dtype.itemsize)
@@ -158,7 +159,9 @@ def _recovery(asked: RecoverConfig, itemsize: int) -> Plan:
         stages["write the original's own text"] = written
     measured = config.evaluation.tokens
     stages |= {"measure before": measured, "train": learning, "measure after": measured}
-    memory = recovery_memory(models, config, 1, itemsize)
+    trained = sum(p.numel() for block in models[0].blocks for p in block.parameters())
+    frozen = sum(model.parameters for model in models) - trained
+    memory = frozen * itemsize + trained * STEPPED  # what a step needs besides comes on top
     return stages, memory, learning * (3 + (config.training.distill > 0)), models[0]
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from disp_llm.commands.api import Inputs, Model, called_with, takes
 from disp_llm.commands.report import RecoverResult
+from disp_llm.config.commands import EvalConfig
 from disp_llm.config.errors import model_is
-from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
-from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_suite
 from disp_llm.data.examples import ExampleStream, read_examples
 from disp_llm.data.sources import Given, characters_for, read_given
 from disp_llm.data.tokens import load_tokens, stream_of
@@ -85,7 +85,9 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
     if config.tasks:
         from disp_llm.evaluation.tasks import average, run_tasks
 
-        result["tasks"] = run_tasks(loaded, config.tasks, config.limit, config.shots, on_request)
+        result["tasks"] = run_tasks(
+            target, loaded.tokenizer, config.tasks, config.limit, config.shots, on_request
+        )
         result["average"] = average(result["tasks"])
     return result
 

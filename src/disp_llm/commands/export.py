@@ -10,8 +10,8 @@ from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.sizes import SizeWriter
+from disp_llm.config.commands import ExportConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.masks.selection_file import load_selection

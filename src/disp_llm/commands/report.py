@@ -26,7 +26,6 @@ from disp_llm.runs.results import RunFigures, SizeResult, as_json, run_figures
 def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Writes the page of a run, one HTML file that stands alone; where it lies, and its bytes."""
     config = called(ReportConfig, run, options).config
-    config.validate()
     path = write_page(Run(config.run, config.anyway), config.output)
     return {"file": str(path), "bytes": path.stat().st_size}
 

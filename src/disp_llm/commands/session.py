@@ -14,7 +14,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.schema import require_file
-from disp_llm.config.texts import load_mixture
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.reading import files_under, naming
 from disp_llm.data.sources import GivenText, Needs, Sources
@@ -231,6 +230,8 @@ def _files_of_text(path: Path, field: str) -> Iterator[Path]:
     elif is_mixture(path):
         if path.is_file():  # those that ship with the package change with its version
             yield path
+        from disp_llm.config.texts import load_mixture
+
         for text in load_mixture(path).texts.values():
             for file in text.files:
                 yield from _files_of_text(file, field)
@@ -240,7 +241,7 @@ def _files_of_text(path: Path, field: str) -> Iterator[Path]:
 
 
 def _files_of_suite(name: str) -> Iterator[Path]:
-    from disp_llm.config.suites import load_suite
+    from disp_llm.config.texts import load_suite
 
     suite = load_suite(name)
     for file in (file for text in suite.texts.values() for file in text.files):

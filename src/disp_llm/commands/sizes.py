@@ -141,15 +141,11 @@ class SizeWriter:
         warn_of_error(errors, folder)
         compact = PrunableModel(model, original.family)
         rounds = job.config.rounds if sharding is None else 0
-
-        def on_round(phase: str, done: int) -> None:
-            job.progress(f"{name}: timing {phase}", done, rounds, {})
-
         figures = {
             "perplexity_masked": of_masked.perplexity,
             "logit_errors": errors,
             "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
-            "speed": speed_against(original.model, model, rounds, on_round),
+            "speed": speed_against(original.model, model, rounds, job.progress, f"{name}: "),
             "scores": measuring.scores(compact, name, reference.scores),
             "sample": measuring.sample(model),
         }

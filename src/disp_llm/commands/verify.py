@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import called, takes
+from disp_llm.config.commands import VerifyConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.verify import VerifyConfig
 from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import PUT_BACK, Run
 from disp_llm.runs.ownership import FACTS, MARK, damaged_mark, kind_of

@@ -47,9 +47,8 @@ LONGEST_MESSAGE = 200
 
 
 def said_by(error: BaseException) -> str:
-    """The message of a library, which may quote line ends and damaged bytes, in one line."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    return " ".join(printable.split())[:LONGEST_MESSAGE] or type(error).__name__
+    """The message of a library, which may quote line ends, in one line."""
+    return " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__
 
 
 def nearest(word: str, words: list[str]) -> str:

@@ -17,7 +17,7 @@ from disp_llm.config.bounds import (
     TwoShares,
     Window,
 )
-from disp_llm.config.effect import Use, not_with
+from disp_llm.config.checks import Use, not_with
 from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisation
 
 Shard = Literal["auto", "no", "full"]

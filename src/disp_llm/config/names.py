@@ -57,6 +57,9 @@ Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 Resume = bool | Literal["auto"]
 """Whether to go on with a run; "auto" = if there is one."""
 
+Format = Literal["folder", "plain", "gguf", "int8", "int4"]
+"""What an exported folder can be converted to; each is a module of `disp_llm.exporter.formats`."""
+
 WeightKind = Literal["int8", "int4"]
 
 SELF, SPEECHES, GENERAL = "self", "speeches", "general"

@@ -1,7 +1,6 @@
 """Groups of settings that several commands share, as frozen dataclasses; no torch here.
 
-A field's docstring is its `--help`. `validate` refuses, before anything is loaded, what no run can
-use.
+A field's docstring is its `--help`. `USES` and `validate` say what no run can use.
 """
 
 import logging
@@ -22,13 +21,22 @@ from disp_llm.config.bounds import (
     Window,
     Word,
 )
-from disp_llm.config.checks import require_sizes
-from disp_llm.config.effect import Use, not_with
+from disp_llm.config.checks import Use, not_with
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF, BudgetKind, Template
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
 
 logger = logging.getLogger(__name__)
+
+
+def require_sizes(**values: tuple[float | str, ...]) -> None:
+    """Refuses sizes that results and files would call the same, or none at all."""
+    for field, sizes in values.items():
+        if not sizes:
+            raise InputError("no size is given", field=field, hint="give one or more, such as 0.5")
+        if len({Target.of(size).name for size in sizes}) < len(sizes):
+            what = "a size is repeated, to six digits"
+            raise InputError(what, field=field, hint="give each size once")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,18 @@ class TextConfig:
         not_with("text", "dataset"),
         not_with("eval_text", "eval_dataset eval_examples"),
         not_with("eval_dataset", "eval_examples"),
+        Use(
+            "eval_text",
+            when=lambda config: Path(SELF) not in config.eval_text or Path(SELF).exists(),
+            what="cannot be text that the model writes",
+            instead="name a file",
+        ),
+        Use(
+            "weights",
+            when=lambda config: len(config.weights) == config.drawn,
+            what="are not {0.drawn} numbers, one for each text of `text` and one for `examples`",
+            instead="give as many",
+        ),
     )
 
     text: tuple[Path, ...] = ()
@@ -96,28 +116,17 @@ class TextConfig:
         """Whether what is measured on is not a part of the learning text."""
         return bool(self.eval_text or self.eval_dataset or self.eval_examples or self.examples)
 
+    @property
+    def drawn(self) -> int:
+        """How many texts are drawn from; all examples are one."""
+        return len(self.text) + bool(self.examples and self.dataset) + bool(self.examples)
+
     def validate(self) -> None:
-        """Refuses text that is named twice, and weights that do not fit; warns of text that is both
-        learned from and measured on."""
+        """Warns of text that is both learned from and measured on."""
         learned = {path.absolute() for path in self.text}
         for path in self.eval_text:
             if path.absolute() in learned:
                 logger.warning("`eval_text` %s is learned from: it says little of other text", path)
-        if Path(SELF) in self.eval_text and not Path(SELF).exists():
-            raise InputError(
-                "cannot be text that the model writes",
-                field="eval_text",
-                hint="leave it out where `text` is self: text that is not learned from is "
-                "written too",
-            )
-        wanted = len(self.text) + bool(self.examples and self.dataset) + bool(self.examples)
-        of_examples = " and one for `examples`" if self.examples else ""
-        if self.weights and len(self.weights) != wanted:
-            raise InputError(
-                f"{len(self.weights)} for {wanted}",
-                field="weights",
-                hint=f"give one number above 0 for each text of `text`{of_examples}",
-            )
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ class BudgetConfig:
     workload_batch: Batch = 1
     """Sequences that are read or written together."""
 
-    def validate(self, keep: tuple[float, ...]) -> None:
+    def require_sizes(self, keep: tuple[float, ...]) -> None:
         """Refuses a budget without its sizes, or sizes of another budget."""
         if self.budget == "params":
             if self.target:
@@ -199,14 +208,8 @@ class BudgetConfig:
                     hint="add that, or give `keep`",
                 )
             require_sizes(keep=keep)
-        else:
-            self._validate_targets()
-        if len(set(self.workload)) < len(self.workload):
-            raise InputError("repeated", field="workload", hint="name each once")
-
-    def _validate_targets(self) -> None:
-        sizes = self.sizes(())
-        for size in sizes:
+            return
+        for size in self.sizes(()):
             require_of_budget(size, self.budget)
             if size.unit and len(self.workload) > 1 and self.budget == "latency":
                 raise InputError(
@@ -214,11 +217,7 @@ class BudgetConfig:
                     field="target",
                     hint="name one of them as `workload`, or give shares",
                 )
-        shares = tuple(size.amount for size in sizes if not size.unit)
-        if shares or not sizes:
-            require_sizes(target=shares)
-        if len(set(sizes)) < len(sizes):
-            raise InputError("a size is repeated", field="target", hint="give each size once")
+        require_sizes(target=self.target)
 
     def sizes(self, keep: tuple[float, ...]) -> tuple[Target, ...]:
         """The sizes that are to be written, of what the budget limits."""

@@ -15,7 +15,7 @@ class Command:
     """A command of `disp-llm` that another package adds (group `disp_llm.commands`)."""
 
     config: type
-    """What it can be asked: a dataclass, as those of `disp_llm.config`, with `validate`."""
+    """What it can be asked: a dataclass, as those of `disp_llm.config`."""
     run: Callable[[Any], dict[str, Any]]
     """Does it; returns what `--json` prints."""
 

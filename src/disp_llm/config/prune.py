@@ -4,17 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from disp_llm.config.bounds import (
-    AnyMultiple,
-    Rounds,
-    ShareBelowOne,
-    Size,
-    Word,
-)
-from disp_llm.config.effect import Use, check_settings
-from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.bounds import AnyMultiple, Rounds, ShareBelowOne, Size, Word
+from disp_llm.config.checks import Use
+from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.methods import Reads, method_names, reads_of
+from disp_llm.config.methods import Reads, reads_of
 from disp_llm.config.names import EXPERTS, HEADS, Resume, Site, Tracker
 from disp_llm.config.parts import (
     KEEP_OR_TARGET,
@@ -65,6 +59,30 @@ class PruneConfig:
             when=lambda config: config.learn.learns_weights,
             what="steps weights, and none learn",
             instead="add `weight_rate`",
+        ),
+        Use(
+            "shard",
+            when=lambda config: config.training.shard != "full" or not config.learn.learns_weights,
+            what="divides weights, and they learn where they lie as a whole",
+            instead="leave `weight_rate` out",
+        ),
+        Use(
+            "chunk",
+            when=lambda config: config.chunk <= 1 or not config.draws_masks,
+            what="is more than {0.learn.estimator} can draw, which is single dimensions",
+            instead="use the `estimator` projected",
+        ),
+        Use(
+            "sites",
+            when=lambda config: EXPERTS not in config.sites or not config.draws_masks,
+            what="names experts, and {0.learn.estimator} draws single dimensions",
+            instead="use the `estimator` projected",
+        ),
+        Use(
+            "uniform",
+            when=lambda config: {*config.sites} <= {"mlp_mid", EXPERTS, HEADS},
+            what="is of mlp_mid, heads and experts, and `sites` names others",
+            instead="name some of these",
         ),
     )
     USUAL: ClassVar = (
@@ -137,45 +155,11 @@ class PruneConfig:
         return self.budget.sizes(self.keep)
 
     def validate(self) -> None:
-        """Refuses values that no run can use, before anything is loaded."""
-        check_settings(self)
-        self._validate_names()
-        self.budget.validate(self.keep)
-        self.text.validate()
-        sampled = self.draws_masks
-        if sampled and not self.learn.penalty:
+        """Refuses sizes that no model has, and masks that nothing holds to one."""
+        self.budget.require_sizes(self.keep)
+        if self.draws_masks and not self.learn.penalty:
             raise InputError(
                 f"{self.learn.estimator} draws masks that nothing holds to a size",
                 field="penalty",
                 hint="give one (the paper: 6), or use the `estimator` projected",
-            )
-        if sampled and (self.chunk > 1 or EXPERTS in self.sites):
-            raise InputError(
-                f"{self.learn.estimator} draws single dimensions, neither chunks nor experts",
-                field="chunk" if self.chunk > 1 else "sites",
-                hint="leave these out, or use the `estimator` projected",
-            )
-        if self.learn.learns_weights and self.training.shard == "full":
-            raise InputError(
-                "weights learn where they lie as a whole",
-                field="weight_rate",
-                hint="leave `shard` out",
-            )
-
-    def _validate_names(self) -> None:
-        if len(set(self.sites)) < len(self.sites):
-            raise InputError("repeated", field="sites", hint="give each site once")
-        others = set(self.sites) - {"mlp_mid", EXPERTS, HEADS}
-        if self.uniform and others:
-            raise InputError(
-                f"{', '.join(sorted(others))} cannot be the same in every block",
-                field="uniform",
-                hint="leave `sites` out, or give some of mlp_mid, heads, experts",
-            )
-        known = list(method_names())
-        if self.method not in known:
-            raise InputError(
-                f"no method '{self.method}'{nearest(self.method, known)}",
-                field="method",
-                hint=f"use one of {', '.join(known)}",
             )

@@ -2,8 +2,6 @@
 made a configuration at the end."""
 
 import dataclasses
-import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,9 @@ import msgspec
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.schema import format_mismatch, read_toml, require_known, to_path
 from disp_llm.config.settings import settings_of
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""Recipes, suites and mixtures of texts that the package has."""
 
 OF_ONE_RUN = ("model", "output_dir", "resume", "anyway")
 """Settings that the `config.toml` of a run has and another run does not repeat."""
@@ -69,8 +70,7 @@ def nested(path: tuple[str, ...], value: Any) -> Any:
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    folder = resources.files("disp_llm.config") / "shipped"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
 def load_recipe(name: str, field: str = "recipe") -> dict[str, Any]:
@@ -85,8 +85,7 @@ def load_recipe(name: str, field: str = "recipe") -> dict[str, Any]:
             field=field,
             hint=f"use one of {', '.join(recipe_names())}, or name a file as `config`",
         )
-    shipped = resources.files("disp_llm.config") / "shipped" / f"{name}.toml"
-    return _on_its_base(tomllib.loads(shipped.read_text(encoding="utf-8")))
+    return _on_its_base(read_toml(SHIPPED / f"{name}.toml", field, "correct the file"))
 
 
 def load_settings(path: Path) -> dict[str, Any]:

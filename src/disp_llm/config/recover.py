@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from disp_llm.config.bounds import Tokens, Word
-from disp_llm.config.effect import Use, check_settings
+from disp_llm.config.checks import Use
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
@@ -19,7 +19,7 @@ class RecoverConfig:
     USES: ClassVar = (
         Use(
             "teacher",
-            when=lambda config: config._asks_teacher,
+            when=lambda config: config.training.distill or config.text.may_be_written,
             what="would neither teach nor write",
             instead="let `distill` be above 0",
         ),
@@ -58,12 +58,3 @@ class RecoverConfig:
     def steps(self, processes: int) -> int:
         """Optimiser steps in which all processes together read the tokens."""
         return -(-self.tokens // (self.training.tokens_per_step * processes))
-
-    @property
-    def _asks_teacher(self) -> bool:
-        return bool(self.training.distill or self.text.may_be_written)
-
-    def validate(self) -> None:
-        """Refuses values that no recovery can use, before anything is loaded."""
-        check_settings(self)
-        self.text.validate()

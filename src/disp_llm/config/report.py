@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from disp_llm.config.effect import check_settings
 from disp_llm.config.settings import POSITIONAL
 
 
@@ -18,7 +17,3 @@ class ReportConfig:
     """File of the page. Default: report.html in the run folder."""
     anyway: bool = False
     """Show files that have changed."""
-
-    def validate(self) -> None:
-        """Refuses a page about nothing."""
-        check_settings(self)

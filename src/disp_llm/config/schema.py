@@ -3,13 +3,12 @@ says what is wrong."""
 
 import dataclasses
 import errno
-import os
 import stat
-import string
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -26,10 +25,23 @@ Amount = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
 """A finite number above zero."""
 
-Entry = TypeVar("Entry")
+
+def to_path(kind: type, value: Any) -> Path:
+    """The path that a string names; msgspec asks for what it cannot convert itself."""
+    if kind is Path and isinstance(value, str | Path):
+        return named_path(value) if isinstance(value, str) else value
+    raise TypeError(f"expected a path, got {type(value).__name__}")
 
 
-def as_type(value: Any, kind: Any, *, field: str, hint: str, place: str = "") -> Any:
+def as_type(
+    value: Any,
+    kind: Any,
+    *,
+    field: str,
+    hint: str,
+    place: str = "",
+    to_path: Callable[[type, Any], Path] = to_path,
+) -> Any:
     """A plain value as the type that is declared for it: a dataclass, `list[float]`, a `Literal`,
     ... Whole numbers serve as floats and strings as paths; nothing else is converted. Keys that a
     dataclass does not know are ignored. `field` and `hint` are what a message names and advises,
@@ -51,13 +63,6 @@ def format_mismatch(error: msgspec.ValidationError, above: str = "") -> str:
     return f"{place}: {what}" if place else what
 
 
-def to_path(kind: type, value: Any) -> Any:
-    """The path that a string names; msgspec asks for what it cannot convert itself."""
-    if kind is Path and isinstance(value, str | Path):
-        return named_path(value) if isinstance(value, str) else value
-    raise TypeError(f"expected a path, got {type(value).__name__}")
-
-
 def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
     """The tables of a TOML file. `field` and `hint` are what a message names and advises.
 
@@ -70,13 +75,6 @@ def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:  # also of wrong bytes and huge nesting
         said = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {path} ({said})", field=field, hint=hint) from error
-
-
-def as_known(tables: dict[str, Any], kind: type[Entry], file: str) -> Entry:
-    """The tables of a TOML file as a dataclass with a field `file`, which says where they are
-    from."""
-    require_known(tables, kind, file)
-    return as_type(tables | {"file": file}, kind, field=file, hint="correct it")
 
 
 def require_known(tables: dict[str, Any], kind: type, field: str, place: str = "") -> None:
@@ -96,42 +94,6 @@ def require_known(tables: dict[str, Any], kind: type, field: str, place: str = "
             for name, entry in value.items():
                 if isinstance(entry, dict):
                     require_known(entry, of, field, f"{place}{key}.{name}.")
-
-
-def with_files(entries: dict[str, Entry], group: str, file: str) -> dict[str, Entry]:
-    """Entries of a TOML file, with the paths of the files that they name."""
-    found: dict[str, Entry] = {}
-    for name, entry in entries.items():
-        changes: dict[str, Any] = {}
-        for field in dataclasses.fields(entry):  # pyrefly: ignore
-            value, place = getattr(entry, field.name), f"{group}.{name}.{field.name}"
-            if isinstance(value, Path):
-                changes[field.name] = _found(value, file, place)
-            elif isinstance(value, tuple):
-                changes[field.name] = tuple(_found(path, file, place) for path in value)
-        found[name] = dataclasses.replace(entry, **changes)  # pyrefly: ignore
-    return found
-
-
-def _found(named: Path, file: str, place: str) -> Path:
-    """Where a file lies that a TOML file names: environment variables are put in, which no message
-    says, and relative ones lie beside the TOML file."""
-    try:
-        written = string.Template(str(named)).substitute(os.environ)
-    except KeyError as error:
-        raise InputError(
-            f"{place}: the environment variable {error.args[0]} is not set",
-            field=file,
-            hint="set it to a folder",
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{place}: {error}", field=file, hint="write $$ for a $") from error
-    path = Path(file).parent / written
-    if not os.path.exists(path):
-        raise InputError(
-            f"{place}: there is no {named}", field=file, hint="name a file that is there"
-        )
-    return path
 
 
 NO_FILES = {

@@ -35,8 +35,6 @@ class Setting:
     path: tuple[str, ...]
     """Names of the groups that hold it, then its own."""
     kind: Any
-    declared: Any
-    """Its type with what it may be."""
     default: Any
     sentence: str
     is_positional: bool
@@ -114,9 +112,7 @@ def _settings(kind: type, defaults: Any, above: tuple[str, ...]) -> Iterator[Set
         is_own = isinstance(defaults, type)
         default = field.default if is_own else getattr(defaults, field.name)
         sentence = told.get(field.name, "")
-        yield Setting(
-            place, plain[field.name], declared, default, sentence, POSITIONAL in _notes(declared)
-        )
+        yield Setting(place, plain[field.name], default, sentence, POSITIONAL in _notes(declared))
 
 
 def _notes(kind: Any) -> tuple[Any, ...]:

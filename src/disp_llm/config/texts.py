@@ -1,17 +1,21 @@
-"""Mixtures of text to learn from, as a TOML file names them: `--text general`, or a file of one's
-own."""
+"""TOML files that name texts: mixtures to learn from (`--text general`), and suites of texts and
+tasks to measure a model on."""
 
-import dataclasses
-import tomllib
+import contextlib
+import os
+import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import resources
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from disp_llm.config.bounds import AnyTokens, Weight
-from disp_llm.config.errors import InputError
+from disp_llm.config.bounds import AnyTokens, Number, ShareBelowOne, Weight, Window
+from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import GENERAL
-from disp_llm.config.schema import Name, as_known, read_toml, with_files
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.recipes import SHIPPED
+from disp_llm.config.schema import Name, as_type, read_toml, require_known
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,136 @@ class MixtureFile:
     file: str = ""
     """Where it was read from, for messages."""
 
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise ValueError("names no texts")
+
+
+@dataclass(frozen=True)
+class SuiteText:
+    """A text of a suite: files, or a data set of the hub."""
+
+    files: tuple[Path, ...] = ()
+    """Files or folders, as `--text` reads them."""
+    dataset: str = ""
+    """NAME:CONFIG:SPLIT (default split: test)."""
+    field: Name = "text"
+    """Key or column that holds the text."""
+    rows: AnyTokens = 0
+    """Rows of the data set from its start, so that a large one is not fetched whole; 0 = all."""
+
+    def __post_init__(self) -> None:
+        if bool(self.files) == bool(self.dataset):
+            raise ValueError("name either files or a dataset")
+        if self.rows and not self.dataset:
+            raise ValueError("rows are those of a dataset")
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """A task of lm-evaluation-harness, or a group of them, whose answers are right or wrong."""
+
+    chance: ShareBelowOne
+    """Accuracy of who guesses."""
+    metric: Literal["acc", "acc_norm"] = "acc_norm"
+    data: Path | None = None
+    """A JSON-lines file in the task's own format, in place of its hub data set."""
+    limit: AnyTokens = 0
+    """Number of questions, in a group of each of its tasks; 0 = all."""
+    shots: Number | None = None
+    """Solved questions in front of each; None = as many as the task says itself."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Texts and tasks by their names."""
+
+    title: str = ""
+    context: Window = 1024
+    """Tokens of a window, as `--context`."""
+    windows: Number = 16
+    """Number of windows of each text, as `--windows`."""
+    texts: dict[Name, SuiteText] = field(default_factory=dict)
+    tasks: dict[Name, SuiteTask] = field(default_factory=dict)
+    file: str = ""
+    """Where it was read from, for messages."""
+
+    def __post_init__(self) -> None:
+        if not self.texts and not self.tasks:
+            raise ValueError("names no texts and no tasks")
+
+    @property
+    def name(self) -> str:
+        """What results call it: the name of its file without `.toml`."""
+        return Path(self.file).stem
+
+    @property
+    def evaluation(self) -> PerplexityConfig:
+        """How the texts are read."""
+        return PerplexityConfig(self.context, self.windows)
+
+
+Named = TypeVar("Named", MixtureFile, Suite)
+
+
+@contextlib.contextmanager
+def naming(of: MixtureFile | Suite, place: str) -> Iterator[None]:
+    """Says of an error that it is one of a place in this file, such as `texts.C4`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error.what}", field=of.file, hint=error.hint) from error
+
+
+def suite_names() -> list[str]:
+    """The suites that ship with the package."""
+    return sorted(path.stem for path in (SHIPPED / "suites").iterdir())
+
+
+def load_suite(name: str) -> Suite:
+    """A shipped suite, or that of a TOML file: checked, its files there.
+
+    Raises:
+        InputError: no such suite.
+    """
+    if name.endswith(".toml"):
+        return _read(Path(name), Suite, name, "suite")
+    if name in suite_names():
+        return _read(SHIPPED / "suites" / f"{name}.toml", Suite, f"{name}.toml", "suite")
+    raise InputError(
+        f"no suite '{name}'" + nearest(name, suite_names()),
+        field="suite",
+        hint=f"use {', '.join(suite_names())}, or a file that ends in .toml",
+    )
+
 
 def load_mixture(path: Path) -> MixtureFile:
     """The shipped mixture or that of a TOML file: checked, its files there."""
-    if str(path) != GENERAL:
-        return _checked(read_toml(path, "text", "correct the file"), str(path))
-    file = f"{GENERAL}.toml"
-    shipped = resources.files("disp_llm.config") / "shipped" / "texts" / file
-    return _checked(tomllib.loads(shipped.read_text(encoding="utf-8")), file)
+    if str(path) == GENERAL:
+        return _read(SHIPPED / "texts" / f"{GENERAL}.toml", MixtureFile, f"{GENERAL}.toml", "text")
+    return _read(path, MixtureFile, str(path), "text")
 
 
-def _checked(tables: dict[str, Any], file: str) -> MixtureFile:
-    found = as_known(tables, MixtureFile, file)
-    if not found.texts:
-        raise InputError("names no texts", field=file, hint="add some")
-    return dataclasses.replace(found, texts=with_files(found.texts, "texts", file))
+def _read(path: Path, kind: type[Named], file: str, field: str) -> Named:
+    tables = read_toml(path, field, "correct the file")
+    require_known(tables, kind, file)
+    to_path = partial(_found, path.parent)
+    return as_type(tables | {"file": file}, kind, field=file, hint="correct it", to_path=to_path)
+
+
+def _found(folder: Path, kind: type, named: Any) -> Path:
+    """Where a file lies that a TOML file in this folder names: environment variables are put in,
+    which no message says.
+
+    Raises:
+        ValueError: there is none, or a variable is not set.
+    """
+    if not isinstance(named, str):
+        raise ValueError(f"expected a path, got {type(named).__name__}")
+    try:
+        path = folder / string.Template(named).substitute(os.environ)
+    except KeyError as error:
+        raise ValueError(f"the environment variable {error.args[0]} is not set") from error
+    if not os.path.exists(path):
+        raise ValueError(f"there is no {named}")
+    return path

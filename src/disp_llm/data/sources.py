@@ -16,7 +16,6 @@ from torch import Tensor
 from disp_llm.config.errors import InputError, said_by
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.config.texts import MixedText, MixtureFile, load_mixture
 from disp_llm.data.reading import (
     Unusable,
     base_name,
@@ -208,7 +207,7 @@ def _learning_sources(config: TextConfig, tokens: int, characters: int) -> list[
     found: list[Source] = []
     for group, paths in enumerate(_groups(config)):
         if len(paths) == 1 and is_mixture(paths[0]):
-            found += _read_mixture(load_mixture(paths[0]), tokens, group)
+            found += _read_mixture(paths[0], tokens, group)
         elif paths == (Path(SELF),):
             found.append(Source(None, group))
         elif paths == (Path(SPEECHES),):
@@ -332,27 +331,32 @@ def read_dataset(
 
 
 def texts_of(rows: Iterable[Any], column: str) -> Iterator[str]:
+    """The text that a column holds, of each row."""
     return (text_of(row, column, f"row {number}") for number, row in enumerate(rows, start=1))
 
 
-def _read_mixture(mixture: MixtureFile, tokens: int, group: int) -> Iterator[Source]:
-    """The texts of a mixture, of which so many tokens are learned from."""
+def _read_mixture(path: Path, tokens: int, group: int) -> Iterator[Source]:
+    """The texts of a mixture, of which so many tokens are learned from; of a data set, so many
+    characters unless it says how many itself."""
+    from disp_llm.config.texts import load_mixture, naming
+
+    mixture = load_mixture(path)
     total = sum(text.weight for text in mixture.texts.values())
     for name, text in mixture.texts.items():
         share = text.weight / total
-        try:
-            yield Source(_mixed_text(text, tokens * share), group, share)
-        except InputError as error:
-            what = f"texts.{name}: {error.what}"
-            raise InputError(what, field=mixture.file, hint=error.hint) from error
-
-
-def _mixed_text(text: MixedText, tokens: float) -> GivenText | None:
-    """One text of a mixture; of a data set, so many characters unless it says how many itself."""
-    if text.files:
-        characters = characters_for(max(1, round(tokens)))
-        return read_given(text.files, "", text.field, "", characters=characters)
-    characters = text.characters or max(LEAST_OF_MIXTURE, round(OF_MIXTURE * tokens))
-    return read_dataset(
-        text.dataset, text.field, "train", "text", characters, revision=text.revision, streams=True
-    )
+        with naming(mixture, f"texts.{name}"):
+            if text.files:
+                characters = characters_for(max(1, round(tokens * share)))
+                given = read_given(text.files, "", text.field, "", characters=characters)
+            else:
+                characters = max(LEAST_OF_MIXTURE, round(OF_MIXTURE * tokens * share))
+                given = read_dataset(
+                    text.dataset,
+                    text.field,
+                    "train",
+                    "text",
+                    text.characters or characters,
+                    revision=text.revision,
+                    streams=True,
+                )
+        yield Source(given, group, share)

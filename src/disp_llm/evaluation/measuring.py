@@ -34,7 +34,7 @@ def scoreboard_of(suite: str, dense: Scores | None) -> "Scoreboard | None":
     """
     if not suite:
         return None
-    from disp_llm.config.suites import load_suite
+    from disp_llm.config.texts import load_suite
     from disp_llm.evaluation.suites import Scoreboard
 
     board = Scoreboard.of(load_suite(suite))

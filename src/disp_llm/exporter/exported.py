@@ -10,8 +10,7 @@ from msgspec import Meta
 from disp_llm.compact import CODE
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES, is_on_hub, name_of
-from disp_llm.config.recipes import read_toml
-from disp_llm.config.schema import Count, as_type
+from disp_llm.config.schema import Count, as_type, read_toml
 from disp_llm.exporter.facts import CARD, read_facts
 from disp_llm.models import embedded
 from disp_llm.models.files import files_of

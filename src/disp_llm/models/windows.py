@@ -2,13 +2,14 @@
 a BOS."""
 
 import logging
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from disp_llm.config.effect import unread, usual_settings
+from disp_llm.config.checks import unread, usual_settings
 from disp_llm.config.errors import InputError
+from disp_llm.config.recipes import with_settings
+from disp_llm.config.settings import settings_of
 from disp_llm.models.architectures import Family
 
 logger = logging.getLogger(__name__)
@@ -74,21 +75,14 @@ def within_positions(config: Config, *models: PreTrainedConfig) -> Config:
     most = min((n for n in map(positions_of, models) if n), default=None)
     if most is None:
         return config
-    shortened: dict[str, int] = {}
-    names = WINDOWS - unread(config)
-
-    def fit(part: Any, default: Any) -> Any:
-        changes: dict[str, Any] = {}
-        for name in (entry.name for entry in fields(part)):
-            value = getattr(part, name)
-            if is_dataclass(value):
-                changes[name] = fit(value, getattr(default, name))
-            elif name in names and value == getattr(default, name) and value > most:
-                changes[name], shortened[name] = most, value
-        return replace(part, **changes)
-
-    made = fit(config, usual_settings(config))
+    usual, names = usual_settings(config), WINDOWS - unread(config)
+    windows = [one for name, one in settings_of(type(config)).items() if name in names]
+    shortened = {
+        one.name: one.of(config)
+        for one in windows
+        if one.of(config) == one.of(usual) and one.of(config) > most
+    }
     if shortened:
         were = ", ".join(f"`{name}` {tokens}" for name, tokens in shortened.items())
         logger.warning("the model has %d positions, to which were shortened: %s", most, were)
-    return made
+    return with_settings(config, dict.fromkeys(shortened, most))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from disp_llm.config.checks import require_new
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import atomic, folder_made
 from disp_llm.runs.ownership import (
@@ -55,12 +54,29 @@ def created(path: Path, field: str) -> Iterator[Path]:
     """Yields a temporary path; what is there at the end becomes the new file or folder `path`,
     which no other process makes meanwhile.
     """
-    require_new(**{field: path})
+    _require_new(path, field)
     with _held(path.parent, f"{MARK}-{path.name}.lock", field):
-        require_new(**{field: path})
+        _require_new(path, field)
         sweep(path)
         with atomic(path) as temporary:
             yield temporary
+
+
+LONGEST_NAME = 200
+"""Bytes of a name: file systems take 255, and what is written lies under a longer one at first."""
+
+
+def _require_new(path: Path, field: str) -> None:
+    """Refuses a place where something lies, or where nothing can be written."""
+    if os.path.lexists(path):
+        what = "is a folder" if path.is_dir() else "exists"
+        raise InputError(f"{path} {what}", field=field, hint="give another name")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        what = f"a name of more than {LONGEST_NAME} bytes"
+        raise InputError(what, field=field, hint="give a shorter one")
+    above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not above.is_dir():
+        raise InputError(f"{above} is a file", field=field, hint="name a place in a folder")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 A format is a module here with two functions. `check(folder)` refuses in one line what the format
 cannot hold. `write(job)` says what the new folder holds. Its row is its name in
-`disp_llm.config.convert.Format`.
+`disp_llm.config.names.Format`.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
-from disp_llm.config.convert import Format
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import Format
 from disp_llm.config.parts import TextConfig
 from disp_llm.exporter.card import PLACE, changed_facts, filled
 from disp_llm.exporter.facts import CARD, FACTS
