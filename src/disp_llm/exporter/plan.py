@@ -22,9 +22,9 @@ from disp_llm.exporter.entries import Entries, entries_of, mean_inputs_of, scale
 from disp_llm.exporter.parts import Cut, Part
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Masks, Selection
-from disp_llm.masks.selection_file import MADE_AGAIN
 from disp_llm.masks.shapes import head_ranges
 from disp_llm.models.family import Branch, Experts
+from disp_llm.runs.folder import MADE_AGAIN
 
 End = tuple[Tensor | None, Tensor | None]
 """What is kept of the inputs or outputs of a linear layer, and their factors; None = all of them,
