@@ -23,7 +23,7 @@ def first_order(problem: PruningProblem) -> Selection:
     with masked(dense) as masking:
         for done in range(len(windows)):
             masking.set(mask)
-            mean_losses(dense, windows.one(done)).backward()
+            mean_losses(dense, windows[done : done + 1]).backward()
             progress(done + 1, len(windows))
     assert mask.grad is not None
     return Selection(mask.grad.abs() / problem.budget.entry_costs.to(dense.device))

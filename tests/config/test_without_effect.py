@@ -15,7 +15,7 @@ from disp_llm.config.methods import OWN, method_names, reads_of
 from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
-from disp_llm.methods import Method, Reads, all_methods, method_named, register
+from disp_llm.methods import Method, Reads, method_named, register
 from disp_llm.training.problem import PruningProblem
 
 OTHER = {
@@ -73,8 +73,8 @@ def test_what_is_refused_changes_nothing(changes, text_file, tmp_path):
 
 def test_what_is_known_of_ours_is_what_they_say():
     assert {name: method_named(name).reads for name in OWN} == OWN
-    for name, method in all_methods().items():
-        assert reads_of(name) == method.reads
+    for method in map(method_named, method_names()):
+        assert reads_of(method.name) == method.reads
         assert method.reads.gradients or not method.reads.steps
 
 

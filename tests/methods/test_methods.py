@@ -11,9 +11,10 @@ from conftest import problem_of
 
 from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
+from disp_llm.config.methods import method_names
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection import Selection
-from disp_llm.methods import Method, all_methods, method_named, register
+from disp_llm.methods import Method, method_named, register
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
@@ -35,13 +36,13 @@ def test_a_registered_method_is_known_by_its_name():
     mine = Method("mine", "Mine", "nowhere", constant)
     register(mine)
     assert method_named("mine") is mine
-    assert list(all_methods())[:2] == ["learned", "fisher"]
-    assert list(all_methods())[-1] == "mine"
+    assert list(method_names())[:2] == ["learned", "fisher"]
+    assert list(method_names())[-1] == "mine"
     check_settings(PruneConfig("MODEL", method="mine"))
     again = Method("mine", "Mine again", "nowhere", constant)
     register(again)
     assert method_named("mine") is again
-    assert list(all_methods()).count("mine") == 1
+    assert list(method_names()).count("mine") == 1
 
 
 @pytest.mark.parametrize("name", ["learned", "flap"])
@@ -73,7 +74,7 @@ def installed(tmp_path, monkeypatch):
 def test_the_documented_method_works_from_a_package_that_is_not_ours(installed, problem):
     source = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     installed(source, "first_order = not_ours:METHOD")
-    assert "first_order" in all_methods()
+    assert "first_order" in method_names()
     check_settings(PruneConfig("MODEL", method="first_order"))
     found = method_named("first_order")
     assert found.title == "First-order scores"

@@ -118,15 +118,10 @@ class BaselineContext:
     def costs(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, Any]:
         """Bytes of a model and of its KV cache, and how fast it is beside the original, as fields
         of a row."""
-        rounds = self.config.rounds
-
-        def on_round(phase: str, done: int) -> None:
-            progress(f"timing {phase}", done, rounds, {})
-
         return {
             "bytes": stored_bytes(model),
             "kv_cache_bytes": cache_bytes(model, self.timed_tokens),
-            "speed": speed_against(self.loaded.model, model, rounds, on_round),
+            "speed": speed_against(self.loaded.model, model, self.config.rounds, progress),
         }
 
 

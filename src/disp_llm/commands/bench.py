@@ -50,11 +50,7 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
     targets = [_target(name, config) for name in names]
     workloads = _workloads(config, targets)
     with call.watching() as progress:
-
-        def on_round(name: str, done: int) -> None:
-            progress(name, done, config.rounds, {})
-
-        rows, comparisons = side_by_side(targets, names, workloads, config.rounds, on_round)
+        rows, comparisons = side_by_side(targets, names, workloads, config.rounds, progress)
     # Of each phase one comparison: the longest prefill and the smallest decode batch.
     told = [
         max((c for c in comparisons if c["phase"] == "prefill"), key=itemgetter("length")),
@@ -69,8 +65,8 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
         "rounds": config.rounds,
         "results": [row | {"peak_memory_bytes": peaks[row["model"]]} for row in rows],
         "comparisons": comparisons,
-        "speedup": {one["phase"]: one["speedup"] for one in told},
-        "predicted_speedup": {one["phase"]: one["predicted_speedup"] for one in told},
+        "speedup": {c["phase"]: c["speedup"] for c in told},
+        "predicted_speedup": {c["phase"]: c["predicted_speedup"] for c in told},
         "loading": [{"model": name} | own for name, own in zip(names, alone, strict=True)],
         "hardware": hardware(),
         "versions": versions(),

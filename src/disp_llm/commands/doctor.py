@@ -9,8 +9,13 @@ from typing import Any
 import torch
 
 from disp_llm.commands.api import called, takes
-from disp_llm.commands.placement import ROOM, first_plan, memory_plans
-from disp_llm.commands.planning import own_needs, require_possible
+from disp_llm.commands.planning import (
+    ROOM,
+    first_plan,
+    memory_plans,
+    own_needs,
+    require_possible,
+)
 from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
@@ -22,7 +27,9 @@ from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
 from disp_llm.models.loading import empty_model, family_of_any, load_config, load_shapes
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.settings import available
-from disp_llm.training.memory import recovery_memory
+
+STEPPED = 4 * 4
+"""Bytes for each weight that recovery trains: itself, its gradient and two moments, in float32."""
 
 
 @takes(DoctorConfig)
@@ -152,7 +159,9 @@ def _recovery(asked: RecoverConfig, itemsize: int) -> Plan:
         stages["write the original's own text"] = written
     measured = config.evaluation.tokens
     stages |= {"measure before": measured, "train": learning, "measure after": measured}
-    memory = recovery_memory(models, config, 1, itemsize)
+    trained = sum(p.numel() for block in models[0].blocks for p in block.parameters())
+    frozen = sum(model.parameters for model in models) - trained
+    memory = frozen * itemsize + trained * STEPPED  # what a step needs besides comes on top
     return stages, memory, learning * (3 + (config.training.distill > 0)), models[0]
 
 

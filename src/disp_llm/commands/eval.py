@@ -55,7 +55,7 @@ def eval(
         InputError: the model or the text is unusable.
     """
     if isinstance(model, RecoverResult):
-        if config is None:
+        if config is None or config.machine.dtype == "auto":
             options.setdefault("dtype", model.figures["dtype"])
         model = model.folder / "model"
     options |= {"text": text, "examples": examples}
@@ -85,7 +85,9 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
     if config.tasks:
         from disp_llm.evaluation.tasks import average, run_tasks
 
-        result["tasks"] = run_tasks(loaded, config.tasks, config.limit, config.shots, on_request)
+        result["tasks"] = run_tasks(
+            target, loaded.tokenizer, config.tasks, config.limit, config.shots, on_request
+        )
         result["average"] = average(result["tasks"])
     return result
 

@@ -10,7 +10,7 @@ import math
 import statistics
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -21,6 +21,7 @@ from disp_llm.data.examples import ExampleStream, Tokenized
 from disp_llm.evaluation.sample import left_padded, likeliest
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import positions_of
+from disp_llm.runs.progress import Ticks, unwatched
 
 TOKENS = 4096
 """Most tokens of prompts that are answered together, padding included."""
@@ -62,12 +63,9 @@ def written_answers(
     target: PrunableModel,
     tokenizer: Any,
     stream: ExampleStream,
-    on_answer: Callable[[int, int], None] = lambda done, total: None,
+    on_answer: Ticks = unwatched,
 ) -> list[str]:
     """An answer to every example, in their order.
-
-    Args:
-        on_answer: called with (done, total) after every batch.
 
     Raises:
         InputError: the model has not enough positions for a prompt and its answer.

@@ -6,15 +6,14 @@ speed-up stands what the counted operations (prefill) and bytes (decode) predict
 B batch, T tokens.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
 from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import cached_numbers
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,18 @@ def side_by_side(
     names: list[str],
     workloads: list[Workload],
     rounds: int,
-    on_round: Callable[[str, int], None] = lambda workload, done: None,
+    progress: ProgressCallback = silent,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Times the second model against the first: for each workload a row of either model, and how
     they compare."""
     rows, comparisons = [], []
     for workload in workloads:
         first, second = (target.model for target in targets)
-        pair = paired(first, second, workload, rounds, partial(on_round, workload.name))
-        counted = [count(target, workload) for target in targets]
-        for name, seconds, cost in zip(names, (pair.first, pair.second), counted, strict=True):
+        pair = paired(first, second, workload, rounds, counting(progress, workload.name))
+        costs = [count(target, workload) for target in targets]
+        for name, seconds, cost in zip(names, (pair.first, pair.second), costs, strict=True):
             rows.append({"model": name} | _row(workload, seconds, cost))
-        comparisons.append(compare(workload, pair, counted))
+        comparisons.append(compare(workload, pair, costs))
     return rows, comparisons
 
 

@@ -9,7 +9,7 @@ R rows (continuations), P tokens of the longest context, W of the longest row, N
 continuations, D hidden, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from disp_llm.evaluation.sample import left_padded
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.kv_cache import empty_cache, with_cache
+from disp_llm.runs.progress import Ticks, unwatched
 
 TOKENS = 2048
 """Most tokens that run at once, padding included, unless one context and row alone have more."""
@@ -53,13 +54,12 @@ def log_likelihoods(
     target: PrunableModel,
     requests: Sequence[Request],
     longest: int,
-    on_request: Callable[[int, int], None] = lambda done, total: None,
+    on_request: Ticks = unwatched,
 ) -> list[Answer]:
     """Of every request, in their order.
 
     Args:
         longest: tokens that the model can read; of more, the first ones are left out.
-        on_request: called with (done, total) after every batch.
     """
     answers: dict[int, Answer] = {}
     # A state that sums up what was read, as hybrids have it, cannot be handed to several rows.

@@ -36,6 +36,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.ownership import is_unused, mark
+from disp_llm.runs.progress import Ticks, unwatched
 from disp_llm.runs.provenance import hardware, versions
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def latency_costs(
     workloads: Sequence[Workload],
     align: int,
     chunk: int = 1,
-    on_shape: Callable[[int, int], None] = lambda done, total: None,
+    on_shape: Ticks = unwatched,
 ) -> CostModel:
     """Costs in seconds of a workload, from the cache or measured now; of several, the mean of their
     shares of the dense model's time.
@@ -101,7 +102,6 @@ def latency_costs(
     Args:
         align: widths are multiples of it.
         chunk: neighbours in the residual stream that stay together.
-        on_shape: called with (done, total) after every compact model that is timed.
     """
     total, found = len(workloads) * len(SHAPES), []
     # Branches are timed by themselves also where none is to be pruned.

@@ -8,7 +8,6 @@ B windows, T tokens of a window.
 """
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +19,7 @@ from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.windows import Stream, eval_windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
+from disp_llm.runs.progress import Ticks, unwatched
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.losses import mean_losses, token_losses
 
@@ -34,14 +34,10 @@ def perplexity(
     target: PrunableModel,
     stream: Stream,
     config: PerplexityConfig,
-    on_window: Callable[[int, int], None] = lambda done, total: None,
+    on_window: Ticks = unwatched,
 ) -> Perplexity:
     """Measures perplexity over windows of a stream of tokens; of examples, that of their answers,
-    each read alone, over as many from the start as the windows have tokens.
-
-    Args:
-        on_window: called with (done, total) after every window.
-    """
+    each read alone, over as many from the start as the windows have tokens."""
     if isinstance(stream, Tensor):
         return of_windows(target, eval_windows(stream, config, target.bos_token_id), on_window)
     return of_answers(target, stream, config, on_window)
@@ -51,7 +47,7 @@ def perplexity(
 def of_windows(
     target: PrunableModel,
     windows: Int[Tensor, "B T"],
-    on_window: Callable[[int, int], None] = lambda done, total: None,
+    on_window: Ticks = unwatched,
 ) -> Perplexity:
     """Perplexity over windows, whose first tokens are not predicted."""
     context = windows.shape[1]
@@ -69,7 +65,7 @@ def of_answers(
     target: PrunableModel,
     stream: "ExampleStream",
     config: PerplexityConfig,
-    on_example: Callable[[int, int], None] = lambda done, total: None,
+    on_example: Ticks = unwatched,
 ) -> Perplexity:
     """Perplexity of the answers of examples, or of choices that have their own loss."""
     stream.require_length(config.context, "context")

@@ -30,9 +30,9 @@ from disp_llm.data.sources import GivenText, characters_for, read_dataset, read_
 from disp_llm.data.tokens import stream_of_text
 from disp_llm.data.windows import eval_windows, require_length
 from disp_llm.evaluation.perplexity import of_windows
-from disp_llm.evaluation.tasks import answers, require_tasks
+from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 logger = logging.getLogger(__name__)
@@ -67,22 +67,21 @@ class Scoreboard:
         texts, tasks = {}, {}
         for name in self.texts:
             with naming(self.suite, f"texts.{name}"):
-                on_window = counting(progress, f"perplexity, {name}")
-                texts[name] = self._text(name, target, tokenizer, on_window)
-        for name in self.suite.tasks:
+                texts[name] = self._text(name, target, tokenizer, progress)
+        for name, task in self.suite.tasks.items():
             with naming(self.suite, f"tasks.{name}"):
                 on_request = counting(progress, f"answers, {name}")
-                tasks[name] = self._task(name, target, tokenizer, on_request)
+                tasks[name] = score_task(target, tokenizer, name, task, on_request)
         return Scores(self.suite.name, texts, tasks)
 
     def _text(
-        self, name: str, target: PrunableModel, tokenizer: Any, on_window: Ticks
+        self, name: str, target: PrunableModel, tokenizer: Any, progress: ProgressCallback
     ) -> TextScore:
         given = self.texts[name]
         stream = stream_of_text(given, tokenizer)
         require_length(stream, 2, given.field, given.name)
         windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
-        measured = of_windows(target, windows, on_window)
+        measured = of_windows(target, windows, counting(progress, f"perplexity, {name}"))
         return TextScore(
             perplexity=measured.perplexity,
             perplexity_stderr=measured.perplexity_stderr,
@@ -92,22 +91,6 @@ class Scoreboard:
             text_sha256=given.sha256,
             windows_sha256=hashlib.sha256(windows.numpy().astype("<i8").tobytes()).hexdigest(),
             losses=measured.window_losses,
-        )
-
-    def _task(
-        self, name: str, target: PrunableModel, tokenizer: Any, on_request: Ticks
-    ) -> TaskScore:
-        task = self.suite.tasks[name]
-        found = answers(target, tokenizer, name, task, on_request)
-        return TaskScore(
-            **found.accuracies,
-            stderr=_error_of_mean(found.right) or 0.0,
-            n=len(found.right),
-            metric=task.metric,
-            chance=task.chance,
-            questions_sha256=found.questions_sha256,
-            right="".join(f"{answer:.0f}" for answer in found.right),
-            shots=found.shots,
         )
 
 
@@ -182,7 +165,7 @@ def loss_ratio(pruned: Sequence[float], original: Sequence[float]) -> Estimate:
     """Pruned / original perplexity from the mean losses of the same windows, paired."""
     differences = [p - d for p, d in zip(pruned, original, strict=True)]
     ratio = math.exp(statistics.fmean(differences))
-    return ratio, _scaled(ratio, _error_of_mean(differences))
+    return ratio, _scaled(ratio, error_of_mean(differences))
 
 
 def kept_above_chance(
@@ -193,7 +176,7 @@ def kept_above_chance(
     above = statistics.fmean(original) - chance
     kept = (statistics.fmean(pruned) - chance) / above
     residuals = [x - kept * y for x, y in zip(pruned, original, strict=True)]
-    return kept, _scaled(1 / above, _error_of_mean(residuals))
+    return kept, _scaled(1 / above, error_of_mean(residuals))
 
 
 def geometric_mean(ratios: Sequence[tuple[float, float | None]]) -> Estimate:
@@ -210,10 +193,6 @@ def mean(figures: Sequence[tuple[float, float | None]]) -> Estimate:
     if len(errors) < len(figures):
         return value, None
     return value, math.hypot(*errors) / len(figures)
-
-
-def _error_of_mean(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _scaled(slope: float, error: float | None) -> float | None:

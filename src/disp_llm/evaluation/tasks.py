@@ -8,9 +8,9 @@ examples in the question (zero-shot), and their average.
 import contextlib
 import hashlib
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.texts import SuiteTask
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.loading import Loaded
+from disp_llm.runs.progress import Ticks, unwatched
+from disp_llm.runs.scores import TaskScore
 
 logger = logging.getLogger(__name__)
 
@@ -36,26 +37,13 @@ METRICS = (*ACCURACIES, "exact_match")
 """Metrics that are shares of right answers, the one that counts first."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Which questions of a task a model got right."""
-
-    accuracies: dict[str, float]
-    """By metric."""
-    right: list[float]
-    """By question, in the task's order: 1 where it is right by the task's metric, else 0."""
-    questions_sha256: str
-    """The hash of lm-eval's hashes of the questions and prompts, in the same order."""
-    shots: int
-    """Solved questions in front of each."""
-
-
 def run_tasks(
-    loaded: Loaded,
+    target: PrunableModel,
+    tokenizer: Any,
     names: Iterable[str],
     limit: int,
     shots: int | None = None,
-    on_request: Callable[[int, int], None] = lambda done, total: None,
+    on_request: Ticks = unwatched,
 ) -> dict[str, dict[str, Any]]:
     """Accuracies by task: `{acc, acc_norm, stderr, n, metric, shots}`; stderr is lm-eval's, of
     `metric`, None of a single question. A task that is answered in words has exact_match instead,
@@ -65,11 +53,9 @@ def run_tasks(
         names: tasks or groups of them, or lists of these with commas; `paper` is the paper's five.
         limit: number of questions of each task; 0 = all.
         shots: solved questions in front of each; None = as many as the task says itself.
-        on_request: called with (done, total) as answers are scored.
     """
     asked = {name: load_task(name, METRICS) for name in require_tasks(names)}
-    adapter = _adapter(PrunableModel.of(loaded), loaded.tokenizer, on_request)
-    results = _results(adapter, asked, limit, shots)
+    results = _results(_adapter(target, tokenizer, on_request), asked, limit, shots)
     return {name: _figures(name, task, results) for name, task in asked.items()}
 
 
@@ -89,17 +75,14 @@ def require_tasks(names: Iterable[str]) -> list[str]:
     return wanted
 
 
-def answers(
+def score_task(
     target: PrunableModel,
     tokenizer: Any,
     name: str,
     task: SuiteTask,
-    on_request: Callable[[int, int], None] = lambda done, total: None,
-) -> Answers:
-    """What a model answers to every question of one task or group.
-
-    Args:
-        on_request: called with (done, total) as answers are scored.
+    on_request: Ticks = unwatched,
+) -> TaskScore:
+    """Which questions of one task or group a model gets right, in the task's order.
 
     Raises:
         InputError: it has no answers that are right or wrong by the metric.
@@ -115,17 +98,28 @@ def answers(
     if any(sample.get(task.metric) not in (0, 1) for sample in found):
         what = f"no question of {name} is right or wrong by {task.metric}"
         raise InputError(what, field="tasks", hint="choose another metric, or another task")
+    right = [float(sample[task.metric]) for sample in found]
     hashes = "".join(sample[key] for sample in found for key in ("doc_hash", "prompt_hash"))
-    return Answers(
-        accuracies={
-            metric: statistics.fmean(sample[metric] for sample in found)
-            for metric in ACCURACIES
-            if all(metric in sample for sample in found)
-        },
-        right=[float(sample[task.metric]) for sample in found],
+    accuracies = {
+        metric: statistics.fmean(sample[metric] for sample in found)
+        for metric in ACCURACIES
+        if all(metric in sample for sample in found)
+    }
+    return TaskScore(
+        **accuracies,
+        stderr=error_of_mean(right) or 0.0,
+        n=len(right),
+        metric=task.metric,
+        chance=task.chance,
         questions_sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+        right="".join(f"{answer:.0f}" for answer in right),
         shots=_shots(asked, results),
     )
+
+
+def error_of_mean(values: Sequence[float]) -> float | None:
+    """Standard error of a mean; None of a single value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def average(tasks: dict[str, dict[str, Any]]) -> float:
@@ -213,7 +207,7 @@ def _results(adapter: Any, asked: dict[str, Any], limit: int, shots: int | None)
     return found
 
 
-def _adapter(target: PrunableModel, tokenizer: Any, on_request: Callable[[int, int], None]) -> Any:
+def _adapter(target: PrunableModel, tokenizer: Any, on_request: Ticks) -> Any:
     """The model as lm-eval asks it."""
     from lm_eval.models.huggingface import HFLM
 

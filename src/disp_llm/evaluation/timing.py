@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.windows import fitting
+from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent, unwatched
 from disp_llm.runs.results import Phase, workload_said
 
 WARM_UP = 2
@@ -52,7 +52,7 @@ def fitted(workload: Workload, *models: PreTrainedModel) -> Workload:
 def in_turn(
     runs: list[Callable[[], float]],
     rounds: int,
-    on_round: Callable[[int], None] = lambda done: None,
+    on_round: Ticks = unwatched,
 ) -> list[list[float]]:
     """Seconds of each of `runs`, one list for each; which one goes first alternates."""
     for run in runs:
@@ -63,7 +63,7 @@ def in_turn(
         order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
         for index in order:
             times[index].append(runs[index]())
-        on_round(turn + 1)
+        on_round(turn + 1, rounds)
     return times
 
 
@@ -97,7 +97,7 @@ def paired(
     second: PreTrainedModel,
     workload: Workload,
     rounds: int,
-    on_round: Callable[[int], None] = lambda done: None,
+    on_round: Ticks = unwatched,
 ) -> Pair:
     """Times two models in turn."""
     return Pair(*in_turn([runner(model, workload) for model in (first, second)], rounds, on_round))
@@ -112,7 +112,8 @@ def speed_against(
     original: PreTrainedModel,
     model: PreTrainedModel,
     rounds: int,
-    on_round: Callable[[str, int], None] = lambda phase, done: None,
+    progress: ProgressCallback = silent,
+    name: str = "",
 ) -> dict[str, float]:
     """How fast a model is beside the original, timed in turn; empty where there are no rounds.
 
@@ -123,7 +124,8 @@ def speed_against(
     figures: dict[str, float] = {}
     for usual in USUAL if rounds else ():
         workload, phase = fitted(usual, original, model), usual.phase
-        pair = paired(original, model, workload, rounds, partial(on_round, phase))
+        ticks = counting(progress, f"{name}timing {phase}")
+        pair = paired(original, model, workload, rounds, ticks)
         low, middle, high = pair.speedup
         figures |= {
             f"{phase}_ms": 1e3 * statistics.median(pair.second),

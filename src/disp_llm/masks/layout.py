@@ -105,6 +105,10 @@ class Layout:
         """The flat vector as S views, one a site."""
         return flat.split(self.lengths)
 
+    def named(self, flat: Shaped[Tensor, " N"]) -> dict[str, Tensor]:
+        """The same by the names of the sites."""
+        return dict(zip(self.names, self.split(flat), strict=True))
+
     def counts(self, flat: Shaped[Tensor, " N"]) -> Shaped[Tensor, " S"]:
         """Sum of each site: the number of ones of a mask, differentiable."""
         sums = flat.new_zeros(len(self.lengths))
@@ -138,7 +142,7 @@ class Layout:
         """The same masks with nothing kept inside of a branch that is not kept itself."""
         if not self.blocks[0].branches:
             return kept
-        parts = dict(zip(self.names, self.split(kept), strict=True))
+        parts = self.named(kept)
         return torch.cat(
             [
                 parts[f"layers.{i}.{site}"] & parts[f"layers.{i}.{BRANCH_OF[site]}"]

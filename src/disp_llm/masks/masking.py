@@ -36,7 +36,7 @@ class Masking:
     def set(self, flat: Float[Tensor, " N"]) -> None:
         """Takes these masks."""
         self._flat = flat
-        of_site = dict(zip(self._layout.names, self._layout.split(flat), strict=True))
+        of_site = self._layout.named(flat)
         for place in self._places:
             part = of_site[place.site]
             part = part.repeat_interleave(place.repeats) if place.repeats > 1 else part

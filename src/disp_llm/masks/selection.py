@@ -129,7 +129,7 @@ class Masks:
         """Whether an attention that stays has lost heads."""
         if HEADS not in self.layout.sites:
             return False
-        kept, heads = self.of_site(HEADS), torch.tensor([one.heads for one in self.layout.blocks])
+        kept, heads = self.of_site(HEADS), torch.tensor(self.layout.widths[HEADS])
         return bool(((kept > 0) & (kept < heads)).any())
 
     @property
@@ -137,17 +137,12 @@ class Masks:
         """Size of the KV cache as a share of the dense model's."""
         for site in (HEADS, ATTENTION):
             if site in self.layout.sites:
-                place = self.layout.sites.index(site)
                 of_block = torch.tensor([one.cached for one in self.layout.blocks])
-                entries = torch.tensor([one.lengths[place] for one in self.layout.blocks])
-                kept = self.of_site(site).double() / entries
+                kept = self.of_site(site).double() / torch.tensor(self.layout.widths[site])
                 return float((kept * of_block).sum() / of_block.sum().clamp(min=1))
         return 1.0
 
     def indices(self) -> dict[str, Int[Tensor, " K"]]:
         """Sorted int64 kept indices of each site, by name."""
-        parts = self.layout.split(self.kept)
-        return {
-            name: part.nonzero().squeeze(-1)
-            for name, part in zip(self.layout.names, parts, strict=True)
-        }
+        parts = self.layout.named(self.kept)
+        return {name: part.nonzero().squeeze(-1) for name, part in parts.items()}

@@ -18,10 +18,8 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
+from disp_llm.runs.folder import MADE_AGAIN
 from disp_llm.runs.tensors import TensorFile, read_tensors, write_tensors
-
-MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
-"""What to do about a damaged file: learning goes on from its checkpoints."""
 
 
 def save_selection(
@@ -39,7 +37,7 @@ def save_selection(
     compensation, tensors = selection.compensation, dict[str, Tensor]()
     for kind, flat in (("logits", selection.importance), ("scales", compensation.scales)):
         if flat is not None:
-            parts = zip(layout.names, layout.split(flat.float()), strict=True)
+            parts = layout.named(flat.float()).items()
             tensors |= {f"{kind}.{name}": part.clone() for name, part in parts}
     if compensation.mean_inputs is not None:
         tensors["means"] = compensation.mean_inputs.float()

@@ -1,6 +1,6 @@
 """Ways to choose masks: `METHOD` in a file each, with its name, title, reference and function.
 
-Others use `method_named`, `all_methods` and `register`. Other packages add methods, as `disp_lab`
+Others use `method_named` and `register`. Other packages add methods, as `disp_lab`
 does; docs/extend.md explains how.
 """
 
@@ -16,7 +16,7 @@ from disp_llm.config.methods import (
     registered,
 )
 
-__all__ = ["OWN", "Method", "Reads", "all_methods", "method_named", "register"]
+__all__ = ["OWN", "Method", "Reads", "method_named", "register"]
 
 
 def method_named(name: str) -> Method:
@@ -24,11 +24,6 @@ def method_named(name: str) -> Method:
     if name in OWN:
         return importlib.import_module(f"{__name__}.{name}").METHOD
     return other_method(name)
-
-
-def all_methods() -> dict[str, Method]:
-    """All methods by name."""
-    return {name: method_named(name) for name in method_names()}
 
 
 def register(method: Method) -> None:

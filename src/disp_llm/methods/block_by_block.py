@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.hooks import hooks
+from disp_llm.runs.progress import Ticks
 
 SecondMoments = dict[str, Float[Tensor, "K K"]]
 """For each linear layer, by its path in the block, `Σ x·xᵀ` of what enters it over all calibration
@@ -28,7 +29,7 @@ def visit_with(
     windows: Int[Tensor, "B T"],
     prunable: PrunableModel,
     *visits: Visit,
-    progress: Callable[[int, int], None],
+    progress: Ticks,
     changes: bool = True,
 ) -> None:
     """Visits every block of a model, first to last, with what enters its linear layers; each of

@@ -2,18 +2,10 @@
 
 from typing import Any
 
-from disp_llm.config.schema import as_type
 from disp_llm.reporting.tables import Table, megabytes
 from disp_llm.reporting.terminal import say
-from disp_llm.runs.results import MEASURED_AGAIN, workload_said
-from disp_llm.runs.scores import (
-    Perplexity,
-    Scores,
-    kept_said,
-    percent_with_error,
-    ratio_said,
-    with_error,
-)
+from disp_llm.runs.results import workload_said
+from disp_llm.runs.scores import paired_said, percent_with_error, with_error
 
 
 def show_examination(result: dict[str, Any]) -> None:
@@ -95,71 +87,49 @@ def _workload(
 def show_evaluation(result: dict[str, Any]) -> None:
     """What `eval` measured, and over what; of a suite, what is lost and kept first."""
     if "suite" in result:
-        _show_scores(result)
+        ratio = paired_said(result.get("general_ratio"), result.get("general_ratio_stderr"))
+        kept = percent_with_error(result.get("kept"), result.get("kept_stderr"))
+        said = [f"perplexity of the texts {ratio}"] * bool(ratio)
+        said += [f"kept of the tasks {kept}"] * bool(kept)
+        say(f"{result['suite']}: {', '.join(said) or 'no original to compare with'}")
     say(
         f"{result['model']}: {result['parameters']:,} parameters, "
         f"{result['block_parameters']:,} in blocks, {result['dtype']}"
     )
-    if "suite" in result:
-        return
     if "perplexity" in result:
-        hint = MEASURED_AGAIN
-        measured: Perplexity = as_type(result, Perplexity, field=result["model"], hint=hint)
-        say(
-            f"perplexity {measured}  ({measured.tokens:,} tokens of {result['text']}, "
-            f"window {measured.window})"
-        )
+        measured = with_error(result["perplexity"], result["perplexity_stderr"])
+        over = f"{result['tokens']:,} tokens of {result['text']}, window {result['window']}"
+        say(f"perplexity {measured}  ({over})")
     if "answers" in result:
         found = result["answers"]
         score = with_error(found["score"], found["score_stderr"], 3)
         say(f"{found['metric']} {score}  ({found['answers']:,} answers)")
-    if "tasks" in result:
-        rows = [
-            (
-                name,
-                task["metric"],
-                f"{task[task['metric']]:.2%}",
-                "" if task["stderr"] is None else f"{task['stderr']:.2%}",
-                f"{task['n']:,}",
-                str(task["shots"]),
-            )
-            for name, task in result["tasks"].items()
-        ]
-        rows.append(("average", "", f"{result['average']:.2%}", "", "", ""))
-        names = ("task", "metric", "accuracy", "standard error", "questions", "shots")
-        Table(names, rows, left=names[1:2]).show()
-
-
-def _show_scores(result: dict[str, Any]) -> None:
-    """What a model scores on a suite."""
-    found: Scores = as_type(result, Scores, field=result["model"], hint="measure it again")
-    said = [f"perplexity of the texts {ratio_said(found)}"] if ratio_said(found) else []
-    said += [f"kept of the tasks {kept_said(found)}"] if kept_said(found) else []
-    say(f"{found.suite}: {', '.join(said) or 'no original to compare with'}")
-    if found.texts:
+    if result.get("texts"):
         texts = [
             (
                 name,
-                with_error(text.perplexity, text.perplexity_stderr),
-                with_error(text.original, None),
-                with_error(text.ratio, text.ratio_stderr, 3),
+                with_error(text["perplexity"], text.get("perplexity_stderr")),
+                with_error(text.get("original"), None),
+                with_error(text.get("ratio"), text.get("ratio_stderr"), 3),
             )
-            for name, text in found.texts.items()
+            for name, text in result["texts"].items()
         ]
         Table(("text", "perplexity", "original", "ratio"), texts).show()
-    if found.tasks:
+    if result.get("tasks"):
+        names = ("task", "metric", "accuracy", "original", "chance", "kept", "questions", "shots")
         tasks = [
             (
                 name,
-                task.metric,
-                percent_with_error(task.accuracy, task.stderr),
-                percent_with_error(task.original, None),
-                percent_with_error(task.chance, None),
-                percent_with_error(task.kept, task.kept_stderr),
-                f"{task.n:,}",
-                str(task.shots),
+                task["metric"],
+                percent_with_error(task[task["metric"]], task["stderr"]),
+                percent_with_error(task.get("original"), None),
+                percent_with_error(task.get("chance"), None),
+                percent_with_error(task.get("kept"), task.get("kept_stderr")),
+                f"{task['n']:,}",
+                str(task.get("shots", 0)),
             )
-            for name, task in found.tasks.items()
+            for name, task in result["tasks"].items()
         ]
-        names = ("task", "metric", "accuracy", "original", "chance", "kept", "questions", "shots")
         Table(names, tasks, left=names[1:2]).show()
+    if "average" in result:
+        say(f"average of the tasks {percent_with_error(result['average'], None)}")

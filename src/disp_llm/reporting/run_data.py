@@ -35,11 +35,6 @@ class SizeData:
     stream: dict[str, str]
     """Pictures of the sites of the residual stream, as data URLs."""
 
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return len(next(iter(self.widths.values())))
-
 
 @dataclass(frozen=True)
 class Step:

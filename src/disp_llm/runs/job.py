@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from disp_llm.runs.folder import Run
-from disp_llm.runs.progress import ProgressCallback, counting, silent
+from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent
 
 Config = TypeVar("Config")
 
@@ -103,6 +103,6 @@ class Job(Generic[Config]):
     is_trial: bool = False
     """Whether its steps are timed and thrown away: no checkpoint, no tracker."""
 
-    def count(self, stage: str) -> Callable[[int, int], None]:
-        """A callback (done, total) that reports the progress of one stage."""
+    def count(self, stage: str) -> Ticks:
+        """What reports the progress of one stage."""
         return counting(self.progress, stage)

@@ -53,8 +53,6 @@ class Sample:
 
     def with_ones(self, never_pruned: Bool[Tensor, " N"]) -> "Sample":
         """The same, with ones for entries that are always kept."""
-        if not never_pruned.any():
-            return self
         mask, counted = (m.masked_fill(never_pruned, 1.0) for m in (self.mask, self.counted))
         return replace(self, mask=mask, counted=counted)
 

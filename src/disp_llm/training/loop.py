@@ -111,14 +111,13 @@ def train(
         InputError: a loss is not finite.
     """
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     facts = restore(job.run.checkpoint_folder, trained, optimizers)
-    # Restored optimisers have groups of their own.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    first = _first_step(facts, job)
+    peaks = [group["lr"] for group in groups]
+    first, is_main = _first_step(facts, job), job.process.is_main
     tokens = schedule.config.tokens_per_step * job.process.count
     with MetricsLog(job.run.metrics_file) as log:
-        if job.process.is_main:
+        if is_main:
             log.go_on_from(first, facts.get("metrics"))
         began = time.perf_counter()
         for step in range(first, schedule.steps):
@@ -126,30 +125,34 @@ def train(
                 group["lr"] = peak * schedule.rate_of(group, step)
             figures = _differentiate(*loss_of(step))
             stopping = _exchange(parameters, figures, job.stop_requested(), job.process)
-            if not math.isfinite(figures["loss"]):
-                raise InputError(
-                    f"step {step + 1} has a loss of {figures['loss']}",
-                    field="learning_rate",
-                    hint="lower it, or try the `dtype` float32",
-                )
+            _require_finite(figures["loss"], step)
             if schedule.clip:
                 figures["gradient_norm"] = _clip(parameters, schedule.clip)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            if job.process.is_main:
-                pace = (step + 1 - first) / (time.perf_counter() - began)
-                figures["learning_rate"] = groups[0]["lr"]
-                figures["tokens_per_s"] = tokens * pace
-                _report(figures, schedule, job, log, step + 1)
-            if stopping or (schedule.saves(step + 1) and not job.is_trial):
-                tensors = whole_tensors(trained, optimizers, job.process.is_main)
-                if job.process.is_main:
-                    facts = {"step": str(step + 1), "metrics": log.settle()}
-                    facts["run"] = job.run.identity
+            done = step + 1
+            if is_main:
+                pace = (done - first) / (time.perf_counter() - began)
+                rates = {"learning_rate": groups[0]["lr"], "tokens_per_s": tokens * pace}
+                figures |= rates | {"step": done, "tokens": tokens * done}
+                _report(figures, schedule, job, log)
+            if stopping or (schedule.saves(done) and not job.is_trial):
+                tensors = whole_tensors(trained, optimizers, is_main)
+                if is_main:
+                    facts = {"step": str(done), "metrics": log.settle(), "run": job.run.identity}
                     save(job.run.checkpoint_folder, facts, tensors)
             if stopping:
                 raise Interrupted
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"step {step + 1} has a loss of {loss}",
+            field="learning_rate",
+            hint="lower it, or try the `dtype` float32",
+        )
 
 
 def _differentiate(loss: Tensor, figures: dict[str, Tensor]) -> Figures:
@@ -169,13 +172,12 @@ def _first_step(facts: dict[str, str], job: Job) -> int:
     return int(facts.get("step", 0))
 
 
-def _report(figures: Figures, schedule: Schedule, job: Job, log: MetricsLog, done: int) -> None:
-    """Hands on the figures of the `done`-th step: to the log, to trackers, and to who watches."""
-    figures |= {"step": done, "tokens": schedule.config.tokens_per_step * job.process.count * done}
+def _report(figures: Figures, schedule: Schedule, job: Job, log: MetricsLog) -> None:
+    """Hands on the figures of a step: to the log, to trackers, and to who watches."""
     log.append(figures)
     if not job.is_trial:
-        job.process.track(figures, done)
-    job.progress(schedule.stage, done, schedule.steps, figures)
+        job.process.track(figures, figures["step"])
+    job.progress(schedule.stage, figures["step"], schedule.steps, figures)
 
 
 def _exchange(

@@ -17,7 +17,6 @@ import torch
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.training.losses import CHUNK
 
@@ -26,9 +25,6 @@ FLOAT = 4
 
 LOGITS, TAUGHT_LOGITS = 4, 7
 """How many numbers there are at one time for each logit of a chunk, alone and with a teacher's."""
-
-TRAINED = 4
-"""Numbers in float32 for each weight that is trained: itself, its gradient, two moments."""
 
 ALLOCATED = 1.2
 """Memory that allocators hold for each byte of what comes and goes, as measured."""
@@ -66,7 +62,6 @@ def learning_memory(
     """The peak of a learning step.
 
     Args:
-        target: the model, which may be empty.
         config: settings, in which gradient checkpointing is "yes" or "no".
         processes: among how many blocks are divided; 1 = each process has all of them.
         itemsize: bytes of a number of the model.
@@ -111,21 +106,3 @@ def _trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
     if learn.learns_weights:
         numbers += sum(math.prod(widths_of(one)) for one in target.linears())
     return 6 * FLOAT * numbers
-
-
-def recovery_memory(
-    models: list[PrunableModel], config: RecoverConfig, processes: int, itemsize: int
-) -> int:
-    """Bytes of weights, gradients and moments in each process while weights are trained; what a
-    step needs besides comes on top.
-
-    Args:
-        models: what is trained and, if there is one, the teacher; empty ones will do.
-        processes: among how many blocks are divided.
-    """
-    total = 0
-    for index, target in enumerate(models):
-        blocks = sum(p.numel() for block in target.blocks for p in block.parameters())
-        each = TRAINED * FLOAT if index == 0 else itemsize
-        total += (target.parameters - blocks) * itemsize + blocks * each // processes
-    return total

@@ -4,8 +4,6 @@ Trained weights are float32 and compute in the model's own dtype. Embedding and 
 are, so that no gradient of a vocabulary is ever held.
 """
 
-import contextlib
-
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -57,7 +55,8 @@ def train_weights(
     def loss_of(step: int) -> Loss:
         noise = shared_stream("weights", seed, drawn + step)
         windows = corpus.draw_own(config.batch, config.length, noise, process)
-        with computing_in(dtype, device):
+        # Matrix products in the model's dtype, though the trained weights are float32.
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             losses = mean_losses(student, windows.to(device), teacher, compiled)  # (B)
         loss = losses.mean()
         return loss, {"loss": loss}
@@ -89,10 +88,3 @@ def trained_parameters(student: PrunableModel) -> list[nn.Parameter]:
         if parameter.dtype != torch.float32:  # of a divided model they were made so before
             parameter.data = parameter.data.float()
     return trained
-
-
-def computing_in(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager:
-    """Matrix products in the model's dtype, though the trained weights are float32."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
