@@ -21,8 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from disp_lab.comparison.memory import stored_bytes
 
+from disp_lab.comparison.baseline_context import stored_bytes
 from disp_lab.comparison.quantised import quantised
 from disp_lab.names import WEIGHT_KINDS
 from disp_llm.config.names import WeightKind

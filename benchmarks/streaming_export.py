@@ -26,8 +26,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.parts import MachineConfig
+from disp_llm.exporter import folders
 from disp_llm.exporter.cutting import compact_model, fold_into_weights
-from disp_llm.exporter.folders import stream_folder, write_folder, write_weights
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
@@ -104,7 +104,8 @@ def _write_model(asked: argparse.Namespace, folder: Path) -> None:
 
     folder.mkdir(parents=True)
     model.save_pretrained(folder, state_dict={})
-    write_weights(model, draw, folder, asked.shard)
+    folders.MAX_SHARD = asked.shard
+    folders.write_weights(model, draw, folder)
     words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
 
@@ -126,35 +127,41 @@ def _masks(dense: PrunableModel) -> Masks:
     return Masks(layout, kept, Selection(scores, Compensation(scales, None, adapters)))
 
 
-def _in_memory(source: Path, folder: Path, shard: str) -> None:
+def _in_memory(source: Path, folder: Path) -> None:
     loaded = load(str(source), MACHINE, dense_only=True)
     dense = PrunableModel.of(loaded)
     masks = _masks(dense)
     with fold_into_weights(dense, masks):
-        write_folder(compact_model(dense, masks), loaded.tokenizer, folder, max_shard_size=shard)
+        folders.write_folder(compact_model(dense, masks), loaded.tokenizer, folder)
 
 
-def _streaming(source: Path, folder: Path, shard: str) -> None:
+def _streaming(source: Path, folder: Path) -> None:
     empty, checkpoint = load_unread(str(source), MACHINE)
     assert checkpoint is not None
     dense = PrunableModel.of(empty)
-    stream_folder(dense, _masks(dense), checkpoint.read, empty.tokenizer, folder, shard)
+    folders.stream_folder(dense, _masks(dense), checkpoint.read, empty.tokenizer, folder)
 
 
-def _nothing(source: Path, folder: Path, shard: str) -> None:
+def _nothing(source: Path, folder: Path) -> None:
     empty, _ = load_unread(str(source), MACHINE)
     _masks(PrunableModel.of(empty))
+
+
+def _with_shards(way: Callable[[Path, Path], None], source: Path, folder: Path, shard: str) -> None:
+    folders.MAX_SHARD = shard
+    way(source, folder)
 
 
 WAYS = {"nothing": _nothing, "memory": _in_memory, "streaming": _streaming}
 
 
 def _in_process_of_its_own(
-    way: Callable[[Path, Path, str], None], source: Path, folder: Path, shard: str
+    way: Callable[[Path, Path], None], source: Path, folder: Path, shard: str
 ) -> dict[str, Any]:
     """Seconds and peak anonymous memory of one way; its folder has its sums then."""
     folder.mkdir()
-    process = multiprocessing.get_context("spawn").Process(target=way, args=(source, folder, shard))
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_with_shards, args=(way, source, folder, shard))
     began, peak = time.perf_counter(), 0
     process.start()
     while process.is_alive():

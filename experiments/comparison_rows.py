@@ -84,7 +84,7 @@ Figures = dict[str, Figure]
 
 @dataclass(frozen=True)
 class Row:
-    """A method in the tables and the chart of README.md."""
+    """A method in the tables of README.md."""
 
     name: str
     tokens: tuple[int, int]

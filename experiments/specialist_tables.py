@@ -5,17 +5,17 @@ taken sentence by sentence: both are scored on the same bootstrap samples of the
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from chart import apart
 from comparison_rows import HERE
 from markdown_table import table
 
-from disp_lab.reporting.canvas import GREY, OTHERS, PRUNED, panels
+from disp_lab.reporting.canvas import GREY, OTHERS, PRUNED, canvas
 
 RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
 TIMES = RESULTS.with_name("tagger_time.json")
@@ -126,7 +126,7 @@ def specialists_table() -> list[str]:
         f"weights as stored, embedding (57 MB) included. {hardware['cpu']}. "
         "[Precision, recall, seconds](../benchmarks/results/specialists.json).",
     ]
-    return ["![F1 over size, first seed, and over time, second seed](specialists.png)", "", *lines]
+    return ["![F1 over size, first seed, and over speed, second seed](specialists.png)", "", *lines]
 
 
 def _of_both(found: dict[str, Tagger], again: dict[str, Tagger]) -> str:
@@ -154,12 +154,25 @@ def times() -> dict:
 def draw_specialists(path: Path) -> None:
     """F1 against megabytes, ours as a line, and against time, where that was measured."""
     timed = times()
-    shown = ("F1 on WNUT-17 test, %",) * (2 if timed["rows"] else 1)
-    figure, axes = panels(5.2 + 3.6 * len(shown), 3.6, shown)
+    count = 2 if timed["rows"] else 1
+    figure = canvas(7.4, 3.4 * count)
+    axes = [figure.add_subplot(count, 1, place) for place in range(1, count + 1)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylabel("F1 on WNUT-17 test, %")
     _draw_sizes(axes[0])
     if timed["rows"]:
         _draw_times(axes[1], timed)
     figure.savefig(path, dpi=160)
+
+
+def apart(heights: Sequence[float], factor: float) -> list[float]:
+    """The heights of names, moved upwards where one would lie upon the next below it."""
+    placed, least = dict[int, float](), 0.0
+    for index in sorted(range(len(heights)), key=heights.__getitem__):
+        placed[index] = max(heights[index], least)
+        least = placed[index] * factor
+    return [placed[index] for index in range(len(heights))]
 
 
 def _color_of(name: str) -> str:
@@ -178,23 +191,23 @@ SHORT = {
 
 def _draw_times(axes: Any, timed: dict) -> None:
     found = taggers(timed["seed"])
-    shares = {row["name"]: row["share"] for row in timed["rows"]}
+    speeds = {row["name"]: 1 / row["share"] for row in timed["rows"]}
     for left in (True, False):  # on which side of its point a name stands
-        names = [name for name, share in shares.items() if (share < 0.92) is left]
-        heights = apart([100 * found[name].row["f1"] for name in names], 1.05)
+        names = [name for name, speed in speeds.items() if (speed < 1.01) is left]
+        heights = apart([100 * found[name].row["f1"] for name in names], 1.03)
         for name, height in zip(names, heights, strict=True):
             score, error = (100 * found[name].row[key] for key in ("f1", "f1_stderr"))
             axes.errorbar(
-                shares[name], score, error, marker="o", markersize=5, color=_color_of(name),
+                speeds[name], score, error, marker="o", markersize=5, color=_color_of(name),
                 capsize=2, linewidth=1,
             )  # fmt: skip
             axes.annotate(
-                SHORT.get(name, name.replace("task", "keep")), (shares[name], height),
+                SHORT.get(name, name.replace("task", "keep")), (speeds[name], height),
                 xytext=(-7 if left else 7, 0), va="center", ha="right" if left else "left",
                 textcoords="offset points", fontsize=8, color=_color_of(name),
             )  # fmt: skip
-    axes.set_xlim(0.6 * min(shares.values()), 1.25 * max(shares.values()))
-    axes.set_xlabel("time of a sentence over the original's (second seed)")
+    axes.set_xlim(0.6 * min(speeds.values()), 1.25 * max(speeds.values()))
+    axes.set_xlabel("times as fast, a sentence (second seed)")
 
 
 def _draw_sizes(axes: Any) -> None:

@@ -22,6 +22,7 @@ from machines import Times, origins
 from markdown_table import row as table_row
 from methods_table import methods_table
 from seeds_table import seeds_table
+from settings_table import settings_table
 from specialist_tables import draw_specialists, specialists_table, taggers
 
 ROOT = HERE.parent
@@ -180,6 +181,7 @@ def pages() -> dict[Path, str]:
     docs, readme = ROOT / "docs", ROOT / "README.md"
     results, guide, commands = (docs / f"{name}.md" for name in ("results", "guide", "commands"))
     shown = between_markers(results.read_text(), "results", results_tables())
+    listed = between_markers(commands.read_text(), "settings", settings_table())
     defined = sorted(HERE.glob("*.toml"))
     made = [path for path in defined if (HERE / "results" / f"{path.stem}.json").exists()]
     return {
@@ -189,7 +191,7 @@ def pages() -> dict[Path, str]:
         docs / "architectures.md": architectures_page(),
         results: between_markers(shown, "specialists", specialists_table()),
         guide: between_markers(guide.read_text(), "frontier", choices()),
-        commands: between_markers(commands.read_text(), "methods", methods_table()),
+        commands: between_markers(listed, "methods", methods_table()),
         readme: between_markers(
             between_markers(readme.read_text(), "headline", headline()), "results", general_table()
         ),
@@ -206,13 +208,10 @@ def main() -> None:
         sys.exit(f"stale: {', '.join(path.name for path in stale)}" if stale else 0)
     for path, text in files.items():
         path.write_text(text)
-    from chart import draw_lost  # needs matplotlib, which --check does not
-
     from disp_lab.reporting.frontier import COSTS, Frontier
     from disp_lab.reporting.plots import draw_costs
 
     docs = ROOT / "docs"
-    draw_lost(docs / "lost.png")
     if taggers():
         draw_specialists(docs / "specialists.png")
     found = frontier()

@@ -19,13 +19,16 @@ from typing import Any
 from small import settled
 
 PARENT = """
-import faulthandler, json, os, sys, traceback
-import accelerate, torch, transformers
+import faulthandler, functools, importlib.metadata, json, os, sys, traceback
+import accelerate, matplotlib.backends.backend_svg, msgspec, rich.progress, rich.table, torch
+import transformers.models.llama.modeling_llama
 from transformers import (
     AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast
 )
 
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 assert "disp_llm" not in sys.modules
 for line in sys.stdin:
     asked = json.loads(line)

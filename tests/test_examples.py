@@ -87,7 +87,7 @@ def test_notebook(tmp_path, llama_folder, text_file, monkeypatch):
     assert asked.outputs == []
     assert [kind["data"] for kind in pruning.outputs] == [{"text/plain": ""}]
     (html,) = [output["data"]["text/html"] for output in table.outputs]
-    rows = [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in html.split("<tr>")]
+    rows = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row) for row in html.split("<tr>")]
     assert ["", "original", "keep 0.8", "keep 0.5"] in rows
     (perplexities,) = [row for row in rows if row[:1] == ["perplexity"]]
     assert [cell.split(" ± ")[0] for cell in perplexities[2:]] == [f"{one:.2f}" for one in found]

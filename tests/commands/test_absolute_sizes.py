@@ -110,7 +110,7 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
         ("memory", "1GB", "the original fits in 1GB as it is, with 0.0002"),
         ("memory", "0.001MB", "--target: 0.001MB is less than the smallest model, 0."),
         ("bytes", "0.01MB", "or more, for a smaller --align, or for more --sites"),
-        ("total", "0.001M", "0.001M of all parameters leaves none for the blocks"),
+        ("total", "0.001M", "--target: 0.001M is less than the smallest model, 0."),
         ("total", "1B", "the original fits in 1B as it is, with "),
         ("flops", "1B", "--target: 1B is in parameters, and flops takes shares alone"),
         ("memory", "6", "--target: 6 is not a share; give a number in (0, 1], or bytes such as"),

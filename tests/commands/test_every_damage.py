@@ -83,9 +83,9 @@ def world(request, whole, llama_folder, text_file, tmp_path) -> World:
 KINDS = ("run", "recovered", "comparison", "model", "recovered model")
 MODELS = ("model", "recovered model")
 READERS = [
-    *(("run", "report", 2), ("run", "resume", 3), ("run", "export", 17)),
-    *(("recovered", "resume", 3), ("comparison", "compare", 9)),
-    *((kind, "eval", 2 + i) for i, kind in enumerate(MODELS)),
+    *(("run", "report", 3), ("run", "resume", 5), ("run", "export", 17)),
+    *(("recovered", "resume", 5), ("comparison", "compare", 13)),
+    *((kind, "eval", 3 + 2 * i) for i, kind in enumerate(MODELS)),
     *((kind, "copy", 1 + 2 * i) for i, kind in enumerate(MODELS)),
     *((kind, "int8", 5 + 4 * i) for i, kind in enumerate(MODELS)),
     *((kind, "recover", 11 + 2 * i) for i, kind in enumerate(MODELS)),

@@ -174,8 +174,13 @@ def test_what_is_refused_makes_nothing(command, where, made, tmp_path):
     require_rule(done)
 
 
-@pytest.mark.parametrize("command", ["prune", "recover", "compare", "copy", "int8", "page"])
-@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "keep-0.6/new/est"])
+PLACES = ("new", "report.html.new", ".x.tmp/new", "keep-0.6/new/est")
+MADE = [(c, where) for c in ("prune", "copy", "page") for where in PLACES]
+MADE += [("recover", PLACES[1]), ("compare", PLACES[2]), ("int8", PLACES[3])]
+"""A run, a model folder and a page at every place; what is made as one of these is, at one."""
+
+
+@pytest.mark.parametrize(("command", "where"), MADE)
 def test_what_is_made_changes_nothing_beside_it(command, where, made, tmp_path):
     place = grown("everything", tmp_path / "place" / "tree")
     before = snapshot(place.parent)
@@ -238,8 +243,8 @@ def test_what_is_ours_and_of_another_kind_stays_too(command, kind, made, tmp_pat
     require_rule(done)
 
 
-COLLIDING = ("folder for a mark", "mark of nothing", "no mark")
-"""Trees that would take the place of what lies in a run itself."""
+INSIDE = ("links", "tmp", "lookalikes", "read only", "everything")
+"""Trees that lie in a run: what may be taken for a lock or for what a run has begun, and all."""
 
 
 def sprinkle(tree: str, run: Path, aside: Path) -> set[str]:
@@ -259,7 +264,7 @@ def sprinkle(tree: str, run: Path, aside: Path) -> set[str]:
     return added
 
 
-@pytest.mark.parametrize("tree", [name for name in TREES if name not in COLLIDING])
+@pytest.mark.parametrize("tree", INSIDE)
 def test_what_somebody_puts_into_a_run_stays(tree, made, tmp_path):
     """Also if it looks like a lock or a temporary folder; whatever the command says of it."""
     run, whole = tmp_path / "place" / "run", made.run

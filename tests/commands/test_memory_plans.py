@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from disp_llm.cli.parsing import parse
 from disp_llm.commands import doctor as commands_doctor
-from disp_llm.commands import placement as module
-from disp_llm.commands.placement import ROOM, memory_plans
+from disp_llm.commands import planning as module
+from disp_llm.commands.planning import ROOM, memory_plans
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of

@@ -41,8 +41,9 @@ def test_methods_prune_mixtures_and_their_experts(mixture, text_file, tmp_path, 
     widths = json.loads((tmp_path / "run" / "keep-0.5" / "config.json").read_text())["disp_llm"]
     assert widths["widths"]["experts"][1] == 1  # the dense block
     assert all(2 <= number <= 6 for number in widths["widths"]["experts"][::2])
-    again = fresh.load_and_generate(tmp_path / "run" / "keep-0.5", without=True)
-    assert again["class"] == "DispQwen3MoeForCausalLM"
+    if method == "learned":  # all are written alike
+        again = fresh.load_and_generate(tmp_path / "run" / "keep-0.5", without=True)
+        assert again["class"] == "DispQwen3MoeForCausalLM"
 
 
 def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path):

@@ -410,7 +410,7 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--budget", "latency"], "--target"),
         (["--budget", "flops", "--target", "2"], "--target"),
         (["--budget", "bytes", "--target", "0.1"], "--target"),
-        (["--budget", "total", "--target", "0.3"], "embeddings, norms and head"),
+        (["--budget", "total", "--target", "0.3"], "--target: 0.3 is less than the smallest model"),
         (["--budget", "total", "--keep", "0.5"], "--target"),
         (["--budget", "second", "--target", "0.5"], "latency"),
         (["--budget", "total", "--target", "0.8", "--keep=0.8"], "--keep: is of block parameters"),

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import disp_llm
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.placement import as_begun
 from disp_llm.commands.recovery_models import sharding_of
+from disp_llm.commands.session import as_begun
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.recover import RecoverConfig

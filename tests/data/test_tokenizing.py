@@ -166,7 +166,7 @@ document = st.lists(part, max_size=8).map("".join)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     documents=st.lists(document, min_size=1, max_size=12),
     piece=st.integers(40, 700),

@@ -183,5 +183,5 @@ def test_places_that_cannot_be_written_are_refused(folder, tmp_path):
 def test_without_the_library_one_line_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "compressed_tensors", None)
     monkeypatch.setitem(sys.modules, "compressed_tensors.quantization", None)
-    with pytest.raises(InputError, match="int8: needs compressed-tensors, which is not installed"):
+    with pytest.raises(InputError, match="to: needs compressed-tensors, which is not installed"):
         quantised(folder, "int8", tmp_path / "made")

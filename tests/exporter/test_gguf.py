@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import (
+    SMALL,
+    byte_tokenizer,
+    masks_of,
+    run_command,
+    tiny_model,
+    tiny_prunable,
+)
+from in_memory import export_folder
 from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
@@ -335,6 +343,14 @@ def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):
         assert done.returncode == 2
         assert said in done.stderr
     assert not (tmp_path / "small").exists()
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    dense = tiny_prunable("gemma4_text")
+    export_folder(dense, byte_tokenizer(), masks_of("random", dense.layout), tmp_path / "ours")
+    done = convert(tmp_path / "ours", "gguf", tmp_path / "small")
+    assert done.returncode == 2
+    assert "FOLDER: gemma4_text models have no such layout in llama.cpp" in done.stderr
 
 
 def test_plain_folder_is_the_native_architecture(runs, tmp_path):

@@ -191,7 +191,7 @@ def secret_places(tmp_path_factory, llama_folder, text_file) -> dict[str, Path]:
         ),
         "comparison": (
             *("compare", model, "--methods", "magnitude", "--keep", 0.7, "--rounds", 0),
-            *("--text", "speeches", "--context", 32, "--windows", 4, "--dtype", "float32"),
+            *("--context", 32, "--windows", 4, "--dtype", "float32"),
         ),
     }
     for name, command in commands.items():

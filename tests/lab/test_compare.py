@@ -182,7 +182,7 @@ def comparison(text_file, tmp_path_factory):
     command = [
         "compare", model, "--keep", 0.8, 0.5, "--steps", 4, "--text", text_file,
         "--output-dir", folder, "--context", 32, "--windows", 4, "--length", 64,
-        "--rounds", 2, "--calibration-sequences", 4, "--calibration-length", 64,
+        "--rounds", 1, "--calibration-sequences", 4, "--calibration-length", 64,
         "--dtype", "float32", "--json",
     ]  # fmt: skip
     short = tuple(replace(one, length=16) for one in timing.USUAL)

@@ -90,7 +90,7 @@ def test_panels(suite, timed, tmp_path, monkeypatch):
     assert [axis.get_xlabel() for axis in axes] == labels
     values = [list(line.get_ydata()) for line in axes[0].lines]
     assert [2.0, 1.25] in values if suite else [40.0, 25.0] in values  # learned, by keep
-    names = [text.get_text() for text in axes[-1].get_legend().get_texts()]
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert names == ["learned", "flap", "as the original"]
 
 

@@ -129,8 +129,9 @@ def test_it_is_drawn_over_time_and_memory(suite, tmp_path, monkeypatch):
     lines = {line.get_label(): line for line in axes[0].lines}
     values = [100 / 50, 100 / 24] if suite else [50.0, 24.0]
     assert list(lines["learned"].get_ydata()) == pytest.approx(values)
-    assert list(lines["learned"].get_xdata()) == pytest.approx([0.7, 0.9])
-    assert list(lines["learned, quantised"].get_xdata()) == pytest.approx([0.8])
+    assert list(lines["learned"].get_xdata()) == pytest.approx([1 / 0.7, 1 / 0.9])
+    assert list(lines["learned, quantised"].get_xdata()) == pytest.approx([1 / 0.8])
     assert "wanda_2_4" not in lines  # which has no time
     if not suite:
-        assert list(lines["the front"].get_xdata()) == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
+        speeds = [1 / share for share in (0.6, 0.7, 0.8, 0.9, 1.0)]
+        assert list(lines["the front"].get_xdata()) == pytest.approx(speeds)

@@ -26,14 +26,20 @@ class Cost:
     of: Callable[[ComparisonRow], float | None]
     """None where it was not measured."""
     said: Callable[[float], str]
+    shown: Callable[[float], float] = float
+    """What an axis shows of it."""
 
 
 def _share_of_time(row: ComparisonRow, phase: str) -> float | None:
     return 1 / row.speedup[phase] if row.speedup else None
 
 
-def _speedup(share_of_time: float) -> str:
-    return f"×{1 / share_of_time:.2f}"
+def _speedup(share_of_time: float) -> float:
+    return 1 / share_of_time
+
+
+def _speedup_said(share_of_time: float) -> str:
+    return f"×{_speedup(share_of_time):.2f}"
 
 
 def _memory(row: ComparisonRow) -> float | None:
@@ -47,14 +53,16 @@ KEEP = Cost("keep", "share of block parameters", lambda row: row.keep, "{:.2f}".
 COSTS = (
     Cost(
         "prefill",
-        "time of a prompt of 512 tokens, share of the original's",
+        "times as fast, a prompt of 512 tokens",
         lambda row: _share_of_time(row, "prefill"),
+        _speedup_said,
         _speedup,
     ),
     Cost(
         "decode",
-        "time of a token after 512, share of the original's",
+        "times as fast, a token after 512",
         lambda row: _share_of_time(row, "decode"),
+        _speedup_said,
         _speedup,
     ),
     Cost("memory", "weights and KV cache of 512 tokens, MB", _memory, "{:.0f} MB".format),

@@ -36,7 +36,7 @@ def draw_frontier(result: dict[str, Any], path: Path) -> None:
 def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool = False) -> None:
     """One panel a cost, with a line for each method."""
     original = frontier.of_original
-    figure, axes = panels(2.6 + 4.3 * len(costs), 4.6, [frontier.value_name] * len(costs))
+    figure, axes = panels(1.2 + 2.7 * len(costs), 4.8, [frontier.value_name] * len(costs))
     methods = list(dict.fromkeys(row.method for row in frontier.rows))
     beyond: dict[str, None] = {}
     for axis, cost in zip(axes, costs, strict=True):
@@ -44,9 +44,10 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
         drawn = [point for point in points if point.value <= CEILING * original]
         beyond |= dict.fromkeys(point.row.method for point in points if point not in drawn)
         for method in methods:
-            _draw_method(axis, [p for p in drawn if p.row.method == method], method, methods)
+            of_method = [p for p in drawn if p.row.method == method]
+            _draw_method(axis, cost, of_method, _look(method, methods))
         if fronts:
-            _draw_front(axis, [point for point in frontier.front(cost) if point in drawn])
+            _draw_front(axis, cost, [p for p in frontier.front(cost) if p in drawn])
         axis.axhline(original, color=GREY, linewidth=1, linestyle="--", label="as the original")
         axis.set_xlabel(cost.label, fontsize=9)
     logarithmic(axes[0])
@@ -57,35 +58,36 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
         for axis in axes
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    axes[-1].legend(
+    figure.legend(
         handles.values(), handles.keys(),
-        frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5),
+        frameon=False, fontsize=9, loc="outside lower center", ncols=2 * len(costs),
     )  # fmt: skip
     save(figure, path)
 
 
-def _draw_method(axis: Any, points: list[Point], method: str, methods: list[str]) -> None:
+def _draw_method(axis: Any, cost: Cost, points: list[Point], look: tuple[str, str]) -> None:
     """The sizes of a method as a line, and what is quantised of them as hollow marks with names."""
     if not points:
         return
-    color, marker = _look(method, methods)
+    color, marker = look
+    method = points[0].row.method
     plain = sorted((p for p in points if not p.row.weights), key=lambda p: p.row.keep or 0)
     axis.plot(
-        [p.cost for p in plain], [p.value for p in plain],
+        [cost.shown(p.cost) for p in plain], [p.value for p in plain],
         label=method, color=color, marker=marker, markersize=6, linewidth=1,
         linestyle="-" if method in OURS else (0, (4, 2)), zorder=3 if method in OURS else 2,
     )  # fmt: skip
     packed = [p for p in points if p.row.weights]
     if packed:
         axis.plot(
-            [p.cost for p in packed], [p.value for p in packed],
+            [cost.shown(p.cost) for p in packed], [p.value for p in packed],
             label=f"{method}, quantised", color=color, marker=marker, markersize=7,
             markerfacecolor="white", linestyle="", zorder=4,
         )  # fmt: skip
     for point in packed:
         axis.annotate(
-            point.row.weights, (point.cost, point.value), xytext=(5, 3),
-            textcoords="offset points", fontsize=7, color=color,
+            point.row.weights, (cost.shown(point.cost), point.value), xytext=(5, 3),
+            textcoords="offset points", fontsize=8, color=color,
         )  # fmt: skip
 
 
@@ -101,10 +103,10 @@ def _look(method: str, methods: list[str]) -> tuple[str, str]:
     return OTHERS[place % len(OTHERS)], MARKERS[place % len(MARKERS)]
 
 
-def _draw_front(axis: Any, front: list[Point]) -> None:
+def _draw_front(axis: Any, cost: Cost, front: list[Point]) -> None:
     """Steps along what nothing dominates: at each cost the best that can be had."""
     if front:
         axis.step(
-            [p.cost for p in front], [p.value for p in front],
+            [cost.shown(p.cost) for p in front], [p.value for p in front],
             where="post", color="#222222", linewidth=2.5, alpha=0.25, zorder=1, label="the front",
         )  # fmt: skip

@@ -6,14 +6,13 @@ memory; both go the same way from here on.
 
 import contextlib
 import inspect
-import logging
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 import torch
 import transformers
@@ -21,21 +20,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import Dtype, MachineConfig
+from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
 from disp_llm.config.settings import settings_of
-from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import Loaded, family_of_any, load, require_unquantised
-from disp_llm.models.source import fingerprint_of, processor_files
-from disp_llm.models.wholeness import require_finite
+from disp_llm.models.loading import Loaded, load
+from disp_llm.models.source import fingerprint_of
 from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import SOURCES, Run
 from disp_llm.runs.job import never
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.scores import Perplexity
-
-logger = logging.getLogger(__name__)
 
 Model = str | Path | PreTrainedModel
 
@@ -69,13 +64,9 @@ class Inputs:
         model = self.models.get(setting)
         if model is None:
             return load(name, machine, dense_only)
-        family = family_of(model.config) if dense_only else family_of_any(model.config)
-        require_finite(name, model)
-        source = {"model": name, "revision": fingerprint_of(model)}
-        beside = processor_files(Path(name), None) if family.tower and Path(name).is_dir() else ()
-        if family.tower and not beside:
-            logger.warning("%s has no processor beside it: save one into what is exported", name)
-        return Loaded(model, self.tokenizer, family, source, model.dtype, beside)
+        from disp_llm.models.in_memory import loaded
+
+        return loaded(name, model, self.tokenizer, dense_only)
 
     def require_same(self, run: Run) -> None:
         """Refuses a finished run of other models or texts than those in memory, which its settings
@@ -99,8 +90,6 @@ class Inputs:
         if model is not None:
             from disp_llm.models.in_memory import require_as_configured
 
-            family_of_any(model.config)
-            require_unquantised("the model", model.config)
             require_as_configured(model)
 
     @contextlib.contextmanager
@@ -213,7 +202,10 @@ def called_with(
     named, texts = _read(call.config, given)
     inputs = Inputs(held, tokenizer, texts)
     config = with_settings(call.config, named)
-    config = replace(config, machine=_machine(held.get("model"), config.machine))
+    if "model" in held:
+        from disp_llm.models.in_memory import machine_of
+
+        config = replace(config, machine=machine_of(held["model"], config.machine))
     check_settings(with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))))
     return replace(call, config=config, inputs=inputs, temporary=temporary)
 
@@ -227,12 +219,8 @@ class TemporaryFolder:
 
 
 def name_of(model: Any, tokenizer: Any, field: str) -> str:
-    """What a model is called.
-
-    Raises:
-        InputError: something that is no model or has no weights, or a model in memory without its
-            tokenizer.
-    """
+    """What a model is called. What is none or has no weights is refused, and a model in memory
+    without its tokenizer."""
     named = isinstance(model, str | Path)
     if not (named or isinstance(model, PreTrainedModel)):
         is_a = f"is a {type(model).__name__}, and neither a name nor a model of transformers"
@@ -273,19 +261,6 @@ def _read(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
             found = read_input_examples(what, known["template"].of(config), name)
         (files if isinstance(found, tuple) else held)[name] = found
     return files, held
-
-
-def _machine(model: PreTrainedModel | None, machine: MachineConfig) -> MachineConfig:
-    """The machine settings; a model in memory stays on its device and in its data type, in which
-    it is then loaded again where a later command needs it."""
-    if model is None:
-        return machine
-    if machine.device == "auto":
-        machine = replace(machine, device=str(model.device))
-    dtype: Any = dtype_name(model.dtype)
-    if machine.dtype == "auto" and dtype in get_args(Dtype):
-        machine = replace(machine, dtype=dtype)
-    return machine
 
 
 def takes(kind: type) -> Callable[[Command], Command]:

@@ -39,8 +39,6 @@ def with_costs(budget: Budget, job: Job[PruneConfig], dense: PrunableModel, alig
     timed = settings.budget == "latency"
     costs = _timed(job, dense, align, budget.chunk) if timed else _counted(settings, dense)
     budget = replace(budget, costs=costs)
-    if settings.budget == "total":
-        _require_room_for_blocks(budget, costs.constant, sizes)
     for size in sizes:
         if size.unit:
             _require_between(size, budget, align)
@@ -87,20 +85,6 @@ def _workloads(settings: BudgetConfig) -> list[Workload]:
     """What a latency budget times."""
     length, batch = settings.workload_length, settings.workload_batch
     return [Workload(phase, length, batch) for phase in settings.workload]
-
-
-def _require_room_for_blocks(budget: Budget, outside: float, sizes: tuple[Target, ...]) -> None:
-    """Refuses a share of all parameters that what lies outside of the blocks has already."""
-    share = outside / budget.dense_cost
-    for size in sizes:
-        if budget.share_of(size) <= share:
-            stays = size.like(outside) if size.unit else f"{share:.4f}"
-            raise InputError(
-                f"{size} of all parameters leaves none for the blocks: embeddings, norms and "
-                f"head, which stay, are {stays}",
-                field="target",
-                hint="ask for more, or count block parameters alone by `keep`",
-            )
 
 
 def _require_between(size: Target, budget: Budget, align: int) -> None:

@@ -1,8 +1,8 @@
 """An exported folder in another format: to a place of its own, or to the hub."""
 
-import hashlib
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from disp_llm.config.parts import TextConfig
 from disp_llm.exporter.card import PLACE
 from disp_llm.exporter.exported import exported_config, model_files
 from disp_llm.exporter.facts import CARD
-from disp_llm.exporter.formats import Contents, Job, writer_of
+from disp_llm.exporter.formats import Job, writer_of
 from disp_llm.runs.lock import created
 from disp_llm.runs.markdown import in_code
 from disp_llm.runs.progress import ProgressCallback, counting, silent
-from disp_llm.runs.sums import SUMS, sha256, sums_text, write_sums
+from disp_llm.runs.sums import SUMS, write_sums
 
 COMMIT = "Upload a model pruned by disp-llm"
 
@@ -32,19 +32,16 @@ def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) ->
     call = called(ConvertConfig, folder, options)
     config, place = call.config, call.config.output_dir
     with created(place, "output_dir") as new, call.watching() as progress:
-        aside = new / ".aside"
-        aside.mkdir(parents=True)
-        job, left_out = _job(config, place.name, aside, progress)
-        for name, content in writer_of(config.to).write(job).items():
-            _put(content, new / name, aside)
-        shutil.rmtree(aside)
+        job, left_out = _job(config, place.name, new, progress)
+        new.mkdir(parents=True)
+        writer_of(config.to).write(job)
         write_sums(new)
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return {"folder": str(place), "to": config.to, "bytes": size, "left_out": left_out}
 
 
 def _job(
-    config: ConvertConfig | PushConfig, place: str, aside: Path, progress: ProgressCallback
+    config: ConvertConfig | PushConfig, place: str, new: Path, progress: ProgressCallback
 ) -> tuple[Job, list[str]]:
     """What a format writes, once it has been checked, and the files that are left out."""
     exported_config(config.folder)
@@ -55,18 +52,15 @@ def _job(
     if isinstance(config, ConvertConfig):
         text, device = config.calibration, config.device
     rounding = counting(progress, "rounding blocks")
-    return Job(config.folder, files, place, aside, text, device, rounding), left_out
+    return Job(config.folder, files, place, new, text, device, rounding), left_out
 
 
-def _put(content: Path | bytes, path: Path, aside: Path) -> None:
-    """Writes a file: new ones are moved, those of the folder are copied."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content.is_relative_to(aside):
-        content.rename(path)
-    else:
-        shutil.copyfile(content, path)
+def _link(source: Path, place: Path) -> None:
+    """Puts a file where it is read from, which takes no room where the system has links."""
+    try:
+        place.symlink_to(source)
+    except OSError:
+        shutil.copyfile(source, place)
 
 
 @takes(PushConfig)
@@ -84,18 +78,21 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     config = called(PushConfig, folder, options).config
-    with tempfile.TemporaryDirectory() as aside:
-        job, left_out = _job(config, PLACE, Path(aside), silent)
-        contents = writer_of(config.to).write(job)  # is whole, before a repository is made
+    with tempfile.TemporaryDirectory() as temporary:
+        new = Path(temporary)
+        job, left_out = _job(config, PLACE, new, silent)
+        writer_of(config.to).write(replace(job, put=_link))  # whole, before a repository is made
         api = HfApi()
         try:
             made = api.create_repo(config.name, private=config.private, exist_ok=True)
-            if isinstance(card := contents.get(CARD), bytes):
-                contents[CARD] = card.replace(PLACE.encode(), in_code(made.repo_id).encode())
-            contents[SUMS] = _sums(contents)
+            if (card := new / CARD).exists():
+                text = card.read_text(encoding="utf-8")
+                card.write_text(text.replace(PLACE, in_code(made.repo_id)), encoding="utf-8")
+            write_sums(new)
+            files = [path for path in sorted(new.rglob("*")) if path.is_file()]
             commit = api.create_commit(
                 made.repo_id,
-                [CommitOperationAdd(name, content) for name, content in contents.items()],
+                [CommitOperationAdd(path.relative_to(new).as_posix(), path) for path in files],
                 commit_message=COMMIT,
             )
         # The bases are the HTTP client's error and OSError.
@@ -107,12 +104,3 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
                 hint="check the name, the network and `hf auth login`",
             ) from error
     return {"name": made.repo_id, "url": str(made), "commit": commit.oid, "left_out": left_out}
-
-
-def _sums(contents: Contents) -> bytes:
-    """What `SHA256SUMS` holds of these files."""
-    sums = {
-        name: sha256(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
-        for name, content in contents.items()
-    }
-    return sums_text(sums).encode()

@@ -9,8 +9,13 @@ from typing import Any
 import torch
 
 from disp_llm.commands.api import called, takes
-from disp_llm.commands.placement import ROOM, first_plan, memory_plans
-from disp_llm.commands.planning import own_needs, require_possible
+from disp_llm.commands.planning import (
+    ROOM,
+    first_plan,
+    memory_plans,
+    own_needs,
+    require_possible,
+)
 from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig

@@ -55,7 +55,7 @@ def eval(
         InputError: the model or the text is unusable.
     """
     if isinstance(model, RecoverResult):
-        if config is None:
+        if config is None or config.machine.dtype == "auto":
             options.setdefault("dtype", model.figures["dtype"])
         model = model.folder / "model"
     options |= {"text": text, "examples": examples}

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs, called, takes
-from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
-from disp_llm.commands.prune import open_problem, read_texts, with_texts
+from disp_llm.commands.prune import open_problem
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.commands import ExportConfig
@@ -50,7 +49,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
         job = Job(settings, made, process, progress, call.stop_requested, call.command)
-        writer = _unmeasured(job) if config.no_measure else _measured(job, stored)
+        writer = _unmeasured(job) if config.no_measure else _measured(job)
         selection = load_selection(made.selection_file, writer.problem.budget.layout)
         writer.write(selection, config.sizes)
         result = made.result()
@@ -64,16 +63,14 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
     return PruneResult(made.folder, figures, str(process.device))
 
 
-def _measured(job: Job[PruneConfig], stored: PruneConfig) -> SizeWriter:
+def _measured(job: Job[PruneConfig]) -> SizeWriter:
     """An export with the model and the evaluation text of the run in memory."""
     original = job.run.original
-    board = scoreboard_of(stored.suite, original.scores if original else None)
-    sources = read_texts(job, Inputs())
-    job, loaded = load_original(job, Inputs())
-    problem, texts = with_texts(open_problem(job, loaded), loaded, sources)
+    board = scoreboard_of(job.config.suite, original.scores if original else None)
+    problem, loaded, texts = open_problem(job, Inputs())
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
-    return SizeWriter(problem, loaded.tokenizer, measuring, loaded.sharding)
+    return SizeWriter(problem, loaded, measuring)
 
 
 def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
@@ -89,7 +86,7 @@ def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
         loaded, _ = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-    return SizeWriter(problem_of(job, loaded), loaded.tokenizer)
+    return SizeWriter(problem_of(job, loaded), loaded)
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:

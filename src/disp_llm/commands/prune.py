@@ -7,13 +7,13 @@ exported.
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
-from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
+    load_original,
     own_needs,
     problem_of,
     tokens_seen,
@@ -22,14 +22,16 @@ from disp_llm.commands.planning import (
 )
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.session import (
+    as_begun,
     begin,
+    first_alone,
     input_hashes,
     load_texts,
     run_in_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.sources import Sources, read_sources
+from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.masks.budget import project
@@ -44,9 +46,6 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.results import OriginalResult
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.problem import PruningProblem
-
-if TYPE_CHECKING:
-    from disp_llm.models.sharding import Sharding
 
 logger = logging.getLogger(__name__)
 
@@ -89,19 +88,17 @@ def prune_with(call: Call[PruneConfig]) -> PruneResult:
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     files = input_hashes(job.config) if job.process.is_main else {}
-    job, original = as_begun(job), job.run.original
+    original = job.run.original
     board = scoreboard_of(job.config.suite, original.scores if original else None)
-    sources = read_texts(job, inputs)
-    job, loaded = load_original(job, inputs)
-    problem = open_problem(job, loaded)
-    problem, texts = with_texts(problem, loaded, sources)
+    problem, loaded, texts = open_problem(as_begun(job), inputs)
+    job = problem.job
     base, terms = base_and_license(job.config.model) if job.process.is_main else ("", "")
     source = loaded.source | texts.names | {"base_model": base, "license": terms}
-    begin(problem.job, loaded, files, **source)
-    measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
+    begin(job, loaded, files, **source)
+    measuring = Measuring.of(job, texts, loaded.tokenizer, board)
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
-    first_alone(job, loaded, export_all, problem, measuring, selection, loaded.sharding)
+    first_alone(job, loaded, export_all, problem, measuring, selection, loaded)
     if job.process.is_main:
         _say_if_late(job)
     job.process.accelerator.end_training()
@@ -125,20 +122,16 @@ def _say_if_late(job: Job[PruneConfig]) -> None:
         )
 
 
-def read_texts(job: Job[PruneConfig], inputs: Inputs) -> Sources:
-    """The texts that are named or lie in memory, before a model is loaded."""
+def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[PruningProblem, Loaded, Texts]:
+    """Reads texts and model, and settles budget, alignment and the length of windows: the job of
+    the problem has settings that the model can follow. What cannot be is refused, before the model
+    writes its own text and a folder exists."""
     config, progress = job.config, job.count("reading text")
     progress(0, 1)
     wanted = tokens_wanted(config, job.process.count)
     sources = read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
     progress(1, 1)
-    return sources
-
-
-def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
-    """Settles budget, alignment and the length of windows: the job of the problem has settings that
-    the model can follow. It has no learning text yet. What cannot be is refused, before any work
-    and before a folder exists."""
+    job, loaded = load_original(job, inputs)
     config = within_positions(job.config, loaded.model.config)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
@@ -149,25 +142,17 @@ def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     asked = job.asked or job.config  # what is left open is stored as it was found
     align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
     asked = replace(asked, export=replace(asked.export, align=align), chunk=chunk)
-    return replace(problem, job=replace(problem.job, asked=asked))
-
-
-def with_texts(
-    problem: PruningProblem, loaded: Loaded, sources: Sources
-) -> tuple[PruningProblem, Texts]:
-    """The problem with its learning text, of which the model writes what is its own; windows that
-    the text cannot fill are refused."""
-    job, config = problem.job, problem.job.config
+    job = replace(job, config=config, asked=asked)
     needs, noise = own_needs(config, job.process.count), ("words", config.machine.seed)
     texts = load_texts(job, loaded, sources, loaded, needs, *noise)
     require_positions(loaded.model, texts.longest_window(config.evaluation), "context")
     for field, tokens in windows_of(config).items():
         texts.corpus.require_length(tokens, field)
-    return replace(problem, corpus=texts.corpus), texts
+    return replace(problem, job=job, corpus=texts.corpus), loaded, texts
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: "Sharding | None"
+    problem: PruningProblem, measuring: Measuring, selection: Selection, loaded: Loaded
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
@@ -175,8 +160,7 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    writer = SizeWriter(problem, measuring.tokenizer, measuring, sharding)
-    writer.write(selection, config.sizes)
+    SizeWriter(problem, loaded, measuring).write(selection, config.sizes)
 
 
 def measure_original(

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from disp_llm.commands.api import Inputs, Model, called_with, takes
-from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
     Dtypes,
     dtypes_of,
@@ -22,7 +21,9 @@ from disp_llm.commands.recovery_models import (
 )
 from disp_llm.commands.report import RecoverResult
 from disp_llm.commands.session import (
+    as_begun,
     begin,
+    first_alone,
     input_hashes,
     load_texts,
     run_in_folder,
@@ -227,10 +228,17 @@ def export(
         model = PrunableModel(made, loaded.family)
         measured = measuring.perplexity(model, "perplexity after")
         scores = measuring.scores(model, "after", _original_scores(run))
-        sizes = _sizes(model, written, read_facts(config.model).get("original", {}))
+        blocks, parameters = model.block_parameters, model.parameters
         if sharding is not None:
             sharding.drop(made)
-        figures = as_json(MeasuredResult(measured, scores)) | sizes
+        dense = read_facts(config.model).get("original", {})  # its own where it was not pruned
+        figures = as_json(MeasuredResult(measured, scores)) | {
+            "keep": blocks / dense.get("block_parameters", blocks),
+            "keep_total": parameters / dense.get("parameters", parameters),
+            "parameters": parameters,
+            "block_parameters": blocks,
+            "bytes": weight_bytes(written),
+        }
         training = _training(config, run.result(), tokens)
         write_recovered_card(Path(config.model), written, figures, training)
         write_sums(written)
@@ -270,16 +278,4 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
         "eval_text_sha256": source["eval_text_sha256"],
         "before": result["before"]["measured"]["perplexity"],
         "command": result["command"],
-    }
-
-
-def _sizes(model: PrunableModel, folder: Path, dense: dict[str, Any]) -> dict[str, Any]:
-    """Sizes of the result, and as shares of the original's (of its own, if it was not pruned)."""
-    blocks, parameters = model.block_parameters, model.parameters
-    return {
-        "keep": blocks / dense.get("block_parameters", blocks),
-        "keep_total": parameters / dense.get("parameters", parameters),
-        "parameters": parameters,
-        "block_parameters": blocks,
-        "bytes": weight_bytes(folder),
     }

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.placement import refuse_impossible
-from disp_llm.commands.planning import sites_of
+from disp_llm.commands.planning import refuse_impossible, sites_of
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig

@@ -4,11 +4,11 @@ files that they name, and is gone on with or answered from."""
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from disp_llm.commands.api import EXAMPLES, TEXTS, Call
-from disp_llm.commands.placement import first_alone
 from disp_llm.commands.report import PruneResult, RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
@@ -32,6 +32,7 @@ from disp_llm.runs.settings import available, begin_run
 from disp_llm.runs.sums import sha256_of
 
 Result = TypeVar("Result", PruneResult, RecoverResult)
+Done = TypeVar("Done")
 Located = TypeVar("Located", bound=Any)  # settings of a task that reads text
 
 LOCAL_NAMES = ("model", "teacher", "weights_from")
@@ -75,6 +76,34 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
             if prunes:
                 write_page(run)
         return result(run.folder, figures, str(process.device), call.temporary)
+
+
+def as_begun(job: Job) -> Job:
+    """The job with as many windows in each process that a step reads what it read when the run was
+    begun, with however many processes that was."""
+    count, training = job.process.count, job.config.training
+    begun = job.run.result().get("processes", count)
+    windows = training.batch * begun
+    if windows % count:
+        raise InputError(
+            f"{begun} processes read {windows} windows a step, which {count} cannot share evenly",
+            field="resume",
+            hint=f"start as many as divide {windows}",
+        )
+    training = replace(training, batch=windows // count)
+    return replace(job, config=replace(job.config, training=training))
+
+
+def first_alone(
+    job: Job, loaded: Loaded, work: Callable[..., Done], *arguments: Any
+) -> Done | None:
+    """Lets the first process work while the others wait, or take part where they hold the model
+    together; None in the others."""
+    if loaded.sharding is not None:
+        return loaded.sharding.lead(partial(work, *arguments))
+    result = work(*arguments) if job.process.is_main else None
+    job.process.wait()
+    return result
 
 
 def load_texts(

@@ -8,9 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from transformers import PreTrainedModel
+from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
@@ -22,14 +20,14 @@ from disp_llm.evaluation.timing import speed_against
 from disp_llm.exporter.card import write_card
 from disp_llm.exporter.cutting import fold_into_weights
 from disp_llm.exporter.facts import size_of
-from disp_llm.exporter.folders import added_biases, stream_folder, weight_bytes
+from disp_llm.exporter.folders import stream_folder, weight_bytes
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import load_model
+from disp_llm.models.loading import Loaded, load_model
 from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
@@ -38,9 +36,6 @@ from disp_llm.runs.sums import write_sums
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
-
-if TYPE_CHECKING:
-    from disp_llm.models.sharding import Sharding
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
@@ -59,11 +54,10 @@ class SizeWriter:
     """Writes models into the folder of their run, tensor by tensor, and measures them."""
 
     problem: PruningProblem
-    tokenizer: Any
+    loaded: Loaded
+    """The original."""
     measuring: Measuring | None = None
     """None = nothing is run."""
-    sharding: "Sharding | None" = None
-    """What holds models that do not all lie here; None = they do."""
 
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, or has not measured yet if that is
@@ -106,8 +100,8 @@ class SizeWriter:
             compact = self._written(masks, name, written)
             figures = self._measured(masks, name, written) if self.measuring else {}
             predicted = original.parameters - budget.removed_parameters(masks.counts)
-            predicted += added_biases(original, masks)
-            assert predicted == compact.parameters, (predicted, compact.parameters)
+            if masks.compensation.mean_inputs is None:  # else layers may have gained a bias
+                assert predicted == compact.parameters, (predicted, compact.parameters)
             figures |= {"bytes": weight_bytes(written), "latency": timing}
             result = self._result(compact, masks, size, **figures)
             write_card(written, result, job.run.result())
@@ -127,15 +121,18 @@ class SizeWriter:
             loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
             original = PrunableModel.of(loaded, original.sites)
             read = checkpoint.read if checkpoint else original.model.state_dict().__getitem__
-        return stream_folder(original, masks, read, self.tokenizer, folder, count)
+        return stream_folder(original, masks, read, self.loaded.tokenizer, folder, count)
 
     def _measured(self, masks: Masks, name: str, folder: Path) -> dict[str, Any]:
         """The figures of a `SizeResult` that are measured. A model that is sharded is not timed."""
         job, original, measuring = self.problem.job, self.problem.dense, self.measuring
-        reference = job.run.original
+        reference, sharding = job.run.original, self.loaded.sharding
         assert measuring is not None
         assert reference is not None, "a size is measured against it"
-        model = self._load(folder)
+        if sharding is None:
+            model = load_model(str(folder), original.device, original.dtype)
+        else:
+            model = sharding.load(str(folder), self._machine).model
         tokens = opening(measuring.stream, CHECK_TOKENS)[:CHECK_TOKENS]
         with as_masked(original, masks):
             of_masked = measuring.perplexity(original, f"{name}: masked perplexity")
@@ -143,7 +140,7 @@ class SizeWriter:
             errors = logit_errors(original.model, model, tokens)
         warn_of_error(errors, folder)
         compact = PrunableModel(model, original.family)
-        rounds = job.config.rounds if self.sharding is None else 0
+        rounds = job.config.rounds if sharding is None else 0
         figures = {
             "perplexity_masked": of_masked.perplexity,
             "logit_errors": errors,
@@ -152,15 +149,9 @@ class SizeWriter:
             "scores": measuring.scores(compact, name, reference.scores),
             "sample": measuring.sample(model),
         }
-        if self.sharding is not None:
-            self.sharding.drop(model)
+        if sharding is not None:
+            sharding.drop(model)
         return figures
-
-    def _load(self, folder: Path) -> PreTrainedModel:
-        original = self.problem.dense
-        if self.sharding is None:
-            return load_model(str(folder), original.device, original.dtype)
-        return self.sharding.load(str(folder), self._machine).model
 
     @property
     def _machine(self) -> MachineConfig:

@@ -64,17 +64,15 @@ def _found(check: Callable[[Path], Iterator[InputError]], folder: Path) -> Itera
 def _of_run(folder: Path) -> Iterator[InputError]:
     if not kind_of(folder):
         yield damaged_mark(folder)
-    compares = kind_of(folder) == "compare" or _has_any(folder, COMPARISON)
-    yield from _found(_table if compares else _settings, folder)
+    yield from _found(_settings, folder)
     yield from _found(_recorded, folder)
 
 
-def _table(folder: Path) -> Iterator[InputError]:
-    read_checked_json(folder / COMPARISON, ROWS_AGAIN)
-    yield from ()
-
-
 def _settings(folder: Path) -> Iterator[InputError]:
+    """What says what was asked for: of a comparison its table."""
+    if kind_of(folder) == "compare" or _has_any(folder, COMPARISON):
+        read_checked_json(folder / COMPARISON, ROWS_AGAIN)
+        return
     stored_settings(folder)
     if not (folder / "result.json").exists():
         yield InputError("is missing", field=str(folder / "result.json"), hint=PUT_BACK)

@@ -1,10 +1,11 @@
 """What travels with an exported folder, and how transformers comes to know it.
 
 The files of `CODE` are copied into every folder. Others use `register` (folders then load without
-`trust_remote_code`), `model_classes` and `config_class`.
+`trust_remote_code`) and `model_classes`.
 """
 
 import importlib
+from typing import Any
 
 from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, model_types, on_registration
 
@@ -51,31 +52,24 @@ def register_type(model_type: str) -> None:
 def _placeholder(model_type: str, native_name: str) -> type:
     def from_dict(cls: type, *args, **kwargs):
         auto = importlib.import_module("transformers.models.auto.configuration_auto")
-        native = auto.CONFIG_MAPPING[model_type]
-        model_classes(native)
-        return config_class(native).from_dict(*args, **kwargs)
+        _, causal = model_classes(auto.CONFIG_MAPPING[model_type])
+        return causal.config_class.from_dict(*args, **kwargs)
 
     members = {"model_type": PRUNED_PREFIX + model_type, "from_dict": classmethod(from_dict)}
     return type(f"Disp{native_name}", (), members)
 
 
-def config_class(native: type) -> type:
-    """`LlamaConfig` -> `DispLlamaConfig`."""
-    module = importlib.import_module("disp_llm.compact.configuration_disp_llm")
-    return module.pruned_config(native.__name__)
-
-
-def model_classes(native_config: type) -> tuple[type, type]:
+def model_classes(native_config: Any) -> tuple[Any, Any]:
     """`LlamaConfig` -> (`DispLlamaModel`, `DispLlamaForCausalLM`), known to the auto classes; of a
     wrapper the whole model with its head."""
     transformers = importlib.import_module("transformers")
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     module = importlib.import_module("disp_llm.compact.modeling_disp_llm")
-    config = config_class(native_config)
     base = module.pruned_model(auto.MODEL_MAPPING[native_config].__name__)
     tables = WRAPPING if native_config.model_type in WRAPPERS else CAUSAL
     native = getattr(auto, next(iter(tables.values())))[native_config]
     causal = module.pruned_model(native.__name__)
+    config = causal.config_class
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
     auto.AutoModel.register(config, base, exist_ok=True)
     for name in auto_classes(native_config):

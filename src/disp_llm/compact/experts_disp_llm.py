@@ -108,13 +108,9 @@ def resize(module: nn.Module, experts: int, reads: int, inside: int) -> None:
 def keep_experts(
     module: nn.Module, row: dict, kept: torch.Tensor, reads: int, place: str = ""
 ) -> None:
-    """Leaves a router some of its experts, and of the dimensions that it reads the first.
-
-    Args:
-        module: the block that has the router; or what it has at `place`, of which nothing outside
-            changes.
-        kept: int64 indices.
-    """
+    """Leaves a router some of its experts, and of the dimensions that it reads the first; the
+    module is the block that has the router, or what it has at `place`, of which nothing outside
+    changes."""
     rows: Any = module.get_submodule(_relative(row["rows"], place))
     rows.weight = nn.Parameter(rows.weight.data[kept, :reads])
     for path in row["counted"]:
@@ -138,9 +134,6 @@ def _relative(path: str, place: str) -> str:
 def require_own_experts(path: str, block: nn.Module, args: tuple) -> None:
     """Forward pre-hook of a block: refuses experts that vLLM has put in the place of cut ones. They
     are as wide as the original's, what they lack is whatever memory held, and nothing else says so.
-
-    Raises:
-        RuntimeError: it has.
     """
     if type(block.get_submodule(path)).__module__.startswith("vllm."):
         raise RuntimeError(
@@ -151,11 +144,7 @@ def require_own_experts(path: str, block: nn.Module, args: tuple) -> None:
 def cut_experts(
     block: nn.Module, branch: dict, count: int, middle: int, kept: tuple[int, int]
 ) -> None:
-    """Shrinks the experts and the router of a mixture in place to their first, of everything.
-
-    Raises:
-        ValueError: it has not as many.
-    """
+    """Shrinks the experts and the router of a mixture in place to their first, of everything."""
     row = branch["experts"]
     experts: Any = block.get_submodule(row["module"])
     read, write = matrices_of(experts, row)

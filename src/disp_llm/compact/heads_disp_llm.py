@@ -28,11 +28,7 @@ def width_of_kept_heads(heads: int, width: dict, full: int) -> int:
 
 def cut_heads(block: nn.Module, branch: dict, inside: Callable[[int], int]) -> None:
     """Cuts what each head has beside rows and columns of linear layers, and tells a linear
-    attention how many heads it has.
-
-    Args:
-        inside: what is left of a width inside of the branch.
-    """
+    attention how many heads it has; `inside` says what is left of a width inside of the branch."""
     for path in branch.get("per_head", ()):
         module, _, name = path.rpartition(".")
         owner: Any = block.get_submodule(module)

@@ -119,9 +119,6 @@ def cut(linear: Any, inputs: int, outputs: int) -> None:
     """Shrinks a linear layer in place to its first inputs and outputs; its class and name stay.
 
     What the weights are does not matter here: the file's are loaded into these shapes.
-
-    Raises:
-        ValueError: it has not as many.
     """
     full = widths_of(linear)
     if not (0 < inputs <= full[0] and 0 < outputs <= full[1]):
@@ -153,11 +150,7 @@ def _main_module(branch: dict) -> str:
 
 
 def shrink(base: Any, disp: dict) -> None:
-    """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks.
-
-    Raises:
-        ValueError: a width that the model does not have, or one too few or too many.
-    """
+    """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks."""
     path = disp["blocks"]
     while "." in path and not hasattr(base, path.partition(".")[0]):  # a part loaded alone
         path = path.partition(".")[2]
@@ -203,12 +196,8 @@ def _cut_linears(
     biases: bool,
 ) -> None:
     """Cuts what reads and what writes, and what each head has besides; of a mixture the linear
-    layers of its shared expert, where it has one.
-
-    Args:
-        inside: what is left of a width inside of the branch.
-        biases: whether the layers that write have gained one.
-    """
+    layers of its shared expert, where it has one. `inside` says what is left of a width inside of
+    the branch, `biases` whether the layers that write have gained one."""
     fused = branch["fused"]
     for path in branch["reads"]:
         linear = block.get_submodule(path)
@@ -286,11 +275,7 @@ def read_quietly(config: Any) -> None:
 
 def require_indices(model: nn.Module, missing: set[str]) -> None:
     """Refuses indices that a file lacks, which are then whatever the memory held before, and those
-    that are no selection of the stream. On the meta device nothing is known of them yet.
-
-    Raises:
-        ValueError: naming them.
-    """
+    that are no selection of the stream. On the meta device nothing is known of them yet."""
     for name, kept in model.named_buffers():
         path, _, buffer = name.rpartition(".")
         if buffer in ("kept_in", "kept_out") and not kept.is_meta:

@@ -1,6 +1,5 @@
 """The model card of an exported folder: the template `card.md.j2`, filled from its `card.json`."""
 
-from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,8 @@ PLACE = "FOLDER"
 
 
 def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
-    """Writes the card and the figures behind it into an exported folder.
-
-    Args:
-        size: the figures of the exported model.
-        result: what the run's `result.json` holds.
-    """
+    """Writes the card and the figures behind it into an exported folder, of a size and of what the
+    run's `result.json` holds."""
     facts = facts_of(size, result)
     write_json(folder / FACTS, facts)
     text = filled(facts, str(folder / FACTS), "folder")
@@ -40,25 +35,14 @@ def write_recovered_card(
     Args:
         before: the folder that training began with.
         figures: perplexity after training with what it was measured over, and sizes.
-        recovered: what was done.
     """
     if (before / FACTS).is_file():
-        facts = changed_facts(before, figures, {"recovered": recovered}, gone=("scores",))
+        facts = facts_in(before / FACTS)
+        facts["figures"].pop("scores", None)  # those of before
+        facts["figures"] |= figures
+        facts["result"]["recovered"] = recovered
         size = typed_facts(facts, str(before / FACTS)).figures
         write_card(folder, size, facts["result"])
-
-
-def changed_facts(
-    folder: Path, figures: dict[str, Any], told: dict[str, Any], gone: Collection[str] = ()
-) -> dict[str, Any]:
-    """The figures behind a card with others in their place, and what else was done.
-
-    Args:
-        gone: figures that no longer hold.
-    """
-    facts = facts_in(folder / FACTS)
-    known = {key: value for key, value in facts["figures"].items() if key not in gone}
-    return {"figures": known | figures, "result": facts["result"] | told}
 
 
 def filled(facts: dict[str, Any], path: str, form: str) -> str:
@@ -72,16 +56,11 @@ def filled(facts: dict[str, Any], path: str, form: str) -> str:
     source = (resources.files("disp_llm.exporter") / "card.md.j2").read_text(encoding="utf-8")
     errors = size.logit_errors
     return environment.from_string(source).render(
+        vars(told),
         header=header,
         form=form,
         place=PLACE,
         size=size,
-        told=told,
-        original=told.original,
-        source=told.source,
-        versions=told.versions,
-        recovered=told.recovered,
-        quantised=told.quantised,
         measured=size.measured or told.original.measured,
         not_measured=NOT_MEASURED,
         eval_text=told.eval_text,
@@ -93,7 +72,7 @@ def filled(facts: dict[str, Any], path: str, form: str) -> str:
         logit_type="float32" if "max_logit_error" in errors else "the dtype of the run",
         dropped=dropped_said(size),
         served=served_by_vllm(size),
-        **_classes(size),
+        parts=in_code("|".join(size.other_parameters)),
     )
 
 
@@ -116,17 +95,6 @@ def _perplexity_of_original(size: SizeResult, told: Told) -> str:
     same = told.source.get("eval_text_sha256") == did.eval_text_sha256
     same = same and (was.tokens, was.window, was.stride) == (now.tokens, now.window, now.stride)
     return str(was) if same else NOT_MEASURED
-
-
-def _classes(size: SizeResult) -> dict[str, str]:
-    """By which classes the model and what reads for it are loaded, and where adapters go."""
-    parts, targets = in_code("|".join(size.other_parameters)), 'target_modules="all-linear"'
-    model, reader = "AutoModelForCausalLM", "AutoTokenizer"
-    if parts:
-        model, reader = "AutoModelForMultimodalLM", "AutoProcessor"
-        targets = rf'{targets}, exclude_modules=r".*\.({parts})\..*"'
-    names = {"model_class": model, "reader_class": reader, "targets": targets}
-    return names | {"reader": "processor" if parts else "tokenizer"}
 
 
 def _header(facts: Facts) -> str:

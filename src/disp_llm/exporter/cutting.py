@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from disp_llm.compact import auto_classes, config_class, model_classes
+from disp_llm.compact import auto_classes, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.names import HEADS
 from disp_llm.exporter.parts import Cut, made
@@ -46,7 +46,7 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
         "AutoConfig": f"configuration_disp_llm.{PREFIX}{native.__name__}",
         "AutoModel": f"modeling_disp_llm.{base.__name__}",
     } | dict.fromkeys(auto_classes(native), f"modeling_disp_llm.{causal.__name__}")
-    config = config_class(native)(**copy.deepcopy(values))
+    config = causal.config_class(**copy.deepcopy(values))
     config._name_or_path = getattr(model.config, "_name_or_path", "")
     return config
 

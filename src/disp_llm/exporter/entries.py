@@ -1,14 +1,14 @@
 """Numbers of all entries -> those of each branch, laid out as its layers are.
 
 N entries of all sites, D residual stream, H heads, F intermediate, E experts, M inputs of a layer
-that writes, W inputs or outputs of any linear layer.
+that writes, W inputs or outputs of any linear layer, K kept of them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from disp_llm.config.names import ATTENTION, EXPERTS, HEADS, MLP
@@ -35,11 +35,8 @@ class Entries:
 
     def inside(self, *widths: int) -> Shaped[Tensor, " W"] | None:
         """The numbers of what lies between reading and writing, laid out as the inputs or outputs
-        of a linear layer are: head by head, or each fused projection after the other.
-
-        Args:
-            widths: of each stretch that lies head by head.
-        """
+        of a linear layer are: each range of such a width head by head, or each fused projection
+        after the other."""
         if self.heads is not None:
             heads = [self.heads.repeat_interleave(one // len(self.heads)) for one in widths]
             return torch.cat(heads)
@@ -77,3 +74,13 @@ def mean_inputs_of(masks: Masks) -> Iterator[Tensor]:
     means = masks.compensation.mean_inputs
     widths = [width for block in masks.layout.blocks for width in (block.q, block.intermediate)]
     return iter(() if means is None else means.split(widths))
+
+
+def kept_of(*masks: tuple[int, Bool[Tensor, " _"] | None]) -> tuple[tuple[int, Tensor], ...]:
+    """What is kept of the dimensions that have a mask."""
+    return tuple((dim, where(mask)) for dim, mask in masks if mask is not None)
+
+
+def where(mask: Bool[Tensor, " W"]) -> Int[Tensor, " K"]:
+    """Indices of what is kept."""
+    return mask.nonzero().squeeze(-1)

@@ -29,7 +29,7 @@ TEMPLATES = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
-class Cut:
+class Blocks:
     """What `disp_llm` of an exported folder's configuration says of its blocks."""
 
     widths: dict[str, Annotated[list[Count], Meta(min_length=1)]]
@@ -49,15 +49,11 @@ class Exported:
 
     model_type: str
     architectures: list[str]
-    disp_llm: Cut
+    disp_llm: Blocks
 
 
 def exported_config(folder: Path) -> dict[str, Any]:
-    """The configuration of an exported folder.
-
-    Raises:
-        InputError: it is no exported folder, or its configuration is damaged.
-    """
+    """The configuration of an exported folder, checked."""
     stated = folder / "config.json"
     config = read_json(stated, EXPORT_AGAIN) if stated.is_file() else {}
     if "disp_llm" not in config:
@@ -78,12 +74,8 @@ def has_experts(config: dict[str, Any]) -> bool:
 
 
 def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder that belong to its model, by name, and the names of the others, of
-    which a line warns.
-
-    Raises:
-        InputError: a file is damaged, missing or a link.
-    """
+    """The files of a folder that belong to its model, by name, none of them damaged or a link, and
+    the names of the others, of which a line warns."""
     files, left_out = _belonging(folder)
     for problem in folder_problems(folder, but=(CARD,)) if SUMS in files else ():
         raise problem  # but of cards, which are edited by hand

@@ -30,11 +30,8 @@ BEHIND = ("window_losses", "window_tokens")
 
 
 def facts_of(size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
-    """What others may know of a size and its run: no path, and nothing of the text that it read.
-
-    Args:
-        result: what the run's `result.json` holds.
-    """
+    """What others may know of a size and its run's `result.json`: no path, and nothing of the text
+    that it read."""
     told = {key: result[key] for key in TOLD if key in result}
     told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
     told["source"] = result["source"] | {"model": name_of(result["source"]["model"])}

@@ -11,7 +11,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.exporter.cutting import empty_compact_model
 from disp_llm.exporter.parts import Read, made
 from disp_llm.exporter.plan import plan_of
@@ -45,9 +44,6 @@ def stream_folder(
     Neither model need be in memory: tensor by tensor, in the order of the new files, what each is
     made of is read, and what it becomes is written. The folder is, to the last byte, what
     `write_folder` writes of the same model in memory.
-
-    Args:
-        read: gives a tensor of the original by its name.
     """
     compact = empty_compact_model(target, masks)
     parts = plan_of(target, masks)
@@ -136,20 +132,6 @@ def write_readers(tokenizer: Any, processor: tuple[Path, ...], folder: Path) -> 
     for file in processor:
         shutil.copyfile(file, folder / file.name)
     strip_foreign(folder)
-
-
-def added_biases(target: PrunableModel, masks: Masks) -> int:
-    """Numbers of biases that the compact model has and the dense one has not."""
-    if masks.compensation.mean_inputs is None:
-        return 0
-    counts = masks.counts.view(len(masks.layout.blocks), -1).tolist()
-    sites = [masks.layout.sites.index(site) for site in ("attn_out", "mlp_out")]
-    return sum(
-        count[site]
-        for block, count in zip(target.blocks, counts, strict=True)
-        for branch, site in zip(target.branches_of(block), sites, strict=True)
-        if linear_at(block, branch.writes).bias is None
-    )
 
 
 def weight_bytes(folder: Path) -> int:

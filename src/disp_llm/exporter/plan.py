@@ -4,8 +4,7 @@ is made.
 The plan needs the shapes of the original and none of its weights, so that it can be drawn up on the
 meta device. `cutting` carries it out in memory, `folders` tensor by tensor.
 
-D residual stream, E experts, K kept of each, M inputs of a layer that writes, W inputs or outputs
-of any linear layer.
+M inputs of a layer that writes.
 """
 
 from collections.abc import Iterator
@@ -13,22 +12,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
 from disp_llm.config.errors import InputError
-from disp_llm.exporter.entries import Entries, entries_of, mean_inputs_of, scales_of
+from disp_llm.exporter.entries import (
+    Entries,
+    entries_of,
+    kept_of,
+    mean_inputs_of,
+    scales_of,
+    where,
+)
 from disp_llm.exporter.parts import Cut, Part
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Masks, Selection
 from disp_llm.masks.shapes import head_ranges
-from disp_llm.models.family import Branch, Experts
+from disp_llm.models.family import Branch
 from disp_llm.runs.folder import MADE_AGAIN
 
 End = tuple[Tensor | None, Tensor | None]
-"""What is kept of the inputs or outputs of a linear layer, and their factors; None = all of them,
-and 1 each."""
+"""The mask of the inputs or outputs of a linear layer, and their factors; None = all are kept, and
+1 each."""
 
 
 def plan_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
@@ -60,7 +65,9 @@ def plan_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
             parts += _of_linear(draft.names[id(linear)], linear, *ends, next(adapters), pruned)
         prefix = f"{draft.names[id(block)]}."
         if branch.experts is not None:
-            parts += _of_experts(prefix, branch.experts, experts, kept, scale)
+            from disp_llm.exporter.mixtures import of_experts
+
+            parts += of_experts(prefix, branch.experts, experts, kept, scale)
         parts += _of_heads(prefix, block, branch, kept)
         draft.parts.update({part.source: part for part in parts})
         draft.add_indices(block, branch, kept, masks.chunk)
@@ -88,17 +95,14 @@ def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
 def _ends(
     writes: bool, inner: tuple[int, ...], kept: Entries, scale: Entries | None
 ) -> tuple[End, End]:
-    """The outputs and the inputs of a layer that reads or writes.
-
-    Args:
-        inner: widths of the ranges of what it has inside of its branch.
-    """
+    """The outputs and the inputs of a layer that reads or writes; `inner` are widths of the ranges
+    of what it has inside of its branch."""
     by_inside = by_stream = None
     if scale is not None:
         by_inside = scale.inside(*inner) if writes else None
         by_stream = scale.rows if writes else scale.incoming
-    inside = _indices(kept.inside(*inner)), by_inside
-    stream = _indices(kept.outgoing if writes else kept.incoming), by_stream
+    inside = kept.inside(*inner), by_inside
+    stream = (kept.outgoing if writes else kept.incoming), by_stream
     return (stream, inside) if writes else (inside, stream)
 
 
@@ -117,90 +121,23 @@ def _of_linear(
     across, along = 0, 1
     if turned := is_conv1d(linear):
         across, along, of_weight = 1, 0, tuple(factor.T for factor in of_weight)
-    picks = _picks((across, rows), (along, columns))
+    picks = kept_of((across, rows), (along, columns))
     weight = Cut(f"{name}.weight", picks, of_weight, adapter, turned)
     if linear.bias is None and pruned_means is None:
         return [weight]
     means = None if pruned_means is None else (weight, pruned_means)
     of_bias, is_new = () if by_row is None else (by_row,), linear.bias is None
-    bias = Cut(f"{name}.bias", _picks((0, rows)), of_bias, means=means, is_new=is_new)
+    bias = Cut(f"{name}.bias", kept_of((0, rows)), of_bias, means=means, is_new=is_new)
     return [weight, bias]
-
-
-def _picks(*dims: tuple[int, Tensor | None]) -> tuple[tuple[int, Tensor], ...]:
-    """Those of dimensions of which not all is kept."""
-    return tuple((dim, kept) for dim, kept in dims if kept is not None)
 
 
 def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> list[Cut]:
     """What becomes of what heads of attention have beside rows and columns of its linear layers."""
-    sizes = {path: len(block.get_parameter(path)) for path in branch.per_head}
-    return [
-        Cut(f"{prefix}{path}", _picks((0, _indices(kept.inside(*ranges)))))
-        for path, ranges in (
-            (path, head_ranges(block, branch, path, size)) for path, size in sizes.items()
-        )
-    ]
-
-
-def _of_experts(
-    prefix: str, row: Experts, count: int, kept: Entries, scale: Entries | None
-) -> list[Cut]:
-    """What becomes of the packed weights of all experts of a mixture, and of its router.
-
-    Args:
-        prefix: of the names of a block's tensors.
-        count: E.
-    """
-    assert kept.middle is not None
-    experts = _indices(kept.experts)
-    of_experts = [] if experts is None or len(experts) == count else [(0, experts)]
-    middle = kept.middle.view(count, -1)
-    width = middle.shape[1]
-    middle = middle if experts is None else middle[experts]
-    each = int(middle.sum()) // max(len(middle), 1)  # of every expert as many
-    inside = middle.nonzero()[:, 1].view(len(middle), each)
-    incoming, outgoing = _where(kept.incoming), _where(kept.outgoing)
-    gate_up = _gate_and_up(inside, width, row)
-    of_router, of_read, of_write, of_bias = (), (), (), ()
-    if scale is not None:
-        assert scale.middle is not None
-        of_router = of_read = (scale.incoming[None],)
-        of_bias = (scale.rows,)
-        of_write = (scale.rows[:, None], scale.middle.view(count, 1, width))
-        if scale.experts is not None:
-            of_write = (*of_write, scale.experts[:, None, None])
-            of_bias = (*of_bias, scale.experts[:, None])
-    rows, across = (2, 1) if "transposed" in row.quirks else (1, 2)
-    if "transposed" in row.quirks:
-        of_read, of_write = (tuple(f.mT for f in factors) for factors in (of_read, of_write))
-    read = [*of_experts, (rows, gate_up), (across, incoming)]
-    write = [*of_experts, (rows, outgoing), (across, inside)]
-    packed = f"{prefix}{row.module}"
-    router = Cut(f"{prefix}{row.rows}.weight", tuple(of_experts))
-    if "router_reads_all" not in row.quirks:
-        router = replace(router, picks=(*of_experts, (1, incoming)), factors=of_router)
-    biases = [
-        Cut(f"{packed}.gate_up_proj_bias", (*of_experts, (1, gate_up))),
-        Cut(f"{packed}.down_proj_bias", (*of_experts, (1, outgoing)), of_bias),
-    ]
-    return [
-        Cut(f"{packed}.gate_up_proj", tuple(read), of_read),
-        Cut(f"{packed}.down_proj", tuple(write), of_write),
-        *(biases if "biased" in row.quirks else ()),
-        router,
-        *(
-            Cut(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
-            for path in row.counted
-        ),
-    ]
-
-
-def _gate_and_up(inside: Int[Tensor, "E K"], width: int, row: Experts) -> Int[Tensor, "E 2*K"]:
-    """Rows of what reads that make these intermediate dimensions of F = `width`."""
-    if "interleaved" in row.quirks:
-        return torch.stack([2 * inside, 2 * inside + 1], 2).flatten(1)
-    return torch.cat([inside, inside + width], 1)
+    parts = []
+    for path in branch.per_head:
+        ranges = head_ranges(block, branch, path, len(block.get_parameter(path)))
+        parts.append(Cut(f"{prefix}{path}", kept_of((0, kept.inside(*ranges)))))
+    return parts
 
 
 def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
@@ -210,15 +147,6 @@ def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
     columns = kept.inside(len(mean_inputs))
     stays = torch.ones(len(mean_inputs), dtype=torch.bool) if columns is None else columns
     return mean_inputs.masked_fill(stays, 0.0)
-
-
-def _indices(mask: Bool[Tensor, " W"] | None) -> Tensor | None:
-    """Where a mask is true."""
-    return None if mask is None else _where(mask)
-
-
-def _where(mask: Bool[Tensor, " W"]) -> Tensor:
-    return mask.nonzero().squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -246,7 +174,7 @@ class Draft:
         for path, buffer, mask in places:
             if not mask.all():
                 name = self.names[id(block.get_submodule(path))]
-                self.parts[f"{name}.{buffer}"] = _where(mask[::chunk])
+                self.parts[f"{name}.{buffer}"] = where(mask[::chunk])
                 if path in (*branch.reads, branch.writes):  # a bare layer, which is then wrapped
                     self._wrap(name)
 

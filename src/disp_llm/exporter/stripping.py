@@ -53,17 +53,12 @@ def strip_foreign(folder: Path) -> None:
 
 
 def _without(value: Any, place: str, gone: list[str]) -> Any:
-    """A value without what is private or foreign in it.
-
-    Args:
-        place: where it stands, such as `text_config.paths[0]`.
-        gone: gets the places of what is private.
-    """
+    """A value without what is private or foreign in it. It stands at a place such as
+    `text_config.paths[0]`; `gone` gets the places of what is private."""
     if isinstance(value, list):
-        places = [f"{place}[{number}]" for number in range(len(value))]
-        gone += [inside for inside, part in zip(places, value, strict=True) if _is_path(part)]
-        pairs = zip(places, value, strict=True)
-        return [_without(part, inside, gone) for inside, part in pairs if not _is_path(part)]
+        parts = [(f"{place}[{number}]", part) for number, part in enumerate(value)]
+        gone += [inside for inside, part in parts if _is_path(part)]
+        return [_without(part, inside, gone) for inside, part in parts if not _is_path(part)]
     if not isinstance(value, dict):
         return value
     kept = {}

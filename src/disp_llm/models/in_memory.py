@@ -3,18 +3,50 @@ as it was."""
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.models.loading import empty_model
+from disp_llm.config.parts import Dtype, MachineConfig
+from disp_llm.models.architectures import family_of
+from disp_llm.models.devices import dtype_name
+from disp_llm.models.loading import Loaded, empty_model, family_of_any, require_unquantised
+from disp_llm.models.source import fingerprint_of, processor_files
+from disp_llm.models.wholeness import require_finite
+
+logger = logging.getLogger(__name__)
 
 _at_work: set[nn.Module] = set()
 """The models that tasks work with."""
+
+
+def loaded(name: str, model: PreTrainedModel, tokenizer: Any, dense_only: bool = False) -> Loaded:
+    """The model as if it had been loaded, known by the numbers of all its tensors."""
+    family = family_of(model.config) if dense_only else family_of_any(model.config)
+    require_finite(name, model)
+    source = {"model": name, "revision": fingerprint_of(model)}
+    beside = processor_files(Path(name), None) if family.tower and Path(name).is_dir() else ()
+    if family.tower and not beside:
+        logger.warning("%s has no processor beside it: save one into what is exported", name)
+    return Loaded(model, tokenizer, family, source, model.dtype, beside)
+
+
+def machine_of(model: PreTrainedModel, machine: MachineConfig) -> MachineConfig:
+    """The machine settings: the model stays on its device and in its data type, in which it is then
+    loaded again where a later command needs it."""
+    if machine.device == "auto":
+        machine = replace(machine, device=str(model.device))
+    dtype: Any = dtype_name(model.dtype)
+    if machine.dtype == "auto" and dtype in get_args(Dtype):
+        machine = replace(machine, dtype=dtype)
+    return machine
 
 
 @contextlib.contextmanager
@@ -58,12 +90,14 @@ def require_loaded(model: PreTrainedModel) -> None:
 
 
 def require_as_configured(model: PreTrainedModel) -> None:
-    """Refuses a model that was changed by hand, so that what is made of it would not load: whose
-    modules and parameters are not those that its configuration makes.
+    """Refuses a model that cannot be learned from, or was changed by hand, so that what is made of
+    it would not load: whose modules and parameters are not those that its configuration makes.
 
     Raises:
         InputError: naming the first module or parameter that differs.
     """
+    family_of_any(model.config)
+    require_unquantised("the model", model.config)
     config = copy.deepcopy(model.config)
     if config._attn_implementation != "sdpa":  # classes of vision towers are chosen by it
         config._attn_implementation = "eager"  # none may be fetched

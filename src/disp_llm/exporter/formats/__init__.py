@@ -1,11 +1,11 @@
 """Formats that an exported folder can be written in: a file each, and its name as the row.
 
 A format is a module here with two functions. `check(folder)` refuses in one line what the format
-cannot hold. `write(job)` says what the new folder holds. Its row is its name in
+cannot hold. `write(job)` fills the new folder. Its row is its name in
 `disp_llm.config.names.Format`.
 """
 
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,12 +18,10 @@ from yaml import YAMLError
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Format
 from disp_llm.config.parts import TextConfig
-from disp_llm.exporter.card import PLACE, changed_facts, filled
-from disp_llm.exporter.facts import CARD, FACTS
+from disp_llm.exporter.card import PLACE, filled
+from disp_llm.exporter.facts import CARD, FACTS, facts_in
+from disp_llm.runs.files import write_json
 from disp_llm.runs.markdown import in_code
-
-Contents = dict[str, Path | bytes]
-"""What a folder will hold, by name: a file as it is, or other bytes."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,21 @@ class Job:
     """The files of it that belong to the model, by name."""
     place: str
     """What the card calls the new place."""
-    aside: Path
-    """A folder for new files, which may be the new place itself."""
+    new: Path
+    """The folder that is filled."""
     text: TextConfig
     """What a calibration reads; it may name no text."""
     device: str
     progress: Callable[[int, int], None]
+    put: Callable[[Path, Path], Any] = shutil.copyfile
+    """Gives the new folder a file of the model as it is."""
+
+    def take(self, *but: str) -> None:
+        """Takes over files of the model, all but some and the card."""
+        for name in self.files.keys() - {CARD, *but}:
+            path = self.new / name
+            path.parent.mkdir(exist_ok=True)
+            self.put(self.files[name].resolve(), path)
 
 
 def writer_of(name: Format) -> Any:
@@ -48,14 +55,9 @@ def writer_of(name: Format) -> Any:
     return import_module(f"{__name__}.{name}")
 
 
-def json_bytes(value: dict[str, Any]) -> bytes:
-    """What a file of JSON holds."""
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def shared_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Contents:
-    """The card of a folder that is written in another format, and the figures behind it. A card
-    without such figures goes along as it is; a copy keeps what was added by hand.
+def share_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> None:
+    """Writes the card of a folder in another format, and the figures behind it. A card without such
+    figures goes along as it is; a copy keeps what was added by hand.
 
     Args:
         form: `folder`, `quantised`, `plain` or `gguf`.
@@ -63,19 +65,18 @@ def shared_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Co
         quantised: how, if they are.
     """
     if CARD not in job.files:
-        return {}
-    before = _model_card(job.files[CARD].read_bytes(), job.files[CARD])
-    made: Contents = {}
-    card = before
+        return
+    card = before = _model_card(job.files[CARD].read_bytes(), job.files[CARD])
     if form != "folder" and FACTS in job.files:
-        told = {"quantised": quantised} if quantised else {}
-        facts = changed_facts(job.folder, {"bytes": size} if size else {}, told)
-        text = filled(facts, str(job.files[FACTS]), form)
-        card = _model_card(text.encode(), job.files[CARD])
+        facts = facts_in(job.files[FACTS])
+        facts["figures"] |= {"bytes": size} if size else {}
+        facts["result"] |= {"quantised": quantised} if quantised else {}
+        card = _model_card(filled(facts, str(job.files[FACTS]), form).encode(), job.files[CARD])
         card.data.__dict__["license"] = before.data.license
-        made = {} if form == "gguf" else {FACTS: json_bytes(facts)}
+        if form != "gguf":
+            write_json(job.new / FACTS, facts)
     card.text = card.text.replace(PLACE, in_code(job.place))
-    return {CARD: str(card).encode(), **made}
+    (job.new / CARD).write_bytes(str(card).encode())
 
 
 def _model_card(content: bytes, path: Path) -> Any:

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from disp_llm.exporter.formats import Contents, Job, shared_card
+from disp_llm.exporter.formats import Job, share_card
 
 
 def check(folder: Path) -> None:
     """Any folder can be copied."""
 
 
-def write(job: Job) -> Contents:
-    """The files of the folder as they are, but for the card."""
-    return {**job.files, **shared_card(job, "folder")}
+def write(job: Job) -> None:
+    """Takes over all files but the card."""
+    job.take()
+    share_card(job, "folder")

@@ -9,7 +9,6 @@ that it can store. How wide a head is, the file has to say, for the first block 
 (Of a first block without any llama.cpp would not read it; but the first attention is never pruned.)
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, HEADS, MLP
 from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.exporter.formats import Contents, Job, shared_card
+from disp_llm.exporter.formats import Job, share_card
 from disp_llm.exporter.formats.plain import whole_stream
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.models.files import weight_files
@@ -58,47 +57,38 @@ SPLITTERS = {
 """llama.cpp's name -> how a tokenizer of bytes splits text before it merges."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """What one block of the file has."""
-
-    heads: int
-    """Of queries; 0 where its attention is gone."""
-    kv_heads: int
-    mlp: bool
-    intermediate: int
-    """Width inside its MLP; `NARROWEST` in place of none."""
+Block = tuple[int, int, int]
+"""Of a block the heads of queries, those of keys and values, and the width inside its MLP; 0 where
+it has no attention or no MLP."""
 
 
 def check(folder: Path) -> None:
-    """Refuses other architectures than Llama, a cut residual stream, and unknown tokenizers.
-
-    Raises:
-        InputError: naming what the format cannot hold.
-    """
+    """Refuses other architectures than Llama, a cut residual stream, and unknown tokenizers."""
     stated, wrong = exported_config(folder), ""
     kind = stated["model_type"].removeprefix(PRUNED_PREFIX)
-    rope = load_config(str(folder)).get_text_config().rope_parameters["rope_type"]
     if has_experts(stated):
         wrong = "is a mixture of experts"
     elif stated.get("quantization_config"):
         wrong = "is quantised, and its weights are no numbers by themselves"
     elif kind != NATIVE:
         wrong = f"{kind} models have no such layout in llama.cpp"
-    elif rope not in ("default", "linear", "llama3"):
-        wrong = f"has rotary embeddings of the type {rope}"
+    else:
+        config: Any = load_config(str(folder))
+        rope = config.rope_parameters["rope_type"]
+        if rope not in ("default", "linear", "llama3"):
+            wrong = f"has rotary embeddings of the type {rope}"
     if wrong:
         raise InputError(wrong, field="folder", hint="serve it with vLLM or transformers")
     whole_stream(folder, "--sites mlp_mid heads")
     splitter_of(read_json(folder / "tokenizer.json", EXPORT_AGAIN))
 
 
-def write(job: Job) -> Contents:
-    """The file, and the card."""
+def write(job: Job) -> None:
+    """Writes the file, and the card."""
     _, widths = whole_stream(job.folder, "--sites mlp_mid heads")
     config: Any = load_config(str(job.folder))
     blocks = _blocks(widths, config)
-    path = job.aside / FILE
+    path = job.new / FILE
     writer = gguf.GGUFWriter(path, NATIVE if len(set(blocks)) == 1 else VARIABLE)
     _write_sizes(writer, config, blocks)
     _write_vocabulary(writer, job.folder, config.vocab_size)
@@ -114,30 +104,24 @@ def write(job: Job) -> Contents:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {FILE: path, **shared_card(job, "gguf", path.stat().st_size)}
+    share_card(job, "gguf", path.stat().st_size)
 
 
 def _blocks(widths: dict[str, list[int]], config: Any) -> list[Block]:
-    kv_heads = config.num_key_value_heads
-    kept = widths.get(HEADS, [kv_heads] * len(widths["mlp_mid"]))
-    sites = zip(widths[ATTENTION], kept, widths[MLP], widths["mlp_mid"], strict=True)
-    return [
-        Block(
-            heads=bool(attention) * kv * (config.num_attention_heads // kv_heads),
-            kv_heads=bool(attention) * kv,
-            mlp=bool(mlp),
-            intermediate=width or NARROWEST,
-        )
-        for attention, kv, mlp, width in sites
-    ]
+    kv_heads, width = config.num_key_value_heads, widths["mlp_mid"]
+    queries = config.num_attention_heads // kv_heads
+    kept = widths.get(HEADS, [kv_heads] * len(width))
+    sites = zip(widths[ATTENTION], kept, widths[MLP], width, strict=True)
+    return [(attn * kv * queries, attn * kv, mlp * inside) for attn, kv, mlp, inside in sites]
 
 
 def _write_sizes(writer: gguf.GGUFWriter, config: Any, blocks: list[Block]) -> None:
     """What llama.cpp builds the graph of: a list, one number a block, where blocks differ."""
+    heads, kv_heads, widths = zip(*blocks, strict=True)
     by_block = (
-        (writer.add_feed_forward_length, [block.intermediate for block in blocks]),
-        (writer.add_head_count, [block.heads for block in blocks]),
-        (writer.add_head_count_kv, [block.kv_heads for block in blocks]),
+        (writer.add_feed_forward_length, [width or NARROWEST for width in widths]),
+        (writer.add_head_count, list(heads)),
+        (writer.add_head_count_kv, list(kv_heads)),
     )
     for add, numbers in by_block:
         add(numbers if writer.arch == VARIABLE else numbers[0])
@@ -168,8 +152,8 @@ def _tensors(folder: Path, config: Any, blocks: list[Block]) -> dict[str, Tensor
                 halves = tensor.view(-1, 2, config.head_dim // 2, *tensor.shape[1:])
                 tensor = halves.transpose(1, 2).reshape(tensor.shape)
             found[name] = tensor
-    for index, block in enumerate(blocks):
-        if not block.mlp:
+    for index, (_, _, width) in enumerate(blocks):
+        if not width:
             found |= _empty_mlp(f"blk.{index}", found["token_embd.weight"], config.mlp_bias)
     if config.rope_parameters["rope_type"] == "llama3":
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
@@ -218,11 +202,7 @@ def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
 
 def splitter_of(tokenizer: dict[str, Any]) -> str:
     """llama.cpp's name for how a tokenizer of bytes splits text; empty for one that falls back to
-    bytes, as Llama 2's.
-
-    Raises:
-        InputError: llama.cpp is not known to split so.
-    """
+    bytes, as Llama 2's."""
     model, before = tokenizer.get("model", {}), tokenizer.get("pre_tokenizer") or {}
     if model.get("type") == "BPE" and model.get("byte_fallback"):
         return ""

@@ -8,7 +8,6 @@ B windows, T tokens of a window, R outputs, C inputs of a layer, K of its groups
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,13 +18,11 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
-from disp_llm.exporter.formats import Contents, Job
+from disp_llm.exporter.formats import Job
 from disp_llm.exporter.formats.int8 import (
-    Layers,
     Rounded,
-    compressed_tensors,
     layers_of,
-    quantised,
+    write_quantised,
 )
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import SecondMoments, visit_with
@@ -48,40 +45,35 @@ is more, that one is cut off, and the others are said more exactly."""
 
 
 def check(folder: Path) -> None:
-    """Refuses mixtures, what is quantised already, and a model of which no layer fits."""
-    _scheme()
+    """Refuses mixtures, what is quantised already, and layers that do not fit."""
     layers_of(folder, fits)
 
 
-def write(job: Job) -> Contents:
-    """The folder with its weights rounded, on its text if the job has one."""
-    layers, how = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs"
-    if not job.text.learns_from_text:
-        return quantised(job, layers, _scheme(), _nearest, how)
-    rounded, on = _calibrated(job, layers)
-    how += f", calibrated on {on} (GPTQ)"
+def write(job: Job) -> None:
+    """Rounds the weights, on its text if the job has one."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
-    def calibrated(name: str, weight: Tensor) -> Rounded:
+    weights = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP)
+    how = QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
+    layers, told, rounded = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs", {}
+    if job.text.learns_from_text:
+        rounded, on = _calibrated(job, layers[0])
+        told += f", calibrated on {on} (GPTQ)"
+
+    def round_to(name: str, weight: Tensor) -> Rounded:
+        if not rounded:
+            return weight.float(), best_scales(
+                weight.float().unflatten(-1, (-1, GROUP)), weight.dtype
+            )
         made, scales = rounded[name]
         return made.float().cpu(), scales.cpu()
 
-    return quantised(job, layers, _scheme(), calibrated, how)
+    write_quantised(job, layers, how, round_to, told)
 
 
 def fits(layer: nn.Linear) -> bool:
     """Whether a layer consists of whole groups, and of rows as kernels take them."""
     return not (layer.in_features % GROUP or layer.out_features % ROWS)
-
-
-def _scheme() -> Any:
-    library = compressed_tensors("int4")
-    weights = library.QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP)
-    return library.QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
-
-
-def _nearest(name: str, weight: Tensor) -> Rounded:
-    groups = weight.float().unflatten(-1, (-1, GROUP))
-    return weight.float(), best_scales(groups, weight.dtype)
 
 
 def best_scales(
@@ -108,7 +100,7 @@ def best_scales(
 
 
 @torch.no_grad()
-def _calibrated(job: Job, layers: Layers) -> tuple[dict[str, Rounded], str]:
+def _calibrated(job: Job, layers: list[str]) -> tuple[dict[str, Rounded], str]:
     """The rounded layers by their names, and what they were calibrated on."""
     sources = read_sources(job.text, tokens=SEQUENCES * LENGTH)
     loaded = load(str(job.folder), MachineConfig(job.device))
@@ -120,12 +112,12 @@ def _calibrated(job: Job, layers: Layers) -> tuple[dict[str, Rounded], str]:
     stated = load_config(str(job.folder)).dtype
     dtype = stated if isinstance(stated, torch.dtype) else loaded.dtype
     name_of = {module: name for name, module in target.model.named_modules()}
-    stored, found = set(layers.stored), dict[str, Rounded]()
+    found = dict[str, Rounded]()
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
         for path, moment in moments.items():
             linear = linear_at(block, path)
-            if (name := name_of[linear]) in stored:
+            if (name := name_of[linear]) in layers:
                 weight, scales = rounded_to(linear.weight.float(), moment, dtype)
                 linear.weight.copy_(weight)
                 found[name] = linear.weight, scales

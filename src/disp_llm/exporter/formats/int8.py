@@ -7,9 +7,9 @@ the other. Embedding, head, norms and the indices of gather and scatter stay as 
 R outputs, C inputs of a layer, K of its groups of inputs that share a scale.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,87 +19,58 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.exporter.formats import Contents, Job, json_bytes, shared_card
+from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
 from disp_llm.models.wholeness import first_of
-from disp_llm.runs.files import read_json
+from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.tensors import read_tensors, write_tensors
 
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
 """Weights on the grid of their scales, in float32, and the scales in the data type of the model."""
 
+Layers = tuple[list[str], list[str]]
+"""Names of the linear layers that are quantised, and of the others."""
+
 Round = Callable[[str, Tensor], Rounded]
 """Rounds the weight of the layer of that name."""
-
-Fits = Callable[[nn.Linear], bool]
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The linear layers of a model, by their names."""
-
-    stored: list[str]
-    """Those of the blocks, which are quantised."""
-    others: list[str]
 
 
 def check(folder: Path) -> None:
     """Refuses mixtures and what is quantised already."""
-    scheme()
-    layers_of(folder, lambda linear: True)
+    layers_of(folder)
 
 
-def write(job: Job) -> Contents:
-    """The folder with its weights rounded to the nearest."""
-    how = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
-    return quantised(job, layers_of(job.folder, lambda linear: True), scheme(), _nearest, how)
+def write(job: Job) -> None:
+    """Rounds every weight to the nearest."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
 
-
-def scheme() -> Any:
-    """How layers are stored, and how their inputs are rounded."""
-    library = compressed_tensors("int8")
     # vLLM has no kernel on a CPU that takes rows of 8 bits without rounding what they multiply.
-    return library.QuantizationScheme(
+    how = QuantizationScheme(
         targets=["Linear"],
-        weights=library.QuantizationArgs(num_bits=8, strategy="channel"),
-        input_activations=library.QuantizationArgs(num_bits=8, strategy="token", dynamic=True),
+        weights=QuantizationArgs(num_bits=8, strategy="channel"),
+        input_activations=QuantizationArgs(num_bits=8, strategy="token", dynamic=True),
         format="int-quantized",
     )
 
+    def nearest(name: str, weight: Tensor) -> Rounded:
+        most = weight.float().abs().amax(-1, keepdim=True)
+        return weight.float(), calculate_qparams(-most, most, how.weights)[0].to(weight.dtype)
 
-def _nearest(name: str, weight: Tensor) -> Rounded:
-    from compressed_tensors.quantization.utils import calculate_qparams
-
-    most = weight.float().abs().amax(-1, keepdim=True)
-    scale = calculate_qparams(-most, most, scheme().weights)[0].to(weight.dtype)
-    return weight.float(), scale
+    told = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
+    write_quantised(job, layers_of(job.folder), how, nearest, told)
 
 
-def compressed_tensors(kind: str) -> Any:
-    """The part of compressed-tensors that describes a format.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import compressed_tensors.quantization as library
-    except ImportError as error:
+def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: True) -> Layers:
+    """Which layers are quantised: all of the blocks, each of which has to fit."""
+    if importlib.util.find_spec("compressed_tensors") is None:
         raise InputError(
             "needs compressed-tensors, which is not installed",
-            field=kind,
+            field="to",
             hint="`pip install compressed-tensors`",
-        ) from error
-    return library
-
-
-def layers_of(folder: Path, fits: Fits) -> Layers:
-    """Which layers are quantised: all of the blocks.
-
-    Raises:
-        InputError: one does not fit, or the folder cannot be quantised.
-    """
+        )
     config = exported_config(folder)
     with model_is("folder"):
         stated = load_config(str(folder))
@@ -127,49 +98,48 @@ def layers_of(folder: Path, fits: Fits) -> Layers:
         )
     stored = [names[one] for one in layers]
     linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
-    return Layers(stored, sorted(linears - set(stored)))
+    return stored, sorted(linears - set(stored))
 
 
-def quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> Contents:
-    """The folder with its quantised layers.
+def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> None:
+    """Writes the folder with its quantised layers.
 
     Args:
-        how: they are stored.
+        how: the scheme of compressed-tensors by which they are stored.
         told: the same for the card.
     """
-    contents: Contents = {**job.files}
+    weights = [name for name, path in job.files.items() if path.suffix == ".safetensors"]
+    job.take(INDEX, "config.json", *weights)
     places, total = dict[str, str](), 0
-    for name, path in job.files.items():
-        if path.suffix == ".safetensors":
-            tensors = _stored(read_tensors(path, EXPORT_AGAIN).tensors, layers, how, round_to)
-            contents[name] = job.aside / name
-            write_tensors(job.aside / name, tensors, {"format": "pt"})
-            places |= dict.fromkeys(tensors, name)
-            total += sum(tensor.nbytes for tensor in tensors.values())
+    for name in weights:
+        stored = read_tensors(job.files[name], EXPORT_AGAIN).tensors
+        tensors = _stored(stored, layers[0], how, round_to)
+        write_tensors(job.new / name, tensors, {"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
     if INDEX in job.files:
         index = read_json(job.files[INDEX], EXPORT_AGAIN)
-        contents[INDEX] = json_bytes(
-            index | {"weight_map": places, "metadata": {"total_size": total}}
-        )
+        index |= {"weight_map": places, "metadata": {"total_size": total}}
+        write_json(job.new / INDEX, index)
     stated = read_json(job.files["config.json"], EXPORT_AGAIN)
-    contents["config.json"] = json_bytes(stated | {"quantization_config": _described(how, layers)})
-    size = sum((job.aside / name).stat().st_size for name in set(places.values()))
-    quantised = {"how": told, "layers": len(layers.stored)}
-    return contents | shared_card(job, "quantised", size, quantised)
+    stated |= {"quantization_config": _described(how, layers[1])}
+    write_json(job.new / "config.json", stated)
+    size = sum((job.new / name).stat().st_size for name in weights)
+    share_card(job, "quantised", size, {"how": told, "layers": len(layers[0])})
 
 
 def _stored(
-    tensors: dict[str, Tensor], layers: Layers, how: Any, round_to: Round
+    tensors: dict[str, Tensor], layers: list[str], how: Any, round_to: Round
 ) -> dict[str, Tensor]:
     """The tensors of a file, with those that store each quantised layer in the place of its
     weight."""
     from compressed_tensors.compressors import BaseCompressor
 
     compressor: Any = BaseCompressor.get_value_from_registry(how.format)
-    stored, found = set(layers.stored), dict[str, Tensor]()
+    found = dict[str, Tensor]()
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
-        if layer not in stored or kind != "weight":
+        if layer not in layers or kind != "weight":
             found[name] = tensor
             continue
         weight, scale = round_to(layer, tensor)
@@ -179,7 +149,7 @@ def _stored(
     return found
 
 
-def _described(how: Any, layers: Layers) -> dict[str, Any]:
+def _described(how: Any, others: list[str]) -> dict[str, Any]:
     """What `config.json` says of it."""
     from compressed_tensors.quantization import QuantizationConfig
 
@@ -187,6 +157,6 @@ def _described(how: Any, layers: Layers) -> dict[str, Any]:
         config_groups={"blocks": how},
         format=how.format,
         quantization_status="compressed",
-        ignore=sorted({"lm_head", *layers.others}),
+        ignore=sorted({"lm_head", *others}),
     )
     return json.loads(described.model_dump_json())

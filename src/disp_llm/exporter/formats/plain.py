@@ -19,7 +19,7 @@ from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Size, as_type
 from disp_llm.exporter.cutting import head_counts
 from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.exporter.formats import Contents, Job, json_bytes, shared_card
+from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX, family_of
@@ -47,27 +47,22 @@ def check(folder: Path) -> None:
     native_model(folder, plain_config(folder))
 
 
-def write(job: Job) -> Contents:
-    """The same files without our code; experts are unpacked, as the original has them."""
-    plain = plain_config(job.folder)
-    contents: Contents = {name: file for name, file in job.files.items() if name not in CODE}
+def write(job: Job) -> None:
+    """Takes over the same files without our code; experts are unpacked, as the original has
+    them."""
+    plain, unpacked = plain_config(job.folder), []
     if has_experts(exported_config(job.folder)):
-        contents = {n: file for n, file in contents.items() if not n.startswith("model")}
-        contents |= {path.name: path for path in _native_weights(job, plain)}
-    contents["config.json"] = json_bytes(plain)
-    return contents | shared_card(job, "plain")
+        _write_native_weights(job, plain)
+        unpacked = [name for name in job.files if name.startswith("model")]
+    job.take("config.json", *CODE, *unpacked)
+    write_json(job.new / "config.json", plain)
+    share_card(job, "plain")
 
 
 def whole_stream(folder: Path, hint: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Configuration and widths of a folder in which nothing is cut but intermediate widths, KV
-    heads, whose numbers are among the widths if some are cut, and whole branches.
-
-    Args:
-        hint: how to prune so.
-
-    Raises:
-        InputError: it is not an exported folder, or something else is cut.
-    """
+    heads, whose numbers are among the widths if some are cut, and whole branches. The hint says how
+    to prune so."""
     config = exported_config(folder)
     widths = config["disp_llm"]["widths"]
     full = _number_of(STREAM, language_model_in(config), folder)[1]
@@ -108,11 +103,7 @@ def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> 
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
-    """The folder's configuration with the original's architecture and one number for all blocks.
-
-    Raises:
-        InputError: the original's architecture cannot hold the folder.
-    """
+    """The folder's configuration with the original's architecture and one number for all blocks."""
     config, cut = whole_stream(folder, "--uniform")
     if not all(all(cut[name]) for name in BRANCHES):
         raise InputError(
@@ -202,12 +193,8 @@ def _one(name: str, numbers: Iterable[int]) -> int:
 
 
 def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
-    """The original's model of a plain configuration, without weights.
-
-    Raises:
-        InputError: another width follows from one that is cut, such as a shared expert's from the
-            others', or a head's from the number of heads.
-    """
+    """The original's model of a plain configuration, without weights. Another width may follow
+    there from one that is cut: a shared expert's from the others', a head's from their number."""
     with tempfile.TemporaryDirectory() as temporary:
         write_json(Path(temporary) / "config.json", plain)
         native = empty_model(load_config(temporary))
@@ -222,8 +209,8 @@ def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
     return native
 
 
-def _native_weights(job: Job, plain: dict[str, Any]) -> list[Path]:
-    """Files of the weights under the names that the original's files have: transformers packs all
+def _write_native_weights(job: Job, plain: dict[str, Any]) -> None:
+    """Writes the weights under the names that the original's files have: transformers packs all
     experts into one tensor when it loads a model, and unpacks them when it saves one."""
     native: Any = native_model(job.folder, plain)
     state = {}
@@ -231,5 +218,7 @@ def _native_weights(job: Job, plain: dict[str, Any]) -> list[Path]:
         state |= read_tensors(path, AGAIN).tensors
     native.load_state_dict(state, strict=False, assign=True)
     native.tie_weights()
-    native.save_pretrained(job.aside)
-    return [path for path in job.aside.iterdir() if path.name.startswith("model")]
+    with tempfile.TemporaryDirectory(dir=job.new) as aside:
+        native.save_pretrained(aside)
+        for path in Path(aside).glob("model*"):
+            path.rename(job.new / path.name)
