@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -97,7 +97,10 @@ class GivenText:
         return digest.hexdigest()
 
 
-Given: TypeAlias = "GivenText | GivenExamples"
+if TYPE_CHECKING:
+    Given = GivenText | GivenExamples
+else:
+    Given = Any
 """What is learned from or measured on."""
 
 

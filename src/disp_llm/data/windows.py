@@ -7,7 +7,7 @@ B windows, T tokens of a window, N tokens of a stream or an example, D hidden.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,9 @@ from disp_llm.runs.job import Process
 if TYPE_CHECKING:
     from disp_llm.data.examples import ExampleStream
 
-Stream: TypeAlias = "Tensor | ExampleStream"
+    Stream = Tensor | ExampleStream
+else:
+    Stream = Any  # examples are imported where some are read
 """The tokens of a text, (N), or those of examples."""
 
 StatesLoss = Callable[[Float[Tensor, "N D"]], Tensor]
