@@ -14,7 +14,7 @@ import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ _draw = page.loss_chart
 _drawn: dict[tuple, str] = {}
 
 
+@wraps(_draw)  # benchmarks/mutation_score.py looks below it
 def _chart_of(steps: Any) -> str:
     """A curve is drawn once, which takes a seventh of a tiny run: many runs here are the same."""
     curve = tuple((step.tokens, step.loss) for step in steps)

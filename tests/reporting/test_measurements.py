@@ -83,3 +83,9 @@ def test_a_model_that_is_no_faster_is_named(speedup, slow, budget, small_run, ca
 def test_columns_of_words_are_on_the_left():
     lines = Table(("a", "b", "c"), [("1", "2", "3")], left=("c",)).markdown()
     assert lines == ["| a | b | c |", "|---|---:|---|", "| 1 | 2 | 3 |"]
+
+
+def test_columns_of_words_are_on_the_left_of_a_terminal_too(capsys):
+    Table(("a", "b", "c"), [("1", "2", "3"), ("long", "long", "long")], left=("c",)).show()
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.split() == list("123")]
+    assert row.rstrip() == "  1         2   3"
