@@ -93,7 +93,10 @@ def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):
     ("flags", "says"),
     [
         (("--method", "flap"), "the method flap does not know mixtures of experts"),
-        (("--uniform", "--sites", "mlp_in"), "mlp_in cannot be the same in every block"),
+        (
+            ("--uniform", "--sites", "mlp_in"),
+            "--uniform: makes mlp_mid, heads and experts equal, and --sites names others",
+        ),
         (("--budget", "latency", "--target", 0.5), "cannot be foretold of a mixture of experts"),
     ],
 )

@@ -140,7 +140,10 @@ def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
         (["--length", 500], "--length"),
         (["--dataset", "a:b", "--text", "self"], "--dataset: given together with --text"),
         (["--eval-text", "self"], "--eval-text: cannot be text that the model writes"),
-        (["--text", "self", "--weights", 1, 2], "--weights: 2 for 1; give one"),
+        (
+            ["--text", "self", "--weights", 1, 2],
+            "--weights: must be as many as there are texts (1;",
+        ),
         (["--self-tokens", -1], "--self-tokens: expected int >= 0; give a whole number"),
         (["--text", "self", tmp_path / "gone.txt"], "gone.txt: No such file"),
     ]:

@@ -86,7 +86,7 @@ def test_a_run_of_short_windows_is_measured_on_every_text(llama_folder, tmp_path
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (("--weights", "1"), "--weights: 1 for 2; give one number above 0 for each text of --text"),
+        (("--weights", "1"), "--weights: must be as many as there are texts (2;"),
         (("--weights", "1", "-1"), "--weights: expected float > 0.0; give a number"),
         (("--weights", "nan", "1"), "--weights: expected float"),
         (("--weights", "1", "inf"), "--weights: expected float <= "),

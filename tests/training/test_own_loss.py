@@ -114,7 +114,9 @@ def test_a_text_is_learned_beside_them(text_file, tmp_path):
         **settings,
     )  # fmt: skip
     assert result.size(0.6).measured.perplexity > 0
-    with pytest.raises(disp_llm.InputError, match="weights: 1 for 2;"):
+    with pytest.raises(
+        disp_llm.InputError, match="weights: must be as many as there are texts .2;"
+    ):
         disp_llm.prune(target.model, tokenizer, examples=examples, weights=[1], **settings)
     with pytest.raises(disp_llm.InputError, match="a loss of their own and others with answers"):
         disp_llm.prune(target.model, tokenizer, examples=[*examples, *ROWS], **settings)

@@ -62,8 +62,8 @@ class TextConfig:
         Use(
             "weights",
             when=lambda config: len(config.weights) == config.drawn,
-            what="are not {0.drawn} numbers, one for each text of `text` and one for `examples`",
-            instead="give as many",
+            what="must be as many as there are texts ({0.drawn}; all examples are one)",
+            instead="give one number above 0 for each",
         ),
     )
 

@@ -81,7 +81,7 @@ class PruneConfig:
         Use(
             "uniform",
             when=lambda config: {*config.sites} <= {"mlp_mid", EXPERTS, HEADS},
-            what="is of mlp_mid, heads and experts, and `sites` names others",
+            what="makes mlp_mid, heads and experts equal, and `sites` names others",
             instead="name some of these",
         ),
     )
