@@ -115,7 +115,7 @@ def test_a_text_is_learned_beside_them(text_file, tmp_path):
     )  # fmt: skip
     assert result.size(0.6).measured.perplexity > 0
     with pytest.raises(
-        disp_llm.InputError, match="weights: must be as many as there are texts .2;"
+        disp_llm.InputError, match=r"weights: must be as many as there are texts \(2;"
     ):
         disp_llm.prune(target.model, tokenizer, examples=examples, weights=[1], **settings)
     with pytest.raises(disp_llm.InputError, match="a loss of their own and others with answers"):
