@@ -13,9 +13,8 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import environment, run_command
+from conftest import SMALL, environment, run_command
 from huggingface_hub import ModelCard
-from test_plain import uniform_folder
 
 from disp_llm.config.names import Format
 from disp_llm.exporter.exported import TEMPLATES
@@ -209,13 +208,22 @@ def test_every_format_has_its_file(name):
     assert callable(writer.write)
 
 
-def test_another_format_is_pushed(hub, tmp_path):
-    folder = uniform_folder("llama", tmp_path / "ours")
-    done = push("push", folder, "me/plain", "--to", "plain", **with_hub(hub, tmp_path))
+@pytest.mark.parametrize("form", ["plain", "int8"])
+def test_another_format_of_a_run_is_pushed(form, hub, llama_folder, text_file, tmp_path):
+    run = tmp_path / "run"
+    flags = ("--text", text_file, "--uniform", "--keep", 0.5, "--output-dir", run)
+    done = run_command("prune", llama_folder, *flags, *SMALL)
     assert done.returncode == 0, done.stderr
-    files = hub.store["repositories"]["me/plain"]
-    assert json.loads(files["config.json"])["model_type"] == "llama"
-    assert not [name for name in files if name.endswith(".py")]
+    folder = run / "keep-0.5"
+    before = (folder / "card.json").read_bytes()
+    done = push("push", folder, "me/other", "--to", form, **with_hub(hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    files = hub.store["repositories"]["me/other"]
+    plain = form == "plain"
+    assert (json.loads(files["config.json"])["model_type"] == "llama") == plain
+    assert bool([name for name in files if name.endswith(".py")]) != plain
+    assert json.loads(files["card.json"])["result"].get("quantised") or plain
+    assert (folder / "card.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("trouble", ["token", "network", "name", "folder"])

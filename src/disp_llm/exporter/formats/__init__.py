@@ -43,8 +43,8 @@ class Job:
     """Gives the new folder a file of the model as it is."""
 
     def take(self, *but: str) -> None:
-        """Takes over files of the model, all but some and the card."""
-        for name in self.files.keys() - {CARD, *but}:
+        """Takes over files of the model, all but some, and the card with its figures."""
+        for name in self.files.keys() - {CARD, FACTS, *but}:
             path = self.new / name
             path.parent.mkdir(exist_ok=True)
             self.put(self.files[name].resolve(), path)
@@ -64,17 +64,21 @@ def share_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Non
         size: bytes of the weights; 0 = as before.
         quantised: how, if they are.
     """
-    if CARD not in job.files:
-        return
-    card = before = _model_card(job.files[CARD].read_bytes(), job.files[CARD])
-    if form != "folder" and FACTS in job.files:
+    facts = None
+    if FACTS in job.files and form == "folder":
+        job.put(job.files[FACTS].resolve(), job.new / FACTS)
+    elif FACTS in job.files:
         facts = facts_in(job.files[FACTS])
         facts["figures"] |= {"bytes": size} if size else {}
         facts["result"] |= {"quantised": quantised} if quantised else {}
-        card = _model_card(filled(facts, str(job.files[FACTS]), form).encode(), job.files[CARD])
-        card.data.__dict__["license"] = before.data.license
         if form != "gguf":
             write_json(job.new / FACTS, facts)
+    if CARD not in job.files:
+        return
+    card = before = _model_card(job.files[CARD].read_bytes(), job.files[CARD])
+    if facts is not None:
+        card = _model_card(filled(facts, str(job.files[FACTS]), form).encode(), job.files[CARD])
+        card.data.__dict__["license"] = before.data.license
     card.text = card.text.replace(PLACE, in_code(job.place))
     (job.new / CARD).write_bytes(str(card).encode())
 
