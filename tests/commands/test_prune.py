@@ -465,6 +465,8 @@ def test_wrong_model_names(tmp_path, text_file):
         ("no/such-model-here", "no/such-model-here"),
         ("smollm2-125m", "nearest: smollm2-135m"),
         (str(empty), "cannot load"),
+        (str(tmp_path), f"holds models, and is none; name one of them, such as {encoder}"),
+        (str(tmp_path / "gone"), f"there is no {tmp_path / 'gone'}; name a model folder"),
         (str(encoder), "'bert' is not supported"),
         (str(text_file), "cannot load"),
     ]:

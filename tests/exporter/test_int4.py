@@ -100,7 +100,7 @@ def test_a_calibrated_folder_is_nearer_to_what_it_was_made_of(folder, tmp_path, 
     config = ConvertConfig(folder, "int4", tmp_path / "made", (text_file,))
     convert(config, progress=lambda *report: said.append(report))
     convert(ConvertConfig(folder, "int4", tmp_path / "nearest"), progress=silent)
-    assert [report[:3] for report in said] == [("rounding blocks", n, 3) for n in (1, 2, 3)]
+    assert [report[:3] for report in said] == [("writing int4", n, 3) for n in (1, 2, 3)]
     assert run_command("verify", tmp_path / "made").returncode == 0
     ids = byte_tokenizer()(text_file.read_text()[:4096])["input_ids"]
     windows = torch.tensor(ids).unfold(0, 32, 32)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import problem_of
 
+import disp_llm
 from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.methods import method_names
@@ -43,6 +44,20 @@ def test_a_registered_method_is_known_by_its_name():
     register(again)
     assert method_named("mine") is again
     assert list(method_names()).count("mine") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, r"gave NoneType, not a Selection of \d+ numbers"),
+        (Selection(torch.ones(3)), r"gave \(3,\), not a Selection of \d+ numbers"),
+    ],
+)
+def test_a_method_that_gives_something_else_is_refused(given, said, llama_folder, text_file):
+    register(Method("mine", "Mine", "nowhere", lambda problem: given))
+    settings = {"context": 32, "windows": 1, "calibration_length": 32, "calibration_sequences": 1}
+    with pytest.raises(InputError, match=f"^method: mine {said}"):
+        disp_llm.prune(llama_folder, text=str(text_file), method="mine", **settings)
 
 
 @pytest.mark.parametrize("name", ["learned", "flap"])

@@ -51,8 +51,8 @@ def _job(
     text, device = TextConfig(), "auto"
     if isinstance(config, ConvertConfig):
         text, device = config.calibration, config.device
-    rounding = counting(progress, "rounding blocks")
-    return Job(config.folder, files, place, new, text, device, rounding), left_out
+    writing = counting(progress, f"writing {config.to}")
+    return Job(config.folder, files, place, new, text, device, writing), left_out
 
 
 def _link(source: Path, place: Path) -> None:

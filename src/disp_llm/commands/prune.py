@@ -30,6 +30,7 @@ from disp_llm.commands.session import (
     run_in_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
+from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import Texts
@@ -191,6 +192,19 @@ def measure_original(
     run.update(original=result)
 
 
+def _of_entries(found: Any, problem: PruningProblem) -> Selection:
+    """What a method has chosen, which may be another package's, on the CPU."""
+    entries, given = problem.budget.layout.entries, getattr(found, "importance", None)
+    if not isinstance(given, torch.Tensor) or given.shape != (entries,):
+        got = type(found).__name__ if given is None else f"{tuple(getattr(given, 'shape', ()))}"
+        raise InputError(
+            f"{problem.job.config.method} gave {got}, not a Selection of {entries} numbers",
+            field="method",
+            hint="correct it (docs/extend.md)",
+        )
+    return found.on_cpu()
+
+
 def choose(problem: PruningProblem) -> Selection:
     """The selection: from the file if the run has one, else by the method."""
     job, config = problem.job, problem.job.config
@@ -198,7 +212,7 @@ def choose(problem: PruningProblem) -> Selection:
     if job.run.has(path):
         return load_selection(path, problem.budget.layout)
     with clock(job.run, "choosing_s", job.process.is_main):
-        selection = method_named(config.method).choose(problem).on_cpu()
+        selection = _of_entries(method_named(config.method).choose(problem), problem)
     if job.process.is_main:
         masks: dict[str, Masks] = {}
         if config.budget.budget != "latency":  # by which models are timed first

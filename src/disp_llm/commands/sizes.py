@@ -138,7 +138,7 @@ class SizeWriter:
             of_masked = measuring.perplexity(original, f"{name}: masked perplexity")
             tokens = tokens[: fitting(original.model, CHECK_TOKENS)]
             errors = logit_errors(original.model, model, tokens)
-        warn_of_error(errors, folder)
+        warn_of_error(errors, name)
         compact = PrunableModel(model, original.family)
         rounds = job.config.rounds if sharding is None else 0
         figures = {

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,13 +17,13 @@ WRONG = 1e-3
 """A float32 error of logits, relative to the largest, that rounding does not explain."""
 
 
-def warn_of_error(errors: dict[str, float], folder: Path) -> None:
+def warn_of_error(errors: dict[str, float], name: str) -> None:
     """Warns where an export computes something else than the masked model."""
     error = errors.get("max_logit_error", 0.0)
     if not error <= WRONG:
         logger.warning(
             "the logits of %s differ from the masked model's by %.1e of the largest; please report "
-            "it with its card.json", folder, error,
+            "it with its card.json", name, error,
         )  # fmt: skip
 
 

@@ -69,7 +69,9 @@ def resolve_device(name: str) -> torch.device:
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"no device '{name}' here", field="device", hint="use cpu, cuda or auto"
+            f"no device '{name}' here",
+            field="device",
+            hint="use auto, which takes a GPU where there is one",
         ) from error
 
 

@@ -75,6 +75,7 @@ class Loaded:
 
 def load_config(name: str) -> transformers.PreTrainedConfig:
     """The configuration of a model, without its weights."""
+    _require_place(name)
     with _one_line(name):
         config = transformers.AutoConfig.from_pretrained(**_arguments(name))
         borrowed = "/" in str(config._attn_implementation)
@@ -88,6 +89,19 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
         if part is not None:
             _require_possible(name, part)
     return config
+
+
+def _require_place(name: str) -> None:
+    """Refuses what looks like a path and is none, and a run in place of one of its models."""
+    path = Path(hub_place(name)[0])
+    is_path = path.is_absolute() or name.startswith(".") or len(path.parts) > 2
+    if not path.exists() and (is_path or (len(path.parts) == 2 and path.parent.is_dir())):
+        hint = "name a model folder, a hub id, or smollm2-135m"
+        raise InputError(f"there is no {name}", field="model", hint=hint)
+    inside = sorted(path.glob("*/config.json"))
+    if inside and not (path / "config.json").exists():
+        hint = f"name one of them, such as {inside[0].parent}"
+        raise InputError(f"{name} holds models, and is none", field="model", hint=hint)
 
 
 LARGEST = {
