@@ -240,5 +240,5 @@ def test_examples_and_texts_are_drawn_by_their_weights(tmp_path):
     assert windows.counted[of_text].all()
     assert not windows.counted[~of_text].all(1).any()
     assert torch.equal(windows.places[of_text], torch.arange(10).expand(2, 10))
-    with pytest.raises(InputError, match="weights: are not 2 numbers"):
+    with pytest.raises(InputError, match=r"weights: must be as many as there are texts \(2;"):
         check_settings(TextConfig(text=config.text, examples=(path,), weights=(1,)))
