@@ -53,6 +53,13 @@ by `disp-llm compare`. Why each was run, and what came of it: [log](experiment-l
 | experiment | about | state |
 |---|---|---|
 """
+SUITES = """
+The suites in `experiments/suites/` pin every text by its hash: `texts` is the development suite,
+which has chosen settings; `test` chooses nothing.
+
+| suite | text | from | SHA-256 |
+|---|---|---|---|
+"""
 Row = list[str]
 
 
@@ -166,7 +173,19 @@ def reproduce_page() -> str:
         if (HERE / "results" / f"{path.stem}.json").exists():
             state = f"[table](../experiments/results/{path.stem}.md)"
         lines.append(table_row([f"`{path.stem}`", experiment["title"], state]))
-    return INTRODUCTION + "\n".join(lines) + "\n"
+    return INTRODUCTION + "\n".join(lines) + "\n" + SUITES + "\n".join(_texts()) + "\n"
+
+
+def _texts() -> list[str]:
+    """A line for each text of the two suites."""
+    found = []
+    for suite in ("texts", "test"):
+        tables = tomllib.loads((HERE / "suites" / f"{suite}.toml").read_text())
+        found += [
+            table_row([suite, name, text["origin"], f"`{text['sha256'][:16]}`"])
+            for name, text in tables["texts"].items()
+        ]
+    return found
 
 
 def between_markers(text: str, name: str, lines: list[str]) -> str:
