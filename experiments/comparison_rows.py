@@ -2,6 +2,7 @@
 
 import statistics
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,21 @@ def figure(model: dict) -> str:
 def ratio(model: dict) -> str:
     """A general ratio with its standard error."""
     return f"×{model['general_ratio']:.3f} ± {model['general_ratio_stderr']:.3f}"
+
+
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def said_tokens(counts: Sequence[int]) -> str:
+    """The least and the most of them."""
+    ends = (min(counts), max(counts))
+    said = (f"{n / 1e3:.0f} k" if n < 1e6 else f"{n / 1e6:.1f} M" for n in ends)
+    return " to ".join(dict.fromkeys(said))
+
+
+def span(values: Sequence[float], digits: int = 0) -> str:
+    """The least and the most of them."""
+    return " to ".join(dict.fromkeys(f"{v:.{digits}f}" for v in (min(values), max(values))))
 
 
 def page_settings() -> dict:
@@ -95,6 +111,8 @@ class Row:
     """Over other texts, where that was measured."""
     general: Figures
     """The general ratio, where that was measured."""
+    seeds: int
+    """Of how many each figure is the mean."""
 
     @property
     def plain_name(self) -> str:
@@ -104,8 +122,7 @@ class Row:
     @property
     def tokens_said(self) -> str:
         """`89 k`, or of sizes that read more the smaller they are `997 k to 2.5 M`."""
-        said = (f"{n / 1e3:.0f} k" if n < 1e6 else f"{n / 1e6:.1f} M" for n in self.tokens)
-        return " to ".join(dict.fromkeys(said))
+        return said_tokens(self.tokens)
 
     @property
     def ours(self) -> bool:
@@ -118,6 +135,19 @@ def original_perplexity() -> float:
     comparison = compared(AS_USED)
     assert comparison is not None
     return comparison["original"]["perplexity"]
+
+
+def original_of(experiment: str) -> dict:
+    """The original as an experiment has measured it first, with all its texts."""
+    results = read_committed(HERE / "results" / f"{experiment}.json")
+    return _with_other_texts(results[0]["original"])
+
+
+def variants_of(told: dict) -> list[dict]:
+    """The results of the variants that `told` names, of its experiment."""
+    named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
+    results = read_committed(HERE / "results" / f"{told['experiment']}.json")
+    return [result for result in results if result["name"] in named]
 
 
 def domain_rows() -> list[Row]:
@@ -137,7 +167,8 @@ def _row(told: dict) -> Row:
     a seed each; or all rows of a method."""
     models = _models(told)
     # With what was read by the run that a recovery began with.
-    read = [model["tokens_seen"] + told.get("tokens_before", 0) for model in models]
+    begun = _models(told["begun"])[0]["tokens_seen"] if "begun" in told else 0
+    read = [model["tokens_seen"] + begun for model in models]
     seeds: dict[str, list[dict]] = {}
     for model in models:
         size = f"{model.get('keep_asked', round(model['keep'], 2)):g}"
@@ -159,19 +190,18 @@ def _row(told: dict) -> Row:
         perplexity=figures("perplexity"),
         texts={text: figures("perplexity", text) for text in texts},
         general=figures("general_ratio"),
+        seeds=max(map(len, seeds.values())),
     )
 
 
 def _models(told: dict) -> list[dict]:
     """The models of all seeds, each with the tokens that were read for it."""
-    results = read_committed(HERE / "results" / f"{told['experiment']}.json")
     if "method" in told:
+        results = read_committed(HERE / "results" / f"{told['experiment']}.json")
         return [row for result in results for row in _of_method(result, told["method"])]
-    named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
     return [
         model | {"tokens_seen": result["tokens_seen"] + result.get("tokens_before", 0)}
-        for result in results
-        if result["name"] in named
+        for result in variants_of(told)
         for model in result["models"]
     ]
 

@@ -1,22 +1,30 @@
 """Tables that set methods side by side: baselines/tables.md, docs/results.md and README.md."""
 
+from math import ceil
+
 from committed import read_committed
 from comparison_rows import (
     AS_USED,
     ENDS,
     HERE,
     SIZES,
+    WHOLE,
+    WORDS,
     Figures,
     Row,
     compared,
     domain_rows,
     mix_rows,
+    original_of,
     original_perplexity,
     page_settings,
     ratio,
+    span,
+    variants_of,
 )
 from machines import Times, origin_of_rows
 from markdown_table import table
+from seeds_table import ahead_in
 
 
 def general_table() -> list[str]:
@@ -26,12 +34,22 @@ def general_table() -> list[str]:
     columns = ["times the original's perplexity", *(f"keep {size}" for size in sizes)]
     cells = [
         [
-            f"{row.name.partition(', ')[2]}, {row.tokens_said} tokens",
+            ", ".join(
+                [
+                    row.name.partition(", ")[2],
+                    *[f"{WORDS[row.seeds]} seeds"] * (row.seeds > 1),
+                    f"{row.tokens_said} tokens",
+                ]
+            ),
             *(f"{row.general[size].mean:.2f}" for size in sizes),
         ]
         for row in rows
     ]
-    return [*table(columns, cells), "", page_settings()["general"]["note"].strip()]
+    told = page_settings()["general"]
+    (alike,) = variants_of(told["alike"])
+    (model,) = alike["models"]
+    figures = {"texts": WORDS[len(model["texts"])], "alike": f"{model['general_ratio']:.2f}"}
+    return [*table(columns, cells), "", told["note"].strip().format(**figures)]
 
 
 def headline() -> list[str]:
@@ -41,9 +59,12 @@ def headline() -> list[str]:
     original = original_perplexity()
     said = ", ".join(f"{name} {value:.0f}" for name, value in list(rows.items())[1:4:2])
     assert ours < min(others)
+    (run,) = variants_of(page_settings()["domain"]["timed"])
+    (half,) = (model for model in run["models"] if model["keep_asked"] == float(ENDS[1]))
+    assert round(half["perplexity"]) == round(ours)  # the run that was timed is as good
     return [
-        "**Half of SmolLM2-135M in five minutes: WikiText-2 perplexity "
-        f"{ours:.0f}, original {original:.0f}, {said}.**"
+        f"**Half of SmolLM2-135M in {WORDS[ceil(run['seconds'] / 60)]} minutes: "
+        f"WikiText-2 perplexity {ours:.0f}, original {original:.0f}, {said}.**"
     ]
 
 
@@ -59,20 +80,67 @@ def equal_table() -> list[str]:
     """Of docs/results.md: what each has lost on new documents of a mix, from as many tokens."""
     rows = mix_rows("equal")
     cells = [[_ratio_said(row, size) for size in ENDS] for row in rows]
-    return _table("from as many tokens", "times the original's", rows, cells, "equal")
+    original = original_of("seeds-mix")
+    results = read_committed(HERE / "results" / "seeds-mix.json")
+    large, small = map(float, ENDS)
+    learned, scales, masks = "learned", "masks_and_scales", "masks_only"
+    rivals = ("grasprune", "ddp")
+    everywhere = ahead_in(results, learned, (*rivals, "sparsegpt_2_4"), (large, small))
+    figures = {
+        "seeds": WORDS[max(row.seeds for row in rows)],
+        "sparsegpt": WORDS[seeds_of(rows, "SparseGPT")],
+        "texts": WORDS[len(original["texts"]) - (WHOLE in original["texts"])],
+        "whole": f"{original['texts'][WHOLE]['perplexity']:.1f}",
+        "c4": f"{original['texts']['C4']['perplexity']:.1f}",
+        "large": ENDS[0],
+        "small": ENDS[1],
+        "adapters": _seeds_said(everywhere),
+        "scales_large": _seeds_said(ahead_in(results, scales, rivals, (large,))),
+        "scales_small": _seeds_said(ahead_in(results, scales, rivals, (small,))),
+        "masks_large": _seeds_said(ahead_in(results, masks, rivals, (large,))),
+        "masks_small": _seeds_said(ahead_in(results, masks, rivals, (small,))),
+    }
+    return _table("from as many tokens", "times the original's", rows, cells, "equal", figures)
+
+
+def seeds_of(rows: list[Row], name: str) -> int:
+    """The seeds of the row whose name begins so."""
+    (found,) = (row.seeds for row in rows if row.plain_name.startswith(name))
+    return found
+
+
+def _seeds_said(ahead: list[bool]) -> str:
+    """`every seed`, or `two of three seeds`."""
+    if all(ahead):
+        return "every seed"
+    return f"{WORDS[sum(ahead)]} of {WORDS[len(ahead)]} seeds" if any(ahead) else "no seed"
 
 
 def domain_table() -> list[str]:
     """Of docs/results.md: equal tokens of WikiText-2, there and on texts that no row has read."""
     rows = domain_rows()
     cells = [_said(row.perplexity) for row in rows]
-    return _table("perplexity", "WikiText-2", rows, cells, "domain")
+    original = original_of("seeds")
+    figures = {
+        "original": f"{original['perplexity']:.1f}",
+        "c4": f"{original['texts']['C4']['perplexity']:.1f}",
+        "seeds": WORDS[max(row.seeds for row in rows)],
+        "greedy": WORDS[seeds_of(rows, "Greedy")],
+        "masks_only": WORDS[seeds_of(rows, "disp-llm, masks only")],
+    }
+    return _table("perplexity", "WikiText-2", rows, cells, "domain", figures)
 
 
 def _table(
-    title: str, figure: str, rows: list[Row], cells: list[list[str]], name: str
+    title: str,
+    figure: str,
+    rows: list[Row],
+    cells: list[list[str]],
+    name: str,
+    figures: dict[str, str],
 ) -> list[str]:
-    """Rows with the cells of one figure, then perplexities on the texts of the table's settings."""
+    """Rows with the cells of one figure, then perplexities on the texts of the table's settings,
+    and its note with the figures that this names."""
     told = page_settings()[name]
     columns = [title, *(f"{name}, {size}" for name in (figure, *told["texts"]) for size in ENDS)]
     lines = [
@@ -84,7 +152,7 @@ def _table(
         ]
         for row, of_row in zip(rows, cells, strict=True)
     ]
-    return [*table([*columns, "tokens"], lines), "", told["note"].strip()]
+    return [*table([*columns, "tokens"], lines), "", told["note"].strip().format(**figures)]
 
 
 def _said(found: Figures) -> list[str]:
@@ -119,6 +187,7 @@ def headline_table() -> list[str]:
     keeps = sorted({m["keep_asked"] for r in results for m in r["models"]}, reverse=True)
     columns = ["", *(f"keep {keep:g}" for keep in keeps), "tokens"]
     rows = []
+    errors = [m["perplexity_stderr"] / m["perplexity"] for r in results for m in r["models"]]
     for result in results:
         by_keep = {model["keep_asked"]: model["perplexity"] for model in result["models"]}
         figures = (f"{by_keep[keep]:.1f}" for keep in keeps)
@@ -127,9 +196,10 @@ def headline_table() -> list[str]:
         *table(columns, rows),
         "",
         f"WikiText-2 perplexity, the first 16 windows of 1,024 tokens (original "
-        f"{results[0]['original']['perplexity']:.1f}; standard errors are 14 %, but all rows read "
-        "the same windows). All are `--recipe domain --least-cut 0`; scales are learned where a "
-        f"row does not say *masks only*. {Times.of(results).machines_said} "
+        f"{results[0]['original']['perplexity']:.1f}; standard errors are "
+        f"{span([100 * error for error in errors])} %, but all rows read the same windows). "
+        "All are `--recipe domain --least-cut 0`; scales are learned where a row does not say "
+        f"*masks only*. {Times.of(results).machines_said} "
         "[Errors and seconds](../experiments/results/headline.md).",
     ]
 

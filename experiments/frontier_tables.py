@@ -7,7 +7,7 @@ Every number comes from `results/frontier.json` or, for how pruning and quantisi
 from dataclasses import dataclass
 
 from committed import as_compared, read_committed
-from comparison_rows import HERE
+from comparison_rows import HERE, WORDS
 from machines import machine, origin_of_rows
 from markdown_table import table
 
@@ -26,8 +26,8 @@ WANTED = {
 """What a reader wants who looks at a cost."""
 
 NAMES = """\
-`learned` is ours by block parameters, `latency 0.65` ours at 65 % of the original's time of a
-prompt; other names are [methods](commands.md#methods)."""
+`learned` is ours by block parameters, `latency` ours at a share of the original's time of a prompt;
+other names are [methods](commands.md#methods)."""
 
 TO_TAKE = """\
 Beside each model of another method stands the best of ours, or of the original in int8 or int4,
@@ -157,12 +157,13 @@ def quantising() -> list[str]:
             "yes" if id(row) in front else "",
         )
         rows.append(cells)
+    texts = WORDS[len(found["rows"][0]["texts"])]
     note = (
-        "Times the original's perplexity over five texts. The pruned models have been recovered; "
-        "*trained alike* is the original after as much of that training as one recovery, so "
-        "compare with that. *Reordered* is the original with its channels in another order: its "
-        "own file was rounded in groups of 32, so int4 costs it nothing in that order alone. "
-        "torchao, nothing calibrated; decode over the original's in bfloat16. "
+        f"Times the original's perplexity over {texts} texts. The pruned models have been "
+        "recovered; *trained alike* is the original after as much of that training as one "
+        "recovery, so compare with that. *Reordered* is the original with its channels in another "
+        "order: its own file was rounded in groups of 32, so int4 costs it nothing in that order "
+        "alone. torchao, nothing calibrated; decode over the original's in bfloat16. "
         f"{machine(found)}, `python benchmarks/quantise.py`."
     )
     columns = (

@@ -1,7 +1,7 @@
 """Methods over several seeds, each beside ours of the same seed: parts of results/NAME.md."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from comparison_rows import WHOLE, rows_of
 from markdown_table import table
@@ -36,6 +36,24 @@ def seeds_table(results: list[dict], ours: str) -> list[str]:
             cells += [_by_seed(map(_times, pairs)), f"{found[0]['tokens_seen']:,}"]
             lines.append(cells)
     return table(columns, lines, "lr" + "l" * (len(columns) - 3) + "r")
+
+
+def ahead_in(
+    results: list[dict], ours: str, others: Sequence[str], keeps: Sequence[float]
+) -> list[bool]:
+    """For each seed whether ours is ahead, by two errors, of all these methods that have it, at
+    all these sizes."""
+    rows: dict[tuple[int, float], dict[str, dict]] = {}
+    for row in [row for result in results for row in rows_of(result)]:
+        rows.setdefault((row["provenance"]["seed"], row["keep_asked"]), {})[row["method"]] = row
+
+    def ahead(seed: int, keep: float) -> bool:
+        found = rows[seed, keep]
+        pairs = [_pair_of_texts(found[one], found[ours]) for one in others if one in found]
+        return all(times - 2 * error > 1 for times, error in pairs)
+
+    seeds = sorted({seed for seed, _ in rows})
+    return [all(ahead(seed, keep) for keep in keeps) for seed in seeds]
 
 
 def _mean(rows: list[dict], loss: Callable[[dict], float]) -> float:

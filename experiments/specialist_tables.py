@@ -123,7 +123,7 @@ def specialists_table() -> list[str]:
         *table(columns, rows),
         "",
         f"Exact spans with their labels; ± over bootstrap samples of the sentences.{second} MB are "
-        f"weights as stored, embedding (57 MB) included. {hardware['cpu']}. "
+        f"weights as stored, embedding included. {hardware['cpu']}. "
         "[Precision, recall, seconds](../benchmarks/results/specialists.json).",
     ]
     return ["![F1 over size, first seed, and over speed, second seed](specialists.png)", "", *lines]

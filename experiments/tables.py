@@ -5,7 +5,7 @@
 A table of an experiment lies beside its JSON, as results/NAME.md. docs/reproduce.md and
 docs/architectures.md are written whole; README.md, docs/results.md, docs/guide.md and
 docs/commands.md between their markers; the charts are drawn. With --check nothing is written and
-the exit code says whether the texts are up to date.
+the exit code says whether the texts are up to date. Figures of these documents stand nowhere else.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from architectures_page import architectures_page
 from committed import as_compared, read_committed
 from comparison_rows import HERE, figure, ratio
 from comparison_tables import baselines_page, general_table, headline, results_tables
+from costs_table import costs
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
 from markdown_table import row as table_row
@@ -43,8 +44,8 @@ folders: `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train s
 JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
 `experiments/general_texts.py` writes, `RUNS` the run folders of other experiments.
 
-The paper's tables were not run. Times are the paper's (2.4 hours on two A100 for 7B) or scaled from
-these by parameters. OPT-125M of Table 1 is the first to run.
+The paper's tables were not run. Times are the paper's, or scaled from these by parameters.
+OPT-125M of Table 1 is the first to run.
 
 Other measurements: `benchmarks/`, each a command of its own with its result in
 `benchmarks/results/`. The [comparison of all methods](../experiments/baselines/tables.md) is made
@@ -52,6 +53,13 @@ by `disp-llm compare`. Why each was run, and what came of it: [log](experiment-l
 
 | experiment | about | state |
 |---|---|---|
+"""
+SUITES = """
+The suites in `experiments/suites/` pin every text by its hash: `texts` is the development suite,
+which has chosen settings; `test` chooses nothing.
+
+| suite | text | from | SHA-256 |
+|---|---|---|---|
 """
 Row = list[str]
 
@@ -166,36 +174,80 @@ def reproduce_page() -> str:
         if (HERE / "results" / f"{path.stem}.json").exists():
             state = f"[table](../experiments/results/{path.stem}.md)"
         lines.append(table_row([f"`{path.stem}`", experiment["title"], state]))
-    return INTRODUCTION + "\n".join(lines) + "\n"
+    return INTRODUCTION + "\n".join(lines) + "\n" + SUITES + "\n".join(_texts()) + "\n"
 
 
-def between_markers(text: str, name: str, lines: list[str]) -> str:
-    """The text with these lines between its markers of that name."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, after = text.split(start)[0], text.split(end)[1]
-    return "\n".join([before + start, *lines, end + after])
+def _texts() -> list[str]:
+    """A line for each text of the two suites."""
+    found = []
+    for suite in ("texts", "test"):
+        tables = tomllib.loads((HERE / "suites" / f"{suite}.toml").read_text())
+        found += [
+            table_row([suite, name, text["origin"], f"`{text['sha256'][:16]}`"])
+            for name, text in tables["texts"].items()
+        ]
+    return found
 
 
-def pages() -> dict[Path, str]:
-    """Every generated text by its file."""
-    docs, readme = ROOT / "docs", ROOT / "README.md"
-    results, guide, commands = (docs / f"{name}.md" for name in ("results", "guide", "commands"))
-    shown = between_markers(results.read_text(), "results", results_tables())
-    listed = between_markers(commands.read_text(), "settings", settings_table())
+def blocks() -> dict[Path, dict[str, list[str]]]:
+    """The lines between the markers of each document, by the name of the markers."""
+    docs = ROOT / "docs"
+    return {
+        ROOT / "README.md": {"headline": headline(), "results": general_table()},
+        docs / "results.md": {"results": results_tables(), "specialists": specialists_table()},
+        docs / "guide.md": {"costs": costs(), "frontier": choices()},
+        docs / "commands.md": {"settings": settings_table(), "methods": methods_table()},
+    }
+
+
+def whole_pages() -> dict[Path, str]:
+    """The texts that are generated from beginning to end."""
     defined = sorted(HERE.glob("*.toml"))
     made = [path for path in defined if (HERE / "results" / f"{path.stem}.json").exists()]
     return {
         **{HERE / "results" / f"{path.stem}.md": result_page(path) for path in made},
         HERE / "baselines" / "tables.md": baselines_page(),
-        docs / "reproduce.md": reproduce_page(),
-        docs / "architectures.md": architectures_page(),
-        results: between_markers(shown, "specialists", specialists_table()),
-        guide: between_markers(guide.read_text(), "frontier", choices()),
-        commands: between_markers(listed, "methods", methods_table()),
-        readme: between_markers(
-            between_markers(readme.read_text(), "headline", headline()), "results", general_table()
-        ),
+        ROOT / "docs" / "reproduce.md": reproduce_page(),
+        ROOT / "docs" / "architectures.md": architectures_page(),
     }
+
+
+def split_at(text: str, name: str) -> tuple[str, str]:
+    """What stands before and behind the block of that name, with its markers.
+
+    Raises:
+        ValueError: the text has not these two markers, each once and in their order.
+    """
+    start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
+        raise ValueError(f"it needs one block {start.strip()} … {end.strip()}")
+    before, _, rest = text.partition(start)
+    return before + start, end + rest.partition(end)[2]
+
+
+def filled(text: str, made: dict[str, list[str]]) -> str:
+    """A document with its blocks as they are made now.
+
+    Raises:
+        ValueError: a block has not its markers.
+    """
+    for name, lines in made.items():
+        before, after = split_at(text, name)
+        text = before + "\n".join(lines) + after
+    return text
+
+
+def prose(text: str, made: dict[str, list[str]]) -> str:
+    """A document without its blocks."""
+    for name in made:
+        before, after = split_at(text, name)
+        text = before + after
+    return text
+
+
+def pages() -> dict[Path, str]:
+    """Every generated text by its file."""
+    return whole_pages() | {path: filled(path.read_text(), made) for path, made in blocks().items()}
 
 
 def main() -> None:

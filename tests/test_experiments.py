@@ -276,6 +276,46 @@ def test_methods_of_several_seeds_are_paired_with_ours_of_the_same_seed(experime
     assert "| 77.7 | ×1.350±0.000, ×1.000±0.000 |" in second
 
 
+def test_ours_is_ahead_with_a_seed_where_no_other_is_level(experiments):
+    from seeds_table import ahead_in
+
+    near, far = ([1.0, 1.0], [2.0, 2.0]), ([1.2, 1.2], [2.4, 2.4])
+    results = [
+        of_seed(0, {"mine": near, "theirs": far}, whole=False),
+        of_seed(1, {"mine": far, "theirs": far}, whole=False),
+        of_seed(2, {"mine": near, "theirs": far, "third": near}, whole=False),
+    ]
+    assert ahead_in(results, "mine", ["theirs"], [0.5]) == [True, False, True]
+    assert ahead_in(results, "mine", ["theirs", "third"], [0.5]) == [True, False, False]
+
+
+def test_what_runs_took_is_told_by_machine(experiments, monkeypatch):
+    import costs_table
+
+    made = [
+        finished("one", 120.0, XEON),
+        finished("two", 300.0, XEON),
+        finished("more", 60.0, EPYC),
+    ]
+    told = [one | {"peak_memory_bytes": 2**30 * (n + 1)} for n, one in enumerate(made)]
+    names = [one["name"] for one in told]
+    monkeypatch.setattr(
+        costs_table, "RUNS", {"`prune`": ("any", names), "`recover`": ("any", names[2:])}
+    )
+
+    def found(asked: dict) -> list[dict]:
+        return [one for one in told if one["name"] in asked["variant"]]
+
+    monkeypatch.setattr(costs_table, "variants_of", found)
+    first, _, both, single, _, note = costs_table.costs()
+    assert note.endswith("`prune` for one sizes, `recover` for one.")
+    assert (
+        first == "| command | tokens | GiB | minutes, EPYC, 2 threads | minutes, Xeon, 2 threads |"
+    )
+    assert both == "| `prune` | 1 k | 1.0 to 3.0 | 1 | 2 to 5 |"
+    assert single == "| `recover` | 1 k | 3.0 | 1 |  |"
+
+
 def test_what_is_on_the_front_of_bytes_loses_less_than_all_that_is_as_small(experiments):
     from frontier_tables import front_of_bytes
 

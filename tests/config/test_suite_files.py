@@ -53,6 +53,7 @@ def test_files_lie_beside_the_suite_or_where_variables_say(written, tmp_path, mo
         ("[texts.A]\nfiles = []", "name either files or a dataset"),
         (TEXT + "dataset = 'x'", "name either files or a dataset"),
         (TEXT + "rows = 3", "rows are those of a dataset"),
+        ("[texts.A]\nfiles = ['a.txt', 'a.txt']\nsha256 = 'x'", "sha256 is that of one file"),
         ("[texts.A]\nfiles = 'a.txt'", "expected array, got str"),
         ("[texts.A]\nfiles = ['gone.txt']", r"texts\S*files\S*: there is no .*gone.txt"),
         ("[texts.A]\nfiles = ['$NO_SUCH/a']", "variable NO_SUCH is not set"),

@@ -253,6 +253,10 @@ def test_mistakes_are_one_line(llama_folder, suite, arguments, said):
             "texts.A: 500 tokens, and the model has",
         ),
         ("[texts.A]\nfiles = ['mine.jsonl']", "texts.A: "),
+        (
+            "[texts.A]\nfiles = ['mine.jsonl']\nsha256 = '00'\norigin = 'its page'",
+            "texts.A: mine.jsonl is not the file that the suite means; get it from its page",
+        ),
     ],
 )
 def test_texts_that_cannot_be_read(llama_folder, suite, tmp_path, content, said):

@@ -69,12 +69,18 @@ class SuiteText:
     """Key or column that holds the text."""
     rows: AnyTokens = 0
     """Rows of the data set from its start, so that a large one is not fetched whole; 0 = all."""
+    origin: str = ""
+    """Where others get it."""
+    sha256: str = ""
+    """Of its one file; another one is refused."""
 
     def __post_init__(self) -> None:
         if bool(self.files) == bool(self.dataset):
             raise ValueError("name either files or a dataset")
         if self.rows and not self.dataset:
             raise ValueError("rows are those of a dataset")
+        if self.sha256 and len(self.files) != 1:
+            raise ValueError("sha256 is that of one file")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
+from disp_llm.runs.sums import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,12 @@ class Scoreboard:
 
 
 def _read(text: SuiteText, tokens: int) -> GivenText:
+    if text.sha256 and sha256(text.files[0]) != text.sha256:
+        raise InputError(
+            f"{text.files[0].name} is not the file that the suite means",
+            field="suite",
+            hint=f"get it from {text.origin or 'where its author has it'}",
+        )
     if text.rows:
         return read_dataset(text.dataset, text.field, "test", streams=True, rows=text.rows)
     characters = characters_for(tokens)
