@@ -74,6 +74,10 @@ def test_figures_are_those_of_the_folder(small_run, text_file):
         assert sum(p.numel() for p in model.parameters()) == entry["parameters"]
         size = sum(p.stat().st_size for p in (folder / name).glob("*.safetensors"))
         assert size == entry["bytes"]
+        stored = sum(p.numel() for n, p in model.named_parameters() if n.endswith("_proj.weight"))
+        assert entry["keep"] == stored / result["original"]["block_parameters"]
+        assert entry["share_of_budget"] == entry["keep"] < entry["share_asked"]
+        assert entry["keep_total"] == entry["parameters"] / result["original"]["parameters"]
     small, large = result["models"]
     assert small["measured"]["perplexity"] > large["measured"]["perplexity"] * 0.9
     assert "perplexity" in (folder / "keep-0.5" / "README.md").read_text()
@@ -262,10 +266,10 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert done.returncode == 0, done.stderr
     ours, theirs = (load_file(f / "selection.safetensors") for f in (folder, uninterrupted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    steps = [
-        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps == list(range(1, STEPS + 1))  # no step twice, none missing
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    steps = [(line["step"], line["tokens"]) for line in lines]
+    assert steps == [(i, 32 * i) for i in range(1, STEPS + 1)]  # no step twice, none missing
+    assert Run(folder).result()["tokens_seen"] == STEPS * 32 + 4 * 32
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

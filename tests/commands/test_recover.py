@@ -106,6 +106,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     assert metrics.read_text().count("\n") == 15
     files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
+    counted = [Run(tmp_path / name).result()["tokens_seen"] for name in ("whole", "cut")]
+    assert counted == [1920, 1920]
 
 
 @pytest.mark.parametrize(

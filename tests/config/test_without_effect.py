@@ -102,7 +102,7 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --method random --calibration-length 64", "calibration_length"),
         ("prune m --method fisher --start random", "start"),
         ("prune m --shift 3", "shift"),
-        ("prune m --estimator reinmax --penalty 6 --chunk 8", "chunk"),
+        ("prune m --estimator reinmax --penalty 6 --chunk 2", "chunk"),
         ("prune m --estimator reinmax --penalty 6 --sites experts", "sites"),
         ("prune m --steps 5 --minutes 3", "steps"),
         ("prune m --keep 0.6 --budget memory --target 6GB", "keep"),

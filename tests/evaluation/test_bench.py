@@ -10,7 +10,7 @@ from conftest import SMALL, masks_of, run_command, tiny_prunable, without_branch
 from torch.utils.flop_counter import FlopCounterMode
 
 from disp_llm.evaluation import timing
-from disp_llm.evaluation.benchmark import Counted, compare, count
+from disp_llm.evaluation.benchmark import Counted, compare, count, side_by_side
 from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner, speed_against
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget
@@ -127,6 +127,13 @@ def test_decode_reads_weights_once_and_the_cache_of_every_sequence(branches):
         if isinstance(layer, torch.nn.Linear)
     )
     assert one.bytes_read == 4 * linear + cached
+
+
+def test_tokens_a_second_are_those_of_all_sequences(monkeypatch):
+    monkeypatch.setattr(timing, "_timed", lambda model, tokens, cache: 0.5)
+    workloads = [Workload("prefill", 8, 3), Workload("decode", 8, 3)]
+    rows, _ = side_by_side([pruned("llama")] * 2, ["first", "second"], workloads, rounds=1)
+    assert [row["tokens_per_s"] for row in rows] == [48, 48, 6, 6]
 
 
 def test_rounds_alternate_who_goes_first():

@@ -81,6 +81,13 @@ def test_kept_of_tasks(made_up):
     assert error == pytest.approx(together.std(), rel=0.06)
 
 
+def test_where_half_is_kept_an_answer_of_the_original_counts_half():
+    """Residuals of 1/2, -1/2, 0 and 0 have a variance of 1/6; half of the original is right."""
+    kept, error = kept_above_chance([1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], 0.0)
+    assert kept == 0.5
+    assert error == pytest.approx(math.sqrt(1 / 6 / 4) / 0.5)
+
+
 def test_a_model_loses_nothing_against_itself():
     assert loss_ratio([2.0, 3.0], [2.0, 3.0]) == (1, 0)
     assert kept_above_chance([1.0, 0.0, 1.0], [1.0, 0.0, 1.0], 0.25) == (1, 0)

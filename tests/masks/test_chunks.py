@@ -39,22 +39,23 @@ from disp_llm.methods import method_named
 PROMPT = torch.arange(5, 25).unsqueeze(0)
 
 
-def test_only_the_residual_stream_lies_in_chunks():
+@pytest.mark.parametrize("chunk", [2, 8])
+def test_only_the_residual_stream_lies_in_chunks(chunk):
     layout = tiny_prunable("llama").layout
     scores = torch.randn(layout.entries)
-    means = layout.by_chunks(scores, 8)
+    means = layout.by_chunks(scores, chunk)
     for name, part, before in zip(
         layout.names, layout.split(means), layout.split(scores), strict=True
     ):
         if name.endswith("mlp_mid"):
             assert torch.equal(part, before)
         else:
-            wanted = before.view(-1, 8).mean(1, keepdim=True).expand(-1, 8).flatten()
+            wanted = before.view(-1, chunk).mean(1, keepdim=True).expand(-1, chunk).flatten()
             torch.testing.assert_close(part, wanted)
     assert torch.equal(layout.by_chunks(scores, 1), scores)
 
 
-@pytest.mark.parametrize(("chunk", "align"), [(8, 1), (8, 16), (16, 8), (4, 6), (16, 16)])
+@pytest.mark.parametrize(("chunk", "align"), [(2, 1), (8, 1), (8, 16), (16, 8), (4, 6), (16, 16)])
 @pytest.mark.parametrize("keep", [0.9, 0.6, 0.4])
 def test_a_projection_divides_no_chunk_and_keeps_to_the_budget(chunk, align, keep):
     layout = tiny_prunable("llama").layout
@@ -219,8 +220,8 @@ def test_how_many_neighbours_stay_together():
     alone = PruneConfig("m", learn=LearnConfig(adapter_rank=0))
     usual = [PruneConfig("m"), drawn, alone, PruneConfig("m", method="fisher")]
     assert [chunk_of(config, dense, 16) for config in usual] == [16, 1, 1, 1]
-    asked = [PruneConfig("m", chunk=chunk) for chunk in (1, 4, 12, 100)]
-    assert [chunk_of(config, dense, 16) for config in asked] == [1, 4, 4, 4]
+    asked = [PruneConfig("m", chunk=chunk) for chunk in (1, 2, 4, 12, 100)]
+    assert [chunk_of(config, dense, 16) for config in asked] == [1, 2, 4, 4, 4]
 
 
 def test_shapes_that_are_timed_lie_in_chunks_too():

@@ -116,3 +116,13 @@ def test_kept_indices_are_read_where_no_model_is_at_hand(path, layout):
         assert len(blocks) == len(layout.blocks)
         for i, kept in enumerate(blocks):
             assert torch.equal(kept, wanted[f"layers.{i}.{site}"])
+
+
+def test_the_cache_shrinks_by_heads_where_whole_attentions_may_go_too():
+    """Of three blocks one has lost half of its heads, and one its attention."""
+    layout = tiny_prunable("llama", heads=True, branches=True).layout
+    kept = torch.ones(layout.entries, dtype=torch.bool)
+    layout.named(kept)["layers.0.heads"][1] = False
+    layout.named(kept)["layers.2.attention"][0] = False
+    masks = Masks(layout, layout.without_dropped(kept), Selection(kept.float()))
+    assert masks.kv_cache == pytest.approx((1 / 2 + 1 + 0) / 3)

@@ -50,6 +50,15 @@ def test_every_architecture_says_how_many_tokens_it_reads(name):
     assert positions_of(tiny_config(name)) == 128
 
 
+@pytest.mark.parametrize(
+    ("kind", "tokens"), [("default", 128), ("linear", 512), ("dynamic", 512), ("yarn", 128)]
+)
+def test_stretched_positions_reach_as_many_times_as_far(kind, tokens):
+    described = tiny_config("llama")
+    described.rope_parameters = {"rope_type": kind, "rope_theta": 500.0, "factor": 4.0}
+    assert positions_of(described) == tokens
+
+
 def test_what_fits_is_left_without_a_word(caplog):
     for config in (EvalConfig("x", evaluation=PerplexityConfig(128)), RecoverConfig("x")):
         described = FEW if isinstance(config, EvalConfig) else tiny_config("gpt2", n_positions=1024)

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import masks_of, problem_of, tiny_prunable
+from conftest import masks_of, problem_of, tiny_prunable, with_config
 from test_learn import LEARN, TRAINING, Killed, learned
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import MachineConfig
 from disp_llm.data.randomness import generator_of
 from disp_llm.exporter.cutting import compact_model, fold_into_weights
 from disp_llm.masks.masking import masked
@@ -85,6 +86,20 @@ def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, optimizer, tex
         if mine.delta is not None:
             assert mine.delta.any()
             assert torch.equal(mine.delta, again.delta)
+
+
+def test_learning_begins_as_the_seed_says(text_file, tmp_path):
+    """With the same adapters and hypernetwork where it is the same, and with others where not."""
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    config = dataclasses.replace(ADAPTED, parametrisation="hypernetwork")
+    begun = []
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        seeded = with_config(problem, machine=MachineConfig(device="cpu", seed=seed))
+        found = learned(seeded, tmp_path / name, learn_config=config, steps=0)
+        begun.append((found.compensation.adapters[0].down, found.importance))
+    for one, again, other in zip(*begun, strict=True):
+        assert torch.equal(one, again)
+        assert not torch.equal(one, other)
 
 
 def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_path):
