@@ -79,7 +79,7 @@ def test_unknown_command_is_one_line():
         (["prune", "x", "--pruning-ratio", "0.3"], "--pruning-ratio: is no option; give the share"),
         (["prune", "x", "--sparsity", "0.3"], "give the share that stays: a sparsity of 0.3"),
         (["prune", "x", "--steps", "5", "6"], "disp-llm prune: '6' belongs to no option; see"),
-        (["prune", "x", "--steps", "5.5"], "--steps: '5.5' is not a whole number; give a whole"),
+        (["prune", "x", "--steps", "5.5"], "--steps: '5.5' is not a whole number; correct it"),
         (["prune", "x", "--schedule", "flat"], "'flat' is not one of cosine, linear, constant"),
         (["prune", "x", "--keep"], "argument --keep: expected at least one argument; see disp"),
         (["prune", "x", "--set", "learn.shft=3"], "--set: unknown key 'learn.shft' (nearest: shif"),

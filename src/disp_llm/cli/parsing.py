@@ -140,7 +140,7 @@ def _value(value: Any, setting: Setting | None) -> Any:
         return msgspec.convert(value, setting.kind, strict=False, dec_hook=to_path)
     except (msgspec.ValidationError, UnicodeError):
         what = f"'{' '.join(map(str, words))}' is not {setting.wanted}"
-        raise InputError(what, field=setting.flag, hint=f"give {setting.wanted}") from None
+        raise InputError(what, field=setting.flag, hint="correct it") from None
 
 
 def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
