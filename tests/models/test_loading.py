@@ -20,7 +20,8 @@ from disp_llm.commands.api import Inputs
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.exporter.cutting import compact_model
-from disp_llm.models.loading import load, load_model
+from disp_llm.models.embedded import MODEL
+from disp_llm.models.loading import load, load_config, load_model
 
 CPU = MachineConfig(device="cpu", dtype="float32")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -319,3 +320,10 @@ def test_an_adapter_is_not_a_model(whole):
     )
     adapted.save_pretrained(whole)
     assert "is an adapter on another model" in refused(whole)
+
+
+def test_the_embedded_model_is_no_folder_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / MODEL / "keep-0.5").mkdir(parents=True)
+    (tmp_path / MODEL / "keep-0.5" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(MODEL).model_type == "llama"

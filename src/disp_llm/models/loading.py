@@ -93,7 +93,7 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
 
 def _require_place(name: str) -> None:
     """Refuses what looks like a path and is none, and a run in place of one of its models."""
-    path = Path(hub_place(name)[0])
+    path = path_of(hub_place(name)[0])
     is_path = path.is_absolute() or name.startswith(".") or len(path.parts) > 2
     if not path.exists() and (is_path or (len(path.parts) == 2 and path.parent.is_dir())):
         hint = "name a model folder, a hub id, or smollm2-135m"
