@@ -31,8 +31,8 @@ def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict
 
 
 @dataclass(frozen=True, repr=False)
-class PruneResult:
-    """A run of `prune`, and the sizes that it or `export` made."""
+class RunResult:
+    """What a task has left in its run folder."""
 
     folder: Path
     figures: dict[str, Any]
@@ -42,20 +42,41 @@ class PruneResult:
     temporary: Any = None
     """Holds a folder that nobody named; it is deleted with this result."""
 
+    def report(self) -> Path:
+        """Writes the page of the run, one HTML file that stands alone, and returns its path."""
+        return write_page(Run(self.folder))
+
+    @property
+    def _typed(self) -> RunFigures | None:
+        """The figures of the run; None in processes other than the first."""
+        found = Run(self.folder).result_file
+        return run_figures(self.figures, str(found)) if self.figures else None
+
+    def _trainable(self, folder: Path) -> PreTrainedModel:
+        """A model folder as `from_pretrained` gives it: ready for a Trainer, PEFT or `generate`."""
+        device = resolve_device(self.device)
+        dtype = resolve_dtype(self.figures["dtype"], device)
+        return load_model(str(folder), device, dtype).requires_grad_(True)
+
+
+@dataclass(frozen=True, repr=False)
+class PruneResult(RunResult):
+    """A run of `prune`, and the sizes that it or `export` made."""
+
     def __repr__(self) -> str:
         sizes = (f"{size.size}: perplexity {perplexity_said(size)}" for size in self.sizes)
         return f"PruneResult({str(self.folder)!r}, {', '.join(sizes) or 'no sizes'})"
 
     def _repr_html_(self) -> str:
         """The table of sizes, as a notebook shows it."""
-        found = _typed(self)
+        found = self._typed
         table = run_table(found) if found else None
         return table.html() if table else escape(repr(self))
 
     @property
     def sizes(self) -> list[SizeResult]:
         """The models, with their figures, in the order in which they were asked for."""
-        found = _typed(self)
+        found = self._typed
         return found.models if found else []
 
     def to_frame(self) -> Any:
@@ -77,7 +98,7 @@ class PruneResult:
             from matplotlib import pyplot
 
             axes = pyplot.figure().add_subplot()
-        found = _typed(self)
+        found = self._typed
         sizes = [(one.keep, one.measured) for one in self.sizes if one.measured]
         axes.errorbar(
             [keep for keep, _ in sizes],
@@ -117,7 +138,7 @@ class PruneResult:
 
     def model(self, share: float | str | None = None) -> PreTrainedModel:
         """The smaller model of that size, with weights that can be trained."""
-        return _trainable(self._model_folder(share), self)
+        return self._trainable(self._model_folder(share))
 
     def masks(self, share: float | str | None = None) -> dict[str, Tensor]:
         """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
@@ -138,22 +159,13 @@ class PruneResult:
         convert(self._model_folder(share), to="folder", output_dir=folder)
         return Path(folder)
 
-    def report(self) -> Path:
-        """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_page(Run(self.folder))
-
 
 @dataclass(frozen=True, repr=False)
-class RecoverResult:
-    """A run of `recover`; fields as above."""
-
-    folder: Path
-    figures: dict[str, Any]
-    device: str = "cpu"
-    temporary: Any = None
+class RecoverResult(RunResult):
+    """A run of `recover`."""
 
     def __repr__(self) -> str:
-        found = _typed(self)
+        found = self._typed
         if found is None or found.before is None or found.model is None:
             return f"RecoverResult({str(self.folder)!r}, not trained)"
         change = f"{found.before.measured} -> {found.model.measured}"
@@ -162,21 +174,4 @@ class RecoverResult:
     @property
     def model(self) -> PreTrainedModel:
         """The trained model, with weights that can be trained on."""
-        return _trainable(Run(self.folder).model_folder, self)
-
-    def report(self) -> Path:
-        """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_page(Run(self.folder))
-
-
-def _typed(result: PruneResult | RecoverResult) -> RunFigures | None:
-    """The figures of a run; None in processes other than the first."""
-    found = Run(result.folder).result_file
-    return run_figures(result.figures, str(found)) if result.figures else None
-
-
-def _trainable(folder: Path, result: PruneResult | RecoverResult) -> PreTrainedModel:
-    """A model folder as `from_pretrained` gives it: ready for a Trainer, PEFT or `generate`."""
-    device = resolve_device(result.device)
-    dtype = resolve_dtype(result.figures["dtype"], device)
-    return load_model(str(folder), device, dtype).requires_grad_(True)
+        return self._trainable(Run(self.folder).model_folder)
