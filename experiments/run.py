@@ -10,7 +10,7 @@ one that was interrupted goes on. Only the results are committed, the run folder
 states its command, and the commit of disp-llm, seed, versions, hardware and date of the run that it
 comes from; so does every size or row in it.
 
-    python experiments/run.py estimators [--only NAME ...] [--runs runs/experiments]
+    python experiments/run.py seeds [--only NAME ...] [--runs runs/experiments] [--at-once 2]
 """
 
 import argparse
@@ -21,8 +21,10 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from committed import as_committed
 
@@ -207,25 +209,37 @@ def main() -> None:
     parser.add_argument("name", help="an experiments/NAME.toml")
     parser.add_argument("--only", nargs="*", default=[], help="names of variants")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
+    shared = "variants side by side: more tokens a second, but no times"
+    parser.add_argument("--at-once", type=int, default=1, help=shared)
     arguments = parser.parse_args()
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.at_once)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     experiment = tomllib.loads((HERE / f"{arguments.name}.toml").read_text())
     path = HERE / "results" / f"{arguments.name}.json"
     results = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
-    for variant in experiment["variant"]:
+    writing = Lock()
+
+    def run(variant: dict) -> None:
         name = variant["name"]
-        if arguments.only and name not in arguments.only:
-            continue
-        if is_whole(results.get(name, {}), variant, experiment):
-            continue
         print(f"{arguments.name}: {name}", file=sys.stderr)
         folder = arguments.runs / arguments.name / name.replace(" ", "-")
         made = run_variant(variant, experiment, folder)
         if "error" in made and "command" in results.get(name, {}):
             print(f"{name} stays as it was: {made['error']}", file=sys.stderr)
-            continue
-        results[name] = made
-        order = [v["name"] for v in experiment["variant"] if v["name"] in results]
-        path.write_text(json.dumps([results[n] for n in order], indent=1) + "\n")
+            return
+        with writing:
+            results[name] = made
+            order = [v["name"] for v in experiment["variant"] if v["name"] in results]
+            path.write_text(json.dumps([results[n] for n in order], indent=1) + "\n")
+
+    asked = [
+        variant for variant in experiment["variant"]
+        if not arguments.only or variant["name"] in arguments.only
+    ]  # fmt: skip
+    todo = [v for v in asked if not is_whole(results.get(v["name"], {}), v, experiment)]
+    with ThreadPoolExecutor(arguments.at_once) as side_by_side:
+        for _ in side_by_side.map(run, todo):
+            pass
 
 
 if __name__ == "__main__":
