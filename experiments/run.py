@@ -3,7 +3,7 @@
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
 and the flags that are its own; `texts`, files by name, on which the exported folders are also to
 be measured (a variant may have its own), and `tasks`, which they are to be run on zero-shot (or
-a suite of tasks).
+a suite of tasks); `constants`, values that a variant tries in place of those of a method's module.
 `command` names another command than `prune`: `recover`, or `compare`, whose result is what
 `compare.json` holds. A variant that has finished is not run again unless its flags have changed;
 one that was interrupted goes on. Only the results are committed, the run folders are not. Each
@@ -45,7 +45,8 @@ def command_of(variant: dict, experiment: dict) -> str:
     name, own = experiment.get("command", "prune"), variant["flags"]
     common = re.split(r" (?=--)", experiment["common"])
     parts = [part for part in common if part.split()[0] not in own.split()]
-    return " ".join(["disp-llm", name, *parts, own]).strip()
+    tried = [f"# {name} = {value}" for name, value in variant.get("constants", {}).items()]
+    return " ".join(["disp-llm", name, *parts, own, *tried]).strip()
 
 
 def command_now(recorded: str) -> str:
@@ -81,7 +82,7 @@ def texts_of(variant: dict, experiment: dict) -> dict[str, str]:
 def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     """The variant's result, from its run folder if it has finished there."""
     stated = command_of(variant, experiment)
-    arguments = [os.path.expandvars(word) for word in shlex.split(stated)[1:]]
+    arguments = [os.path.expandvars(word) for word in shlex.split(stated, comments=True)[1:]]
     begun = any((folder / name).exists() for name in ("config.toml", "compare.json"))
     resume = ["--resume"] if (folder / "config.toml").exists() else []  # `compare` always does
     note = folder.with_name(f"{folder.name}.command")  # beside the folder, which must be empty
@@ -89,9 +90,11 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
         return {"name": variant["name"], "error": f"run folder {folder.name} has other flags"}
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(stated)
+    program = ["-m", "disp_llm"]
+    if "constants" in variant:
+        program = [str(HERE / "with_constants.py"), json.dumps(variant["constants"])]
     done = subprocess.run(
-        [sys.executable, "-m", "disp_llm", *arguments, "--output-dir", str(folder), "--json",
-         *resume],
+        [sys.executable, *program, *arguments, "--output-dir", str(folder), "--json", *resume],
         stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     if done.returncode == 130:

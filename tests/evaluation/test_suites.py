@@ -170,6 +170,14 @@ def test_texts_against_the_original(llama_folder, other_folder, suite, text_file
     ]
 
 
+def test_every_third_window(llama_folder, suite):
+    whole, _ = evaluated(llama_folder, "--suite", suite)
+    suite.write_text(suite.read_text().replace("windows = 4", "windows = 2\nevery = 3"))
+    thinned, _ = evaluated(llama_folder, "--suite", suite)
+    for name, text in thinned["texts"].items():
+        assert text["losses"] == whole["texts"][name]["losses"][::3]
+
+
 def test_first_rows_of_a_data_set(llama_folder, tmp_path):
     rows = tmp_path / "rows"
     rows.mkdir()

@@ -127,7 +127,7 @@ def test_there_are_no_more_rounds_than_sequences(problem, monkeypatch, sequences
     scores = ScoreConfig(calibration_sequences=sequences, calibration_length=32)
     seen, original = [], gisp.mean_changes
 
-    def watched(dense, windows):
+    def watched(dense, windows, *teacher):
         seen.append(len(windows))
         return original(dense, windows)
 

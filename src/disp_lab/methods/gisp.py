@@ -32,11 +32,14 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method, Reads
 from disp_llm.training.blocks import checkpointed_blocks
-from disp_llm.training.losses import mean_losses
+from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem, calibration_windows
 
 ROUNDS = 22
 """Rounds, unless there are fewer sequences."""
+
+DISTILLATION = 0.0
+"""Share of the loss that is the divergence from the dense model (the code: none)."""
 
 SPARED = 0.1
 """Share of the blocks, from the first, that lose nothing."""
@@ -69,7 +72,8 @@ def gisp(problem: PruningProblem) -> Selection:
     ):
         for number, part in enumerate(windows.tensor_split(rounds), start=1):
             masking.set(kept.float())
-            scores = mean_changes(dense, part)
+            teacher = Teacher(dense, DISTILLATION, masking.lifted) if DISTILLATION else None
+            scores = mean_changes(dense, part, teacher)
             if not scores.isfinite().all():  # ranks would hide it
                 raise InputError(
                     "gave numbers that are not finite",
@@ -96,13 +100,15 @@ def spared_entries(layout: Layout) -> Bool[Tensor, " N"]:
     return (whole[:, None] | elsewhere).flatten()[layout.site_of_entry]
 
 
-def mean_changes(dense: PrunableModel, windows: Windows) -> Float[Tensor, " N"]:
+def mean_changes(
+    dense: PrunableModel, windows: Windows, teacher: Teacher | None = None
+) -> Float[Tensor, " N"]:
     """The mean of `|w·∂loss/∂w|` over the weights of each head and channel, under the masks that
     are set; 0 of what these have removed."""
     layout = dense.layout
     with weight_gradients(dense):
         for place in range(len(windows)):
-            loss = mean_losses(dense, windows[place : place + 1].to(dense.device))
+            loss = mean_losses(dense, windows[place : place + 1].to(dense.device), teacher)
             (loss / len(windows)).backward()
         changes = [
             changes_of(dense, block, shape)

@@ -46,6 +46,9 @@ MOST_FOR_MASKS, MOST_FOR_SCALES = 10.0, 5.0
 SCALE_SHARE = 0.15
 """Share of the steps that the second stage has (the code: up to a fifth)."""
 
+DISTILLATION = 0.0
+"""Share of the loss that is the divergence from the dense model (the code: none)."""
+
 START = 1.0
 """Standard deviation of g at first: of 0.1, which is one step of Adam, 20 steps leave no trace."""
 
@@ -124,7 +127,16 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
         # The loop exchanges gradients of all that is trained: that of the other stage is zero.
         return loss + 0 * idle.sum(), {"loss": loss}
 
-    train_masks(problem, config, steps, gates, optimizer, batch_loss, prepare=forget_masks)
+    train_masks(
+        problem,
+        config,
+        steps,
+        gates,
+        optimizer,
+        batch_loss,
+        prepare=forget_masks,
+        distill=DISTILLATION,
+    )
     return gates
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from disp_llm.config.bounds import AnyTokens, Number, ShareBelowOne, Weight, Window
+from disp_llm.config.bounds import AnyTokens, Number, Sequences, ShareBelowOne, Weight, Window
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import GENERAL
 from disp_llm.config.parts import PerplexityConfig
@@ -107,6 +107,9 @@ class Suite:
     """Tokens of a window, as `--context`."""
     windows: Number = 16
     """Number of windows of each text, as `--windows`."""
+    every: Sequences = 1
+    """Measures every n-th window: windows that do not follow one another differ more, and the error
+    takes them for independent."""
     texts: dict[Name, SuiteText] = field(default_factory=dict)
     tasks: dict[Name, SuiteTask] = field(default_factory=dict)
     file: str = ""
@@ -123,8 +126,8 @@ class Suite:
 
     @property
     def evaluation(self) -> PerplexityConfig:
-        """How the texts are read."""
-        return PerplexityConfig(self.context, self.windows)
+        """How the texts are read, before windows are left out."""
+        return PerplexityConfig(self.context, self.windows * self.every)
 
 
 Named = TypeVar("Named", MixtureFile, Suite)

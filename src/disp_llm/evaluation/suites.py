@@ -82,6 +82,7 @@ class Scoreboard:
         stream = stream_of_text(given, tokenizer)
         require_length(stream, 2, given.field, given.name)
         windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
+        windows = windows[:: self.suite.every]
         measured = of_windows(target, windows, counting(progress, f"perplexity, {name}"))
         return TextScore(
             perplexity=measured.perplexity,
