@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -240,9 +240,12 @@ def main() -> None:
         if not arguments.only or variant["name"] in arguments.only
     ]  # fmt: skip
     todo = [v for v in asked if not is_whole(results.get(v["name"], {}), v, experiment)]
-    with ThreadPoolExecutor(arguments.at_once) as side_by_side:
-        for _ in side_by_side.map(run, todo):
-            pass
+    side_by_side = ThreadPoolExecutor(arguments.at_once)
+    try:
+        for made in as_completed([side_by_side.submit(run, variant) for variant in todo]):
+            made.result()
+    finally:  # after Ctrl-C, what waits does not begin
+        side_by_side.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":
