@@ -1,0 +1,125 @@
+"""Times of the structures that experiments/contest.toml sets side by side: a prompt of 512 tokens
+and a token, each in turn with the original, in transformers as it is, through torch.compile, and in
+llama.cpp where it can run them.
+
+    python benchmarks/structures.py RUNS/contest [--engine PYTHON]
+
+ENGINE is a Python that has xllamacpp, llama.cpp as a package; without it llama.cpp is left out.
+Every figure is the original's time over that of the model, with its quartiles over the rounds.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from disp_llm.runs.provenance import hardware
+
+RESULTS = Path(__file__).parent / "results" / "structures.json"
+MODEL = "smollm2-135m"
+ROUNDS = 9
+SCRIPT = """
+import json, sys, xllamacpp
+settings = xllamacpp.CommonParams()
+settings.model.path = sys.argv[1]
+settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 1024, 1, int(sys.argv[2])
+server = xllamacpp.Server(settings)
+for _ in range(2):  # the first warms up
+    asked = {"prompt": list(range(1000, 1512)), "n_predict": 64, "temperature": 0,
+             "cache_prompt": False, "ignore_eos": True}
+    times = server.handle_completions(asked)["timings"]
+with open(sys.argv[3], "w") as file:
+    json.dump([times["prompt_ms"], times["predicted_per_token_ms"]], file)
+"""
+Figure = list[float]
+"""Times as fast as the original: the median, and the quartiles."""
+
+
+def command(*arguments: str | Path) -> dict:
+    """What a command of ours prints as JSON; empty where it refuses."""
+    done = subprocess.run(
+        [sys.executable, "-m", "disp_llm", *map(str, arguments), "--json", "--quiet"],
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def in_transformers(folder: Path, *flags: str) -> dict[str, Figure]:
+    asked = ("--lengths", "512", "--context", "512", "--batches", "1", "--rounds", str(ROUNDS))
+    found = command("bench", folder, "--against", MODEL, *asked, *flags)
+    return {
+        one["phase"]: [one["speedup"], *one["speedup_quartiles"]] for one in found["comparisons"]
+    }
+
+
+def in_llama_cpp(file: Path, original: Path, engine: Path) -> dict[str, Figure]:
+    threads = str(hardware()["threads"])
+
+    def times(model: Path) -> list[float]:
+        with tempfile.TemporaryDirectory() as folder:
+            told = Path(folder) / "times.json"
+            arguments = [engine, "-c", SCRIPT, model, threads, told]
+            subprocess.run(arguments, capture_output=True, timeout=300, check=True)
+            return json.loads(told.read_text())
+
+    rounds = [(times(original), times(file)) for _ in range(ROUNDS)]
+    found = {}
+    for place, phase in enumerate(("prefill", "decode")):
+        ratios = [dense[place] / pruned[place] for dense, pruned in rounds]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        found[phase] = [middle, low, high]
+    return found
+
+
+def as_gguf(model: Path, folder: Path) -> Path | None:
+    """Its file for llama.cpp; None where that cannot run it."""
+    made = command("convert", model, "--to", "gguf", "--output-dir", folder)
+    return folder / "model.gguf" if made else None
+
+
+def whole_gguf(folder: Path) -> Path | None:
+    """The original's file, by way of a size that keeps all."""
+    few = ("--calibration-sequences", "1", "--windows", "1", "--rounds", "0")
+    sites = ("--sites", "mlp_mid", "heads", "--text", "speeches")
+    asked = ("--method", "fisher", "--keep", "1", *sites, *few)
+    command("prune", MODEL, *asked, "--output-dir", folder / "run")
+    return as_gguf(folder / "run" / "keep-1", folder / "file")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--engine", type=Path)
+    parser.add_argument("--keep", nargs="*", default=["0.8", "0.65", "0.5"])
+    asked = parser.parse_args()
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    known = {(row["structure"], row["keep"], row["in"]) for row in rows}
+
+    def note(structure: str, keep: str, way: str, measured) -> None:
+        if (structure, float(keep), way) not in known:
+            found = measured()
+            print(structure, keep, way, found, file=sys.stderr)
+            rows.append({"structure": structure, "keep": float(keep), "in": way} | found)
+            told = {"hardware": hardware(), "rounds": ROUNDS, "rows": rows}
+            RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory() as place:
+        original = asked.engine and whole_gguf(Path(place) / "original")
+        for run in sorted(asked.runs.glob("*,-seed-0")):
+            structure = run.name.removesuffix(",-seed-0").replace("-", " ")
+            for keep in asked.keep if not structure.startswith("scales alone") else ():
+                folder = run / f"keep-{keep}"
+                note(structure, keep, "eager", partial(in_transformers, folder))
+                note(structure, keep, "compiled", partial(in_transformers, folder, "--compile"))
+                file = original and as_gguf(folder, Path(place) / run.name / keep)
+                if original and file:
+                    measured = partial(in_llama_cpp, file, original, asked.engine)
+                    note(structure, keep, "llama.cpp", measured)
+
+
+if __name__ == "__main__":
+    main()

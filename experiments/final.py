@@ -1,0 +1,97 @@
+"""Measures the models of experiments that are final on the test suite, which chooses nothing.
+
+    python experiments/final.py [--runs runs/experiments]
+
+An experiment says `final = true`, and its models lie where run.py has put them. What was measured
+of the same weights is not measured again. The result is experiments/results/test.json: the original
+and a row for every model.
+"""
+
+import argparse
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+from committed import read_committed
+from run import HERE, exported
+
+from disp_llm.cli.environment import prepare_libraries
+
+MODEL = "smollm2-135m"
+SUITE = HERE / "suites" / "test.toml"
+RESULTS = HERE / "results" / "test.json"
+
+
+def models(runs: Path) -> list[tuple[dict, Path]]:
+    """What identifies each model, and its folder: experiment, variant, method, keep and seed."""
+    found = []
+    for path in sorted(HERE.glob("*.toml")):
+        results = HERE / "results" / f"{path.stem}.json"
+        if not tomllib.loads(path.read_text()).get("final") or not results.exists():
+            continue
+        for result in read_committed(results):
+            folder = runs / path.stem / result["name"].replace(" ", "-")
+            for made in result.get("models") or result.get("rows") or []:
+                keep = made.get("keep_asked", round(made["keep"], 2))
+                compared = "method" in made
+                place = exported(folder, made) if compared else folder / f"keep-{keep:g}"
+                if place is None:  # a baseline leaves no folder
+                    continue
+                seed = made.get("provenance", result).get("seed", 0)
+                named = {"experiment": path.stem, "variant": result["name"], "keep": keep}
+                found.append((named | {"method": made.get("method", ""), "seed": seed}, place))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
+    wanted = models(parser.parse_args().runs)
+    prepare_libraries()
+
+    from disp_llm.config.parts import MachineConfig
+    from disp_llm.config.texts import load_suite
+    from disp_llm.evaluation.suites import Scoreboard, against
+    from disp_llm.masks.prunable import PrunableModel
+    from disp_llm.models.loading import load
+    from disp_llm.runs.provenance import provenance
+    from disp_llm.runs.results import as_json
+    from disp_llm.runs.scores import Scores
+    from disp_llm.runs.sums import read_sums
+
+    board = Scoreboard.of(load_suite(str(SUITE)))
+
+    def measured(model: str) -> Scores:
+        loaded = load(model, MachineConfig())
+        return board.measure(PrunableModel.of(loaded), loaded.tokenizer)
+
+    told = {"original": {}, "models": []}
+    if RESULTS.exists():
+        told = read_committed(RESULTS)
+    known = {row["weights_sha256"]: row for row in told["models"]}
+    original, rows = None, []
+    for named, place in wanted:
+        if not place.is_dir():  # what was measured before stays
+            rows += [row for row in told["models"] if named.items() <= row.items()]
+            print(f"there is no {place}", file=sys.stderr)
+            continue
+        sums = {name: sum for name, sum in read_sums(place).items() if name.endswith("safetensors")}
+        weights = "".join(sums.values())
+        if weights in known:
+            rows.append(known[weights] | named)
+            continue
+        original = original or measured(MODEL)
+        scores = against(measured(str(place)), original)
+        print(f"{place}: ×{scores.general_ratio:.3f}", file=sys.stderr)
+        made = provenance(named["seed"], "python experiments/final.py")
+        row = named | {"weights_sha256": weights} | as_json(scores) | {"provenance": made}
+        rows.append(row)
+        told = {"original": as_json(original), "models": [*told["models"], row]}
+        RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+    told["models"] = rows
+    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
