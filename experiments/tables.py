@@ -17,6 +17,7 @@ from architectures_page import architectures_page
 from committed import as_compared, read_committed
 from comparison_rows import HERE, figure, ratio
 from comparison_tables import baselines_page, general_table, headline, results_tables
+from contest_table import contest_tables
 from costs_table import costs
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
@@ -134,6 +135,7 @@ def result_page(path: Path) -> str:
         for result in results:
             lines += comparison_section(result)
     else:
+        lines += contest_tables(results) if path.stem == "contest" else []
         lines += of_variants(results, experiment)
     return "\n".join(lines).rstrip() + "\n"
 

@@ -1,0 +1,111 @@
+"""The contest of structures: a table of losses over seeds, one of times, and their chart."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from committed import read_committed
+from comparison_rows import HERE
+from markdown_table import table
+from over_seeds import Paired, by_name, paired
+
+ALONE = "scales alone: "
+"""How the names of variants begin whose adapters are left out."""
+TIMES = HERE.parent / "benchmarks" / "results" / "structures.json"
+WAYS = ("eager", "compiled", "llama.cpp")
+ENGINES = {
+    "channels": "every engine that reads widths for each block",
+    "channels and heads": "llama.cpp, vLLM; others with our file",
+    "channels, heads and branches": "llama.cpp; others with our file",
+}
+"""What runs a structure; those that cut the stream need our file."""
+
+
+def contest_tables(results: list[dict]) -> list[str]:
+    """The lines of all tables, and what they come to."""
+    lines = []
+    for alone in (False, True):
+        found = {
+            name.removeprefix(ALONE): sizes
+            for name, sizes in by_name(results).items()
+            if name.startswith(ALONE) is alone
+        }
+        if found:
+            lines += [*losses(found, "scales alone" if alone else "with adapters"), ""]
+    return [*lines, *times()]
+
+
+def losses(found: dict[str, Any], title: str) -> list[str]:
+    """A row a structure, the least loss first: means over seeds, and pairs with the first."""
+    keeps = sorted({keep for sizes in found.values() for keep in sizes}, reverse=True)
+
+    def mean(sizes: dict) -> float:
+        return statistics.fmean(statistics.fmean(sizes[keep].values()) for keep in keeps)
+
+    names = sorted(found, key=lambda name: mean(found[name]))
+    best = found[names[0]]
+    rows = []
+    for name in names:
+        sizes = found[name]
+        cells = [f"×{statistics.fmean(sizes[keep].values()):.3f}" for keep in keeps]
+        pairs = [paired(sizes[keep], best[keep]) for keep in keeps]
+        cells += ["–" if name == names[0] or pair is None else said(pair) for pair in pairs]
+        rows.append([name, *cells, str(len(sizes[keeps[0]]))])
+    columns = [f"{title}, general ratio", *(f"keep {keep:g}" for keep in keeps)]
+    columns += [*(f"times the first, {keep:g}" for keep in keeps), "seeds"]
+    return table(columns, rows)
+
+
+def said(pair: Paired) -> str:
+    """`×1.031 ± 0.006, t 5.1`."""
+    return f"{pair}, t {pair.t:.1f}" if pair.error else str(pair)
+
+
+def times() -> list[str]:
+    """A row for each structure: how many times as fast as the original a prompt and a token are."""
+    if not TIMES.exists():
+        return []
+    told = read_committed(TIMES)
+    keeps = sorted({row["keep"] for row in told["rows"]}, reverse=True)
+    found = {(row["structure"], row["in"], row["keep"]): row for row in told["rows"]}
+    sizes = ", ".join(f"{keep:g}" for keep in keeps)
+    rows = []
+    for name in dict.fromkeys(row["structure"] for row in told["rows"]):
+        cells = []
+        for phase in ("prefill", "decode"):
+            for way in WAYS:
+                of_way = [found.get((name, way, keep)) for keep in keeps]
+                figures = [f"{one[phase][0]:.2f}" for one in of_way if one]
+                cells.append(f"×{', '.join(figures)}" if figures else "–")
+        rows.append([name, *cells, ENGINES.get(name, "with our file")])
+    columns = ["times as fast", *(f"prompt, {way}" for way in WAYS)]
+    columns += [*(f"token, {way}" for way in WAYS), "runs in"]
+    hardware = told["hardware"]
+    note = (
+        f"At keep {sizes}, a prompt of 512 tokens and a token after them, each in turn with the "
+        f"original, medians of {told['rounds']} rounds on {hardware['cpu']}, "
+        f"{hardware['threads']} threads."
+    )
+    return [*table(columns, rows), "", note]
+
+
+def draw_structures(results: list[dict], path: Path) -> None:
+    """General ratio against a prompt's time, eager and compiled, a line for each structure."""
+    from disp_lab.reporting.canvas import OTHERS, PRUNED, panels
+
+    told = {
+        (row["structure"], row["in"], row["keep"]): row for row in read_committed(TIMES)["rows"]
+    }
+    figure, axes = panels(8.4, 3.8, ["times the original's perplexity"] * 2)
+    found = {name: sizes for name, sizes in by_name(results).items() if not name.startswith(ALONE)}
+    for axis, way in zip(axes, WAYS, strict=False):
+        for name, color in zip(found, (PRUNED, *OTHERS), strict=False):
+            points = [
+                (1 / told[name, way, keep]["prefill"][0], statistics.fmean(seeds.values()))
+                for keep, seeds in found[name].items()
+                if (name, way, keep) in told
+            ]
+            axis.plot(*zip(*points, strict=True), "o-", color=color, label=name, markersize=4)
+        axis.set_xlabel(f"a prompt's time, {way}, over the original's")
+    axes[0].legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=160)
