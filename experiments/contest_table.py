@@ -7,7 +7,7 @@ from typing import Any
 from committed import read_committed
 from comparison_rows import HERE
 from markdown_table import table
-from over_seeds import Paired, by_name, paired
+from over_seeds import by_name, paired
 
 ALONE = "scales alone: "
 """How the names of variants begin whose adapters are left out."""
@@ -49,16 +49,11 @@ def losses(found: dict[str, Any], title: str) -> list[str]:
         sizes = found[name]
         cells = [f"×{statistics.fmean(sizes[keep].values()):.3f}" for keep in keeps]
         pairs = [paired(sizes[keep], best[keep]) for keep in keeps]
-        cells += ["–" if name == names[0] or pair is None else said(pair) for pair in pairs]
+        cells += ["–" if name == names[0] or pair is None else pair.said for pair in pairs]
         rows.append([name, *cells, str(len(sizes[keeps[0]]))])
     columns = [f"{title}, general ratio", *(f"keep {keep:g}" for keep in keeps)]
     columns += [*(f"times the first, {keep:g}" for keep in keeps), "seeds"]
     return table(columns, rows)
-
-
-def said(pair: Paired) -> str:
-    """`×1.031 ± 0.006, t 5.1`."""
-    return f"{pair}, t {pair.t:.1f}" if pair.error else str(pair)
 
 
 def times() -> list[str]:

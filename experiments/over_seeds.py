@@ -39,6 +39,11 @@ class Paired:
         """`×1.031 ± 0.006`; of a single seed without an error."""
         return f"×{self.ratio:.3f}" + (f" ± {self.error:.3f}" if self.error is not None else "")
 
+    @property
+    def said(self) -> str:
+        """`×1.031 ± 0.006, t 5.1`."""
+        return f"{self}, t {self.t:.1f}" if self.error else str(self)
+
 
 By_seed = dict[int, float]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from comparison_rows import WHOLE, rows_of
 from markdown_table import table
+from over_seeds import Paired
 
 from disp_lab.comparison.paired_statistics import paired_ratio
 from disp_llm.evaluation.suites import Estimate, geometric_mean
@@ -21,7 +22,7 @@ def seeds_table(results: list[dict], ours: str) -> list[str]:
     ]
     of_a_suite = all(len(row["texts"]) > 1 for row in rows)
     figures, loss, pair = GENERAL if of_a_suite else DOMAIN
-    columns = ["method", "keep", *figures, "times ours of that seed", "tokens"]
+    columns = ["method", "keep", *figures, "times ours of that seed", "over seeds", "tokens"]
     lines = []
     by_place: dict[tuple[str, float], list[dict]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
@@ -33,7 +34,12 @@ def seeds_table(results: list[dict], ours: str) -> list[str]:
             pairs = [] if method == ours else [pair(row, of_ours[row["seed"]]) for row in found]
             cells = [f"`{method}`", f"{keep:g}"]
             cells += [_by_seed(map(figure, found)) for figure in figures.values()]
-            cells += [_by_seed(map(_times, pairs)), f"{found[0]['tokens_seen']:,}"]
+            both = [row for row in found if row["seed"] in of_ours]
+            paired = Paired.of(
+                [loss(row) for row in both], [loss(of_ours[row["seed"]]) for row in both]
+            )
+            cells += [_by_seed(map(_times, pairs)), "–" if method == ours else paired.said]
+            cells.append(f"{found[0]['tokens_seen']:,}")
             lines.append(cells)
     return table(columns, lines, "lr" + "l" * (len(columns) - 3) + "r")
 
