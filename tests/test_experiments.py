@@ -2,6 +2,7 @@
 one machine in each column."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -271,9 +272,10 @@ def test_methods_of_several_seeds_are_paired_with_ours_of_the_same_seed(experime
         "| method | keep | general_ratio by seed | WikiText-2 by seed | C4 by"
     )
     assert (
-        first == "| `mine` | 0.5 | ×2.000, ×2.400 | 40.0, 48.0 | 20.0, 24.0 | 77.7 | – | 89,088 |"
+        first
+        == "| `mine` | 0.5 | ×2.000, ×2.400 | 40.0, 48.0 | 20.0, 24.0 | 77.7 | – | – | 89,088 |"
     )
-    assert "| 77.7 | ×1.350±0.000, ×1.000±0.000 |" in second
+    assert "| 77.7 | ×1.350±0.000, ×1.000±0.000 | ×1.095 ± 0.100, t 1.0 |" in second
 
 
 def test_ours_is_ahead_with_a_seed_where_no_other_is_level(experiments):
@@ -325,3 +327,42 @@ def test_what_is_on_the_front_of_bytes_loses_less_than_all_that_is_as_small(expe
     behind = [row(300, 1.2), row(200, 1.2), row(200, 1.5), row(150, 2.1)]  # the first: no better
     front = [row(400, 1.0), row(200, 1.1), row(100, 2.0)]
     assert front_of_bytes(behind + front[::-1]) == front
+
+
+def test_pairs_over_seeds_are_those_of_student(experiments):
+    import scipy.stats
+    from over_seeds import Paired
+
+    figures, others = [1.37, 1.40, 1.35], [1.30, 1.38, 1.31]
+    found = Paired.of(figures, others)
+    wanted = scipy.stats.ttest_rel([math.log(f) for f in figures], [math.log(o) for o in others])
+    assert found.t == pytest.approx(wanted.statistic)
+    ratio = math.prod(figures) / math.prod(others)
+    assert found.ratio == pytest.approx(ratio ** (1 / 3))
+    assert found.error == pytest.approx(found.ratio * math.log(found.ratio) / found.t)
+    assert str(Paired.of([1.5], [1.0])) == Paired.of([1.5], [1.0]).said == "×1.500"
+
+
+def test_structures_are_paired_with_the_one_that_loses_least(experiments):
+    from contest_table import losses
+    from over_seeds import by_name
+
+    def result(structure: str, seed: int, ratio: float) -> dict:
+        models = [{"keep_asked": 0.5, "general_ratio": ratio}]
+        return {"name": f"{structure}, seed {seed}", "seed": seed, "models": models}
+
+    figures = {"a": [2.0, 2.2, 2.1], "b, with more": [2.2, 2.3, 2.4]}
+    results = [result(name, seed, r) for name, of in figures.items() for seed, r in enumerate(of)]
+    results.append({"name": "c, seed 0", "error": "it failed"})
+    found = by_name(results)
+    assert found["b, with more"] == {0.5: {0: 2.2, 1: 2.3, 2: 2.4}}
+    *_, first, second = losses(found, "")
+    assert first == "| a | ×2.100 | – | 3 |"
+    assert second == "| b, with more | ×2.300 | ×1.095 ± 0.028, t 3.5 | 3 |"
+
+
+def test_constants_that_a_variant_tries_stand_in_its_command(experiments):
+    run, _ = experiments
+    tried = {"flags": "--method ddp", "constants": {"disp_lab.methods.ddp.RATE": 0.04}}
+    said = run.command_of(tried, {"common": "m --keep 0.5"})
+    assert said == "disp-llm prune m --keep 0.5 --method ddp # disp_lab.methods.ddp.RATE = 0.04"
