@@ -1,5 +1,6 @@
 """What the documents say is true: commands parse, files exist, generated tables are up to date."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -153,7 +154,10 @@ def test_every_variant_of_every_experiment_parses(path, monkeypatch):
     names = [variant["name"] for variant in experiment["variant"]]
     assert len(set(names)) == len(names)
     for variant in experiment["variant"]:
-        parse(shlex.split(command_of(variant, experiment))[1:])
+        parse(shlex.split(command_of(variant, experiment), comments=True)[1:])
+        for name in variant.get("constants", {}):
+            module, _, constant = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), constant), name
 
 
 def test_make_targets_of_the_readme_exist():
