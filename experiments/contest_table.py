@@ -8,6 +8,7 @@ from committed import read_committed
 from comparison_rows import HERE
 from markdown_table import table
 from over_seeds import by_name, paired
+from test_suite import on_test_suite
 
 ALONE = "scales alone: "
 """How the names of variants begin whose adapters are left out."""
@@ -22,16 +23,18 @@ ENGINES = {
 
 
 def contest_tables(results: list[dict]) -> list[str]:
-    """The lines of all tables, and what they come to."""
+    """Losses on the development suite, which chose, and on the test suite; then times."""
     lines = []
-    for alone in (False, True):
-        found = {
-            name.removeprefix(ALONE): sizes
-            for name, sizes in by_name(results).items()
-            if name.startswith(ALONE) is alone
-        }
-        if found:
-            lines += [*losses(found, "scales alone" if alone else "with adapters"), ""]
+    for suite, measured in (("", results), (", test suite", on_test_suite("contest", results))):
+        for alone in (False, True):
+            found = {
+                name.removeprefix(ALONE): sizes
+                for name, sizes in by_name(measured).items()
+                if name.startswith(ALONE) is alone
+            }
+            if found:
+                title = "scales alone" if alone else "with adapters"
+                lines += [*losses(found, title + suite), ""]
     return [*lines, *times()]
 
 
@@ -51,7 +54,7 @@ def losses(found: dict[str, Any], title: str) -> list[str]:
         pairs = [paired(sizes[keep], best[keep]) for keep in keeps]
         cells += ["–" if name == names[0] or pair is None else pair.said for pair in pairs]
         rows.append([name, *cells, str(len(sizes[keeps[0]]))])
-    columns = [f"{title}, general ratio", *(f"keep {keep:g}" for keep in keeps)]
+    columns = [f"general ratio, {title}", *(f"keep {keep:g}" for keep in keeps)]
     columns += [*(f"times the first, {keep:g}" for keep in keeps), "seeds"]
     return table(columns, rows)
 
