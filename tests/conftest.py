@@ -54,10 +54,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
 import disp_llm  # noqa: F401  (registers the compact classes)
-from disp_lab.names import COUPLED
 from disp_lab.parts.activations import visit_blocks
 from disp_llm.cli.main import main
-from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Site
+from disp_llm.config.names import BRANCHES, COUPLED, EXPERTS, HEADS, SITES, Site
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.tokens import tokenize
@@ -307,10 +306,11 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
-    """A finished run of the tiny Llama at two sizes, and what `prune --json` printed."""
+    """A finished run of the tiny Llama at two sizes, every site of the stream cut, and what
+    `prune --json` printed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     done = run_command(
-        "prune", llama_folder, "--keep", 0.5, 0.8, "--text", text_file,
+        "prune", llama_folder, "--recipe", "disp", "--keep", 0.5, 0.8, "--text", text_file,
         "--output-dir", folder, "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

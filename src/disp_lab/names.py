@@ -3,10 +3,7 @@
 from typing import get_args
 
 from disp_llm.config.methods import method_names
-from disp_llm.config.names import HEADS, Site, WeightKind
-
-COUPLED: tuple[Site, ...] = ("mlp_mid", HEADS)
-"""The sites of methods that leave the residual stream alone."""
+from disp_llm.config.names import WeightKind
 
 MASKS = (
     *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
@@ -18,7 +15,7 @@ IN_TIME = "latency"
 """The setting of `learned` whose sizes are shares of the original's time."""
 
 VARIANTS = (
-    *("masks_only", "masks_and_scales", "domain", "coupled", IN_TIME),
+    *("masks_only", "masks_and_scales", "domain", "disp", IN_TIME),
     *("paper", "policy_gradient"),
 )
 """Other settings of the method `learned`, which `compare` shows as rows of their own."""
@@ -29,7 +26,7 @@ BASELINES = (
 )
 """What does more than drop dimensions: the files of `disp_lab/baselines`."""
 
-OURS = ("learned", "masks_only", "masks_and_scales", "domain", "coupled", IN_TIME)
+OURS = ("learned", "masks_only", "masks_and_scales", "domain", "disp", IN_TIME)
 """What this package recommends, with one thing changed or none; all other rows are of others."""
 
 ORIGINAL = "original"

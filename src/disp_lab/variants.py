@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from disp_lab.names import COUPLED, IN_TIME
+from disp_lab.names import IN_TIME
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
@@ -26,10 +26,10 @@ def domain(config: PruneConfig) -> PruneConfig:
     return apply_recipe(config, load_recipe("domain"))
 
 
-def coupled(config: PruneConfig) -> PruneConfig:
-    """Ours where most others prune: the residual stream keeps its width, so nothing is gathered
-    from it or scattered into it, and KV heads are pruned."""
-    return replace(config, sites=COUPLED)
+def disp(config: PruneConfig) -> PruneConfig:
+    """The paper's structure with our learning: each block reads and writes its own subset of the
+    residual stream, and heads stay whole."""
+    return apply_recipe(config, load_recipe("disp"))
 
 
 def in_time(config: PruneConfig) -> PruneConfig:
@@ -57,7 +57,7 @@ VARIANTS: dict[str, Callable[[PruneConfig], PruneConfig]] = {
     "masks_only": masks_only,
     "masks_and_scales": masks_and_scales,
     "domain": domain,
-    "coupled": coupled,
+    "disp": disp,
     IN_TIME: in_time,
     "paper": paper,
     "policy_gradient": policy_gradient,

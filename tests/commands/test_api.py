@@ -36,7 +36,7 @@ def in_memory(text_file):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     text = [text_file.read_text()]
     result = disp_llm.prune(
-        model, tokenizer, text=text, keep=[0.8, 0.5], progress=silent, **SETTINGS
+        model, tokenizer, text=text, keep=[0.8, 0.5], recipe="disp", progress=silent, **SETTINGS
     )
     return model, before, result
 
@@ -46,7 +46,7 @@ def test_a_run_by_function_and_by_command_give_equal_bytes(
 ):
     result = disp_llm.prune(
         str(llama_folder), text=text_file, keep=[0.5, 0.8], output_dir=tmp_path / "run",
-        progress=silent, **SETTINGS,
+        recipe="disp", progress=silent, **SETTINGS,
     )  # fmt: skip
     for name in ("selection.safetensors", "keep-0.5/model.safetensors",
                  "keep-0.8/model.safetensors", "keep-0.5/config.json"):  # fmt: skip

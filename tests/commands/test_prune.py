@@ -118,8 +118,8 @@ def test_whole_sites_have_no_selection(llama_folder, text_file, tmp_path):
     for least in ("0", "0.5"):
         folder = tmp_path / least
         done = run_command(
-            "prune", llama_folder, "--text", text_file, "--keep", 0.6, "--output-dir", folder,
-            *SMALL, "--least-cut", least,
+            "prune", llama_folder, "--recipe", "disp", "--text", text_file, "--keep", 0.6,
+            "--output-dir", folder, *SMALL, "--least-cut", least,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         masks = kept_in(folder, "0.6")
@@ -195,7 +195,9 @@ def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run" / "keep-0.5" / "config.json").read_text())
-    assert all(width % 8 == 0 for site in config["disp_llm"]["widths"].values() for width in site)
+    widths = config["disp_llm"]["widths"]
+    assert {*widths.pop("heads")} <= {1, 2}
+    assert all(width % 8 == 0 for site in widths.values() for width in site)
 
 
 STEPS = 20

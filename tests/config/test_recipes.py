@@ -125,6 +125,7 @@ PAPER = {
         "weight_decay": 0.05, "schedule": "constant", "distill": 0.0,
     },
     "export": {"align": 1},
+    "sites": ["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out"],
 }  # fmt: skip
 """Sections 3 and 4.1 of arXiv 2410.11988."""
 

@@ -8,10 +8,9 @@ import torch
 from conftest import problem_of, with_config
 
 from disp_lab.methods import ddp
-from disp_lab.names import COUPLED
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import HEADS
+from disp_llm.config.names import COUPLED, HEADS
 from disp_llm.data.randomness import random_stream
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout

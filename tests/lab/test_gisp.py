@@ -8,9 +8,8 @@ import torch
 from conftest import problem_of, tiny_prunable, with_config
 
 from disp_lab.methods import gisp
-from disp_lab.names import COUPLED
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS
+from disp_llm.config.names import COUPLED, HEADS
 from disp_llm.config.parts import ScoreConfig
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout

@@ -23,11 +23,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from disp_lab.names import COUPLED
 from disp_lab.parts.coupled import top_k
 from disp_lab.parts.mask_training import LossUnder, train_masks, travelling
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS
+from disp_llm.config.names import COUPLED, HEADS
 from disp_llm.data.randomness import random_stream
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.selection import Compensation, Selection

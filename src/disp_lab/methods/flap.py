@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_lab.names import COUPLED
 from disp_lab.parts.activations import Moments, input_moments
 from disp_lab.parts.coupled import by_head, flat_of
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.config.names import COUPLED
 from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.methods import Method
 from disp_llm.models.architectures import Branch

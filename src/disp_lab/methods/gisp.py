@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from disp_lab.names import COUPLED
 from disp_lab.parts.coupled import flat_of
 from disp_lab.parts.weight_changes import changes_of, weight_gradients
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import COUPLED
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_lab.names import COUPLED
 from disp_lab.parts.mask_training import LossUnder, train_masks, travelling
+from disp_llm.config.names import COUPLED
 from disp_llm.masks.budget import project
 from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.methods import Method, Reads

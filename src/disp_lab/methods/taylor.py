@@ -5,9 +5,9 @@ queries) the sum over its weights (section 3.2, element-wise). Every block loses
 for those at either end, which lose nothing.
 """
 
-from disp_lab.names import COUPLED
 from disp_lab.parts.coupled import Sizes, flat_of, sizes_of, top_k
 from disp_lab.parts.weight_changes import changes_of, weight_gradients
+from disp_llm.config.names import COUPLED
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method, Reads
 from disp_llm.training.blocks import checkpointed_blocks

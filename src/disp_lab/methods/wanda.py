@@ -11,10 +11,10 @@ K inputs of a layer.
 import torch
 from torch import Tensor, nn
 
-from disp_lab.names import COUPLED
 from disp_lab.parts.activations import visit_blocks
 from disp_lab.parts.coupled import by_head, flat_of, sizes_of, top_k
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.config.names import COUPLED
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method

@@ -11,7 +11,7 @@ from typing import Literal
 
 from disp_llm.commands.api import Inputs
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES, EXPERTS, Site
+from disp_llm.config.names import BRANCHES, COUPLED, EXPERTS, SITES, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
 from disp_llm.data.sources import Needs, held_out
@@ -33,17 +33,19 @@ logger = logging.getLogger(__name__)
 
 
 def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
-    """Where entries may be pruned: as asked, or where the method prunes them and, where time or
-    memory is the budget, at whatever else makes a model cheaper, if the architecture and the method
-    can do without: KV heads and whole branches."""
+    """Where entries may be pruned: as asked, or where the method prunes them (`Method.sites`).
+    Where time or memory is the budget, the five sites and whatever else makes a model cheaper, if
+    the architecture and the method can do without: KV heads and whole branches."""
     method = method_named(config.method)
     if config.uniform and not config.sites:
         experts = family.experts and method.knows_experts and not config.draws_masks
         return ("mlp_mid", EXPERTS) if experts else ("mlp_mid",)
-    more: tuple[Site, ...] = ()
+    if config.sites:
+        return config.sites
     if config.budget.budget in ("latency", "memory"):
         more = further_sites(family, method.drops_branches)
-    return config.sites or tuple(dict.fromkeys((*method.sites, *more)))
+        return tuple(dict.fromkeys((*(method.sites or SITES), *more)))
+    return method.sites or (COUPLED if family.can_lose_heads else SITES)
 
 
 def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:

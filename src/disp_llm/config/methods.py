@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.names import SITES, Site
+from disp_llm.config.names import Site
 from disp_llm.config.plugins import added, added_names
 
 METHODS = "disp_llm.methods"
@@ -42,8 +42,9 @@ class Method:
     kept, as many as fit the size."""
     reads: Reads = Reads()
     """Which settings it reads."""
-    sites: tuple[Site, ...] = SITES
-    """Where it prunes entries, unless the setting `sites` says otherwise."""
+    sites: tuple[Site, ...] = ()
+    """Where it prunes entries, unless the setting `sites` says otherwise. () = MLP channels and KV
+    heads; where an architecture cannot lose heads, the five sites of the paper."""
     drops_branches: bool = False
     """Whether it gives whole branches an importance, where they are sites."""
     knows_experts: bool = False

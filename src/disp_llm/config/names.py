@@ -24,7 +24,10 @@ SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out"
 """S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
 
 HEADS: Site = "heads"
-"""A sixth site, only where it is asked for: an entry is a KV head with the queries that read it."""
+"""A sixth site: an entry is a KV head with the queries that read it."""
+
+COUPLED: tuple[Site, ...] = ("mlp_mid", HEADS)
+"""What can go without a cut of the residual stream: MLP channels and KV heads."""
 
 EXPERTS: Site = "experts"
 """Another, only where it is asked for: an entry is an expert of a mixture with its row of the
