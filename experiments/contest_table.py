@@ -38,6 +38,21 @@ def contest_tables(results: list[dict]) -> list[str]:
     return [*lines, *times()]
 
 
+def structures() -> list[str]:
+    """The block of docs/results.md."""
+    results = read_committed(HERE / "results" / "contest.json")
+    (tokens,) = {
+        result["tokens_seen"] for result in results if not result["name"].startswith(ALONE)
+    }
+    note = (
+        f"From {tokens / 1e3:.0f} k tokens of the [mix](../experiments/results/general.md), one "
+        "run for all sizes; *scales alone* from fewer, without adapters. Means over seeds; a pair "
+        "is of the same seed, with the standard error over seeds and Student's t. "
+        "[Every run](../experiments/results/contest.md)."
+    )
+    return [*contest_tables(results), note]
+
+
 def losses(found: dict[str, Any], title: str) -> list[str]:
     """A row a structure, the least loss first: means over seeds, and pairs with the first."""
     keeps = sorted({keep for sizes in found.values() for keep in sizes}, reverse=True)
