@@ -7,7 +7,7 @@ DEMO_DIR ?= runs/demo
 MINUTES ?= 30
 PROOFS ?= tests
 
-.PHONY: setup demo test matrix proof mutants soak style check size clean tables
+.PHONY: setup demo test matrix proof mutants soak style check size clean results tables
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -56,6 +56,10 @@ clean:
 
 experiments/%: setup  ## run experiments/NAME.toml, as far as it has not been run
 	$(BIN)/python experiments/run.py $*
+
+results: setup  ## measure final models on the test suite, which chooses nothing; then the tables
+	$(BIN)/python experiments/final.py
+	$(BIN)/python experiments/tables.py
 
 tables: setup  ## every generated table and chart of README.md and docs/, from committed results
 	$(BIN)/python experiments/tables.py

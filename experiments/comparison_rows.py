@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from committed import read_committed
+from test_suite import on_test_suite
 
 HERE = Path(__file__).parent
 BASELINES = HERE / "baselines"
@@ -146,8 +147,14 @@ def original_of(experiment: str) -> dict:
 def variants_of(told: dict) -> list[dict]:
     """The results of the variants that `told` names, of its experiment."""
     named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
+    return [result for result in results_of(told) if result["name"] in named]
+
+
+def results_of(told: dict) -> list[dict]:
+    """The results of the experiment that `told` names, by the suite that it names: that which chose
+    unless it is `test`."""
     results = read_committed(HERE / "results" / f"{told['experiment']}.json")
-    return [result for result in results if result["name"] in named]
+    return on_test_suite(told["experiment"], results) if told.get("suite") == "test" else results
 
 
 def domain_rows() -> list[Row]:
@@ -197,8 +204,7 @@ def _row(told: dict) -> Row:
 def _models(told: dict) -> list[dict]:
     """The models of all seeds, each with the tokens that were read for it."""
     if "method" in told:
-        results = read_committed(HERE / "results" / f"{told['experiment']}.json")
-        return [row for result in results for row in _of_method(result, told["method"])]
+        return [row for result in results_of(told) for row in _of_method(result, told["method"])]
     return [
         model | {"tokens_seen": result["tokens_seen"] + result.get("tokens_before", 0)}
         for result in variants_of(told)

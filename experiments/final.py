@@ -34,8 +34,9 @@ def models(runs: Path) -> list[tuple[dict, Path]]:
             folder = runs / path.stem / result["name"].replace(" ", "-")
             for made in result.get("models") or result.get("rows") or []:
                 keep = made.get("keep_asked", round(made["keep"], 2))
-                compared = "method" in made
-                place = exported(folder, made) if compared else folder / f"keep-{keep:g}"
+                place: Path | None = folder / ("model" if "before" in result else f"keep-{keep:g}")
+                if "method" in made:
+                    place = exported(folder, made)
                 if place is None:  # a baseline leaves no folder
                     continue
                 seed = made.get("provenance", result).get("seed", 0)

@@ -37,11 +37,12 @@ python experiments/run.py NAME --only "a variant" --runs runs/experiments
 make tables   # tables and charts from the results
 ```
 
-`make experiments/NAME` runs every variant that has no result yet; an interrupted run resumes. An
+`make experiments/NAME` runs every variant that has no result yet; an interrupted run resumes.
+`make results` measures the models of experiments that are final on the test suite. An
 experiment is a file of flags, `experiments/NAME.toml`. Its result in `experiments/results/` has
 the command, commit, seed, versions, processor and date of every row. A result without a file of
 flags is of what was removed since; commit de57855 has it. Variables in flags name
-folders: `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train split, `C4` two
+folders: `TEST` that of the test suite, `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train split, `C4` two
 JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
 `experiments/general_texts.py` writes, `RUNS` the run folders of other experiments.
 

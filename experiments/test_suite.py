@@ -1,9 +1,10 @@
 """Committed figures of the test suite, which final.py has measured."""
 
-from committed import read_committed
-from comparison_rows import HERE
+from pathlib import Path
 
-RESULTS = HERE / "results" / "test.json"
+from committed import read_committed
+
+RESULTS = Path(__file__).parent / "results" / "test.json"
 FIGURES = {"general_ratio", "general_ratio_stderr", "texts"}
 
 
