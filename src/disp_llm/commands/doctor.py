@@ -15,6 +15,7 @@ from disp_llm.commands.planning import (
     memory_plans,
     own_needs,
     require_possible,
+    shapes_of,
 )
 from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
@@ -24,7 +25,7 @@ from disp_llm.exporter.exported import original_of
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
-from disp_llm.models.loading import empty_model, family_of_any, load_config, load_shapes
+from disp_llm.models.loading import empty_model, family_of_any, load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.settings import available
 
@@ -37,24 +38,25 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     """Family, sites, the size of each keep, and the memory of learning by the default recipe
     against what is free."""
     config = called(DoctorConfig, model, options).config
-    empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
-    budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
-    settings = PruneConfig(config.model)
+    settings, device = PruneConfig(config.model), resolve_device(config.device)
+    empty = shapes_of(settings)
+    budget, dtype = Budget(empty.layout, None, empty.sites), resolve_dtype("auto", device)
     training = replace(settings.training, length=config.length, batch=config.batch)
     count, free = max(torch.cuda.device_count(), 1), free_memory(device)
     plans = memory_plans(empty, replace(settings, training=training), count, dtype.itemsize)
     best = first_plan(plans, free)
+    widths = empty.layout.widths
     advice = "fits" if best is plans[0] else f"fits with {best.name}"
     return {
         "model": config.model,
         "model_type": empty.model.config.model_type,
         "blocks": len(empty.layout.blocks),
         # Entries of each site, in the block that has least and in the one that has most.
-        "sites": {site: [min(n), max(n)] for site, n in empty.layout.widths.items()},
+        "sites": {site: [min(n), max(n)] for site, n in widths.items() if site in empty.sites},
         "parameters": empty.parameters,
         "block_parameters": budget.dense_block_parameters,
         "other_parameters": empty.other_parameters,
-        "mask_entries": empty.layout.entries,
+        "mask_entries": int(budget.never_pruned.logical_not().sum()),
         "sizes": [size(budget, keep, empty.parameters, dtype.itemsize) for keep in config.keep],
         "device": str(device),
         "devices": count,
@@ -125,7 +127,7 @@ Plan = tuple[dict[str, int], int, int, PrunableModel]
 
 def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
     require_possible(asked, asked.sizes)
-    empty = PrunableModel(*load_shapes(asked.model))
+    empty = shapes_of(asked)
     config = within_positions(asked, empty.model.config)
     learn, measured, stages = config.learn, config.evaluation.tokens, {}
     if config.text.may_be_written:

@@ -48,6 +48,12 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     return method.sites or (COUPLED if family.can_lose_heads else SITES)
 
 
+def shapes_of(config: PruneConfig) -> PrunableModel:
+    """The model on the meta device, with the sites where it is to be pruned."""
+    model, family = load_shapes(config.model)
+    return PrunableModel(model, family, sites_of(config, family))
+
+
 def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """A model with its budget and alignment, and no learning text."""
     config = job.config
@@ -209,7 +215,7 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
         target = PrunableModel(model, family_of(model.config))
         dtype = model.dtype
     else:
-        target = PrunableModel(*load_shapes(config.model))
+        target = shapes_of(config)
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
     config = within_positions(config, target.model.config)
     reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
