@@ -49,12 +49,12 @@ By_seed = dict[int, float]
 
 
 def by_name(results: list[dict]) -> dict[str, dict[float, By_seed]]:
-    """The general ratio of every variant, by its name without the seed, by keep and by seed."""
+    """The general ratio of every variant, by its name without keep and seed, by these two."""
     found: dict[str, dict[float, By_seed]] = {}
     for result in results:
         if "error" in result:
             continue
-        of_name = found.setdefault(re.sub(r", seed \d+$", "", result["name"]), {})
+        of_name = found.setdefault(re.sub(r"(, keep [\d.]+)?, seed \d+$", "", result["name"]), {})
         for model in result["models"]:
             of_name.setdefault(model["keep_asked"], {})[result["seed"]] = model["general_ratio"]
     return found
