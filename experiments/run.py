@@ -58,9 +58,16 @@ def command_now(recorded: str) -> str:
     return re.sub(place + r"(?![-\w])", r"\1/keep-0.8", re.sub(place + "-", r"\1/keep-", recorded))
 
 
+def is_of(recorded: str, variant: dict, experiment: dict) -> bool:
+    """Whether a recorded command is that of the variant. The recipe `disp` was the default before
+    it had a name."""
+    stated = command_of(variant, experiment)
+    return command_now(recorded) in (stated, stated.replace(" --recipe disp", ""))
+
+
 def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
     """Whether it is of these flags, with all that the experiment wants to know of its models."""
-    if command_now(result.get("command", "")) != command_of(variant, experiment):
+    if not is_of(result.get("command", ""), variant, experiment):
         return False
     texts = set(texts_of(variant, experiment))
     if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had
