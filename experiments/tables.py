@@ -42,8 +42,9 @@ make tables   # tables and charts from the results
 experiment is a file of flags, `experiments/NAME.toml`. Its result in `experiments/results/` has
 the command, commit, seed, versions, processor and date of every row. A result without a file of
 flags is of what was removed since; commit de57855 has it. `learned` in `seeds-mix` and `frontier`
-is today's `disp`, which was the default. Variables in flags name folders: `TEST` that of the test suite, `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of
-the train split, `C4` two JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
+is today's `disp`, which was the default. Variables in flags name folders: `TEST` that of the test
+suite, `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train split, `C4` two
+JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
 `experiments/general_texts.py` writes, `RUNS` the run folders of other experiments.
 
 The paper's tables were not run. Times are the paper's, or scaled from these by parameters.
