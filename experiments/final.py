@@ -1,6 +1,6 @@
 """Measures the models of experiments that are final on the test suite, which chooses nothing.
 
-    python experiments/final.py [--runs runs/experiments]
+    python experiments/final.py [--runs runs/experiments] [--results experiments/results]
 
 An experiment says `final = true`, and its models lie where run.py has put them. What was measured
 of the same weights is not measured again. The result is experiments/results/test.json: the original
@@ -20,14 +20,13 @@ from disp_llm.cli.environment import prepare_libraries
 
 MODEL = "smollm2-135m"
 SUITE = HERE / "suites" / "test.toml"
-RESULTS = HERE / "results" / "test.json"
 
 
-def models(runs: Path) -> list[tuple[dict, Path]]:
+def models(runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
     """What identifies each model, and its folder: experiment, variant, method, keep and seed."""
     found = []
     for path in sorted(HERE.glob("*.toml")):
-        results = HERE / "results" / f"{path.stem}.json"
+        results = folder_of_results / f"{path.stem}.json"
         if not tomllib.loads(path.read_text()).get("final") or not results.exists():
             continue
         for result in read_committed(results):
@@ -48,7 +47,10 @@ def models(runs: Path) -> list[tuple[dict, Path]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
-    wanted = models(parser.parse_args().runs)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    wanted = models(arguments.runs, arguments.results)
+    path = arguments.results / "test.json"
     prepare_libraries()
 
     from disp_llm.config.parts import MachineConfig
@@ -68,8 +70,8 @@ def main() -> None:
         return board.measure(PrunableModel.of(loaded), loaded.tokenizer)
 
     told = {"original": {}, "models": []}
-    if RESULTS.exists():
-        told = read_committed(RESULTS)
+    if path.exists():
+        told = read_committed(path)
     known = {row["weights_sha256"]: row for row in told["models"]}
     original, rows = None, []
     for named, place in wanted:
@@ -89,9 +91,9 @@ def main() -> None:
         row = named | {"weights_sha256": weights} | as_json(scores) | {"provenance": made}
         rows.append(row)
         told = {"original": as_json(original), "models": [*told["models"], row]}
-        RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+        path.write_text(json.dumps(told, indent=1) + "\n")
     told["models"] = rows
-    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

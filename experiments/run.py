@@ -219,13 +219,14 @@ def main() -> None:
     parser.add_argument("name", help="an experiments/NAME.toml")
     parser.add_argument("--only", nargs="*", default=[], help="names of variants")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="where results go")
     shared = "variants side by side: more tokens a second, but no times"
     parser.add_argument("--at-once", type=int, default=1, help=shared)
     arguments = parser.parse_args()
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.at_once)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     experiment = tomllib.loads((HERE / f"{arguments.name}.toml").read_text())
-    path = HERE / "results" / f"{arguments.name}.json"
+    path = arguments.results / f"{arguments.name}.json"
     results = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
     writing = Lock()
 

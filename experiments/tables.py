@@ -38,7 +38,8 @@ make tables   # tables and charts from the results
 ```
 
 `make experiments/NAME` runs every variant that has no result yet; an interrupted run resumes.
-`make results` measures the models of experiments that are final on the test suite. An
+`make results` measures the models of experiments that are final on the test suite.
+`python experiments/row.py NAME` makes a row of the README's table again from an empty folder. An
 experiment is a file of flags, `experiments/NAME.toml`. Its result in `experiments/results/` has
 the command, commit, seed, versions, processor and date of every row. A result without a file of
 flags is of what was removed since; commit de57855 has it. `learned` in `seeds-mix` and `frontier`
