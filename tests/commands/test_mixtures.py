@@ -129,5 +129,5 @@ def test_doctor_names_the_widths_of_blocks_that_differ(mixture):
     config = json.loads((mixture / "config.json").read_text())
     experts = config["moe_intermediate_size"] * config["num_local_experts"]
     widths = sorted((config["intermediate_size"], experts))
-    assert f"attn_in {config['hidden_size']}, " in line
+    assert line.startswith("entries of a block's sites: mlp_mid ")
     assert "mlp_mid {:,} to {:,}".format(*widths) in line

@@ -73,7 +73,7 @@ def runs(llama_folder, text_file, tmp_path_factory) -> dict[str, Path]:
     kinds = {
         "uniform": ["--sites", "mlp_mid", "--align", "24", "--keep", "0.72"],
         "variable": ["--sites", "mlp_mid", "--keep", "0.7"],
-        "everywhere": ["--keep", "0.7"],
+        "everywhere": ["--recipe", "disp", "--keep", "0.7"],
     }
     for name, flags in kinds.items():
         done = run_command(

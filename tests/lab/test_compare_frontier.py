@@ -65,7 +65,7 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     assert original["bytes"] == 4 * original["parameters"]
     folder = tmp_path / "out" / "magnitude" / "keep-0.5"
     assert 0 <= (folder / "model.safetensors").stat().st_size - pruned["bytes"] < 20_000
-    assert pruned["kv_cache_bytes"] == original["kv_cache_bytes"]
+    assert pruned["kv_cache_bytes"] < original["kv_cache_bytes"]  # heads have gone
     assert rows["depth", ""]["kv_cache_bytes"] < original["kv_cache_bytes"]
     sparse = rows["magnitude_2_4", ""]
     assert "zeros" in sparse["note"]

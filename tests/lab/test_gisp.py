@@ -95,7 +95,7 @@ def test_every_round_removes_the_lowest_of_what_is_left(problem, monkeypatch):
     noise = torch.Generator().manual_seed(0)
     rounds = [torch.rand(layout.entries, generator=noise) for _ in range(4)]
     given = iter(rounds)
-    monkeypatch.setattr(gisp, "mean_changes", lambda dense, windows: next(given))
+    monkeypatch.setattr(gisp, "mean_changes", lambda dense, windows, teacher: next(given))
     importance = gisp.gisp(problem).importance
     assert next(given, None) is None  # four sequences, a round each
     kept = torch.ones(layout.entries, dtype=torch.bool)

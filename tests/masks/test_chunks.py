@@ -174,7 +174,7 @@ def test_a_run_selects_in_chunks_and_its_folder_passes_every_check(
     llama_folder, text_file, tmp_path
 ):
     done = run_command(
-        "prune", llama_folder, "--text", text_file, "--keep", 0.4, "--chunk", 8,
+        "prune", llama_folder, "--recipe", "disp", "--text", text_file, "--keep", 0.4, "--chunk", 8,
         "--output-dir", tmp_path / "run", *SMALL, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
