@@ -87,7 +87,7 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     assert all(row.get("error") is None for row in found)
     assert found[1]["bytes"] < original["bytes"]
     assert [row.get("note", "") for row in found[1:3]] == ["", "1 layers stay as they are"]
-    assert pruned["kv_cache_bytes"] == 127 * 3 * 2 * 16 * 4  # tokens, blocks, K and V, width, bytes
+    assert original["kv_cache_bytes"] == 127 * 3 * 2 * 16 * 4  # tokens, blocks, K and V, width
     assert found[4]["perplexity"] == found[1]["perplexity"] != pruned["perplexity"]  # of `packed`
 
 
