@@ -29,8 +29,8 @@ from seeds_table import ahead_in
 
 def general_table() -> list[str]:
     """How many times the original's perplexity each has, over texts that it did not learn from."""
-    rows = mix_rows("general")
-    sizes = sorted({size for row in rows for size in row.general}, reverse=True)
+    rows, told = mix_rows("general"), page_settings()["general"]
+    sizes = told["sizes"]
     columns = ["times the original's perplexity", *(f"keep {size}" for size in sizes)]
     cells = [
         [
@@ -41,11 +41,10 @@ def general_table() -> list[str]:
                     f"{row.tokens_said} tokens",
                 ]
             ),
-            *(f"{row.general[size].mean:.2f}" for size in sizes),
+            *(f"{row.general[size].mean:.2f}" if size in row.general else "–" for size in sizes),
         ]
         for row in rows
     ]
-    told = page_settings()["general"]
     (alike,) = variants_of(told["alike"])
     (model,) = alike["models"]
     figures = {"texts": WORDS[len(model["texts"])], "alike": f"{model['general_ratio']:.2f}"}
