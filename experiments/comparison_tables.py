@@ -30,7 +30,7 @@ from seeds_table import ahead_in
 def general_table() -> list[str]:
     """How many times the original's perplexity each has, over texts that it did not learn from."""
     rows, told = mix_rows("general"), page_settings()["general"]
-    sizes = told["sizes"]
+    sizes = [f"{size:g}" for size in told["sizes"]]
     columns = ["times the original's perplexity", *(f"keep {size}" for size in sizes)]
     cells = [
         [
