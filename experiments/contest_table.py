@@ -1,5 +1,6 @@
 """The contest of structures: a table of losses over seeds, one of times, and their chart."""
 
+import math
 import statistics
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ ALONE = "scales alone: "
 """How the names of variants begin whose adapters are left out."""
 TIMES = HERE.parent / "benchmarks" / "results" / "structures.json"
 DEFAULT = "channels and heads"
+"""What the others are paired with."""
 WAYS = ("eager", "compiled", "llama.cpp")
 ENGINES = {
     "channels": "every engine that reads widths for each block",
@@ -59,24 +61,30 @@ def structures() -> list[str]:
     return [*contest_tables(results), note]
 
 
-def losses(found: dict[str, Any], title: str) -> list[str]:
-    """A row a structure, the least loss first: means over seeds, and pairs with the first."""
-    keeps = sorted({keep for sizes in found.values() for keep in sizes}, reverse=True)
+def losses(found: dict[str, Any], title: str, beside: str = DEFAULT) -> list[str]:
+    """A row a structure, the least loss first: means over seeds, and pairs with one of them, which
+    also say the order, since not all may have the same seeds.
 
-    def mean(sizes: dict) -> float:
-        return statistics.fmean(statistics.fmean(sizes[keep].values()) for keep in keeps)
+    Args:
+        beside: the one that the others are paired with.
+    """
+    keeps = sorted(found[beside], reverse=True)
+    pairs = {
+        name: [paired(sizes.get(keep, {}), found[beside][keep]) for keep in keeps]
+        for name, sizes in found.items()
+    }
 
-    names = sorted(found, key=lambda name: mean(found[name]))
-    best = found[names[0]]
+    def order(name: str) -> float:
+        return statistics.fmean(math.log(pair.ratio) for pair in pairs[name] if pair)
+
     rows = []
-    for name in names:
+    for name in sorted((name for name in found if any(pairs[name])), key=order):
         sizes = found[name]
         cells = [f"×{statistics.fmean(sizes[keep].values()):.3f}" for keep in keeps]
-        pairs = [paired(sizes[keep], best[keep]) for keep in keeps]
-        cells += ["–" if name == names[0] or pair is None else pair.said for pair in pairs]
+        cells += ["–" if name == beside or not pair else pair.said for pair in pairs[name]]
         rows.append([name, *cells, str(len(sizes[keeps[0]]))])
     columns = [f"general ratio, {title}", *(f"keep {keep:g}" for keep in keeps)]
-    columns += [*(f"times the first, {keep:g}" for keep in keeps), "seeds"]
+    columns += [*(f"times {beside}, {keep:g}" for keep in keeps), "seeds"]
     return table(columns, rows)
 
 

@@ -356,7 +356,7 @@ def test_structures_are_paired_with_the_one_that_loses_least(experiments):
     results.append({"name": "c, seed 0", "error": "it failed"})
     found = by_name(results)
     assert found["b, with more"] == {0.5: {0: 2.2, 1: 2.3, 2: 2.4}}
-    *_, first, second = losses(found, "")
+    *_, first, second = losses(found, "", "a")
     assert first == "| a | ×2.100 | – | 3 |"
     assert second == "| b, with more | ×2.300 | ×1.095 ± 0.028, t 3.5 | 3 |"
 
