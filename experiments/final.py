@@ -32,7 +32,7 @@ def models(runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
         for result in read_committed(results):
             folder = runs / path.stem / result["name"].replace(" ", "-")
             for made in result.get("models") or result.get("rows") or []:
-                keep = made.get("keep_asked", round(made["keep"], 2))
+                keep = made["keep_asked"] if "keep_asked" in made else round(made["keep"], 2)
                 place: Path | None = folder / ("model" if "before" in result else f"keep-{keep:g}")
                 if "method" in made:
                     place = exported(folder, made)

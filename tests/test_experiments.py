@@ -366,3 +366,50 @@ def test_constants_that_a_variant_tries_stand_in_its_command(experiments):
     tried = {"flags": "--method ddp", "constants": {"disp_lab.methods.ddp.RATE": 0.04}}
     said = run.command_of(tried, {"common": "m --keep 0.5"})
     assert said == "disp-llm prune m --keep 0.5 --method ddp # disp_lab.methods.ddp.RATE = 0.04"
+
+
+def test_what_the_test_suite_has_measured_stands_in_place_of_what_chose(
+    experiments, monkeypatch, tmp_path
+):
+    """By experiment, variant, method and size; what was not measured there is left out."""
+    import test_suite
+
+    kept = {"experiment": "e", "variant": "a", "keep": 0.5}
+    told = {"general_ratio": 2.5, "general_ratio_stderr": 0.1, "texts": {"Web": {}}, "seed": 7}
+    rows = [kept | {"method": method} | told for method in ("", "ddp")]
+    monkeypatch.setattr(test_suite, "RESULTS", tmp_path / "test.json")
+    results = [
+        {"name": "a", "models": [{"keep_asked": 0.5, "general_ratio": 9.0, "bytes": 1}]},
+        {"name": "b", "models": [{"keep_asked": 0.5, "general_ratio": 9.0}]},
+        {"name": "a", "rows": [{"keep_asked": k, "method": "ddp"} for k in (0.8, 0.5)]},
+    ]
+    assert test_suite.on_test_suite("e", results) == []
+    (tmp_path / "test.json").write_text(json.dumps({"models": rows}))
+    figures = {name: told[name] for name in test_suite.FIGURES}
+    assert test_suite.on_test_suite("e", results) == [
+        {"name": "a", "models": [{"keep_asked": 0.5, "bytes": 1} | figures]},
+        {"name": "a", "rows": [{"keep_asked": 0.5, "method": "ddp"} | figures]},
+    ]
+    assert test_suite.on_test_suite("f", results) == []
+
+
+def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypatch, tmp_path):
+    import final
+
+    monkeypatch.setattr(final, "HERE", tmp_path)
+    (tmp_path / "done.toml").write_text("final = true")
+    (tmp_path / "open.toml").write_text("")
+    results = [
+        {"name": "a run", "seed": 3, "models": [{"keep_asked": 0.8}, {"keep_asked": 0.5}]},
+        {"name": "better", "seed": 4, "before": {}, "models": [{"keep": 0.4999}]},
+        {"name": "failed", "error": "it did"},
+    ]
+    for name in ("done", "open"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    found = final.models(tmp_path / "runs", tmp_path)
+    assert [place.relative_to(tmp_path / "runs") for _, place in found] == [
+        Path("done/a-run/keep-0.8"), Path("done/a-run/keep-0.5"), Path("done/better/model"),
+    ]  # fmt: skip
+    assert [(named["variant"], named["keep"], named["seed"]) for named, _ in found] == [
+        ("a run", 0.8, 3), ("a run", 0.5, 3), ("better", 0.5, 4),
+    ]  # fmt: skip
