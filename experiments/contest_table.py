@@ -42,7 +42,7 @@ def contest_tables(results: list[dict]) -> list[str]:
     if TIMES.exists():
         found = {name: sizes for name, sizes in by_name(results).items() if ALONE not in name}
         for way in WAYS[:2]:
-            lines += [*at_equal_time(found, DEFAULT, way), ""]
+            lines += at_equal_time(found, DEFAULT, way)
     return [*lines, *times()]
 
 
@@ -103,7 +103,7 @@ def at_equal_time(found: dict[str, Any], best: str, way: str) -> list[str]:
         own = sorted((told[name, keep], keep) for keep in sizes if (name, keep) in told)
         cells = []
         for keep in keeps:
-            wanted = told[best, keep]
+            wanted = told.get((best, keep), math.inf)
             if name == best or not own or not own[0][0] <= wanted <= own[-1][0]:
                 cells.append("–")
                 continue
@@ -117,9 +117,10 @@ def at_equal_time(found: dict[str, Any], best: str, way: str) -> list[str]:
             }
             pair = paired(between, found[best][keep])
             cells.append("–" if pair is None else pair.said)
-        rows.append([name, *cells])
+        if any(cell != "–" for cell in cells):
+            rows.append([name, *cells])
     columns = [f"times {best} at its time of a prompt, {way}", *(f"{keep:g}" for keep in keeps)]
-    return table(columns, rows)
+    return [*table(columns, rows), ""] if rows else []
 
 
 def times() -> list[str]:
