@@ -144,17 +144,22 @@ def original_of(experiment: str) -> dict:
     return _with_other_texts(results[0]["original"])
 
 
-def variants_of(told: dict) -> list[dict]:
+def variants_of(told: dict, folder: Path = HERE / "results") -> list[dict]:
     """The results of the variants that `told` names, of its experiment."""
-    named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
-    return [result for result in results_of(told) if result["name"] in named]
+    return [result for result in results_of(told, folder) if result["name"] in names_in(told)]
 
 
-def results_of(told: dict) -> list[dict]:
+def names_in(told: dict) -> list[str]:
+    """The variants that `told` names: one, or several."""
+    return told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
+
+
+def results_of(told: dict, folder: Path = HERE / "results") -> list[dict]:
     """The results of the experiment that `told` names, by the suite that it names: that which chose
     unless it is `test`."""
-    results = read_committed(HERE / "results" / f"{told['experiment']}.json")
-    return on_test_suite(told["experiment"], results) if told.get("suite") == "test" else results
+    experiment = told["experiment"]
+    results = read_committed(folder / f"{experiment}.json")
+    return on_test_suite(experiment, results, folder) if told.get("suite") == "test" else results
 
 
 def domain_rows() -> list[Row]:

@@ -1,9 +1,8 @@
-"""The contest of structures: a table of losses over seeds, one of times, and their chart."""
+"""The contest of structures: a table of losses over seeds, and one of times."""
 
 import math
 import statistics
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from committed import read_committed
@@ -19,17 +18,18 @@ DEFAULT = "channels and heads"
 """What the others are paired with."""
 WAYS = ("eager", "compiled", "llama.cpp")
 ENGINES = {
-    "channels": "every engine that reads widths for each block",
-    "channels and heads": "llama.cpp, vLLM; others with our file",
+    "channels": "llama.cpp; others with our file",
+    "channels and heads": "llama.cpp; others with our file",
     "channels, heads and branches": "llama.cpp; others with our file",
 }
-"""What runs a structure; those that cut the stream need our file."""
+"""What runs a structure; those that cut the stream need our file everywhere."""
 
 
 def contest_tables(results: list[dict]) -> list[str]:
     """Losses on the development suite, which chose, and on the test suite; then times."""
     lines = []
-    for suite, measured in (("", results), (", test suite", on_test_suite("contest", results))):
+    final = on_test_suite("contest", results, HERE / "results")
+    for suite, measured in (("", results), (", test suite", final)):
         for alone in (False, True):
             found = {
                 name.removeprefix(ALONE): sizes
@@ -149,25 +149,3 @@ def times() -> list[str]:
         f"{hardware['threads']} threads."
     )
     return [*table(columns, rows), "", note]
-
-
-def draw_structures(results: list[dict], path: Path) -> None:
-    """General ratio against a prompt's time, eager and compiled, a line for each structure."""
-    from disp_lab.reporting.canvas import OTHERS, PRUNED, panels
-
-    told = {
-        (row["structure"], row["in"], row["keep"]): row for row in read_committed(TIMES)["rows"]
-    }
-    figure, axes = panels(8.4, 3.8, ["times the original's perplexity"] * 2)
-    found = {name: sizes for name, sizes in by_name(results).items() if not name.startswith(ALONE)}
-    for axis, way in zip(axes, WAYS, strict=False):
-        for name, color in zip(found, (PRUNED, *OTHERS), strict=False):
-            points = [
-                (1 / told[name, way, keep]["prefill"][0], statistics.fmean(seeds.values()))
-                for keep, seeds in found[name].items()
-                if (name, way, keep) in told
-            ]
-            axis.plot(*zip(*points, strict=True), "o-", color=color, label=name, markersize=4)
-        axis.set_xlabel(f"a prompt's time, {way}, over the original's")
-    axes[0].legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=160)

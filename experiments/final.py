@@ -15,6 +15,7 @@ from pathlib import Path
 
 from committed import read_committed
 from run import HERE, exported
+from test_suite import FILE, measured_in
 
 from disp_llm.cli.environment import prepare_libraries
 
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     wanted = models(arguments.runs, arguments.results)
-    path = arguments.results / "test.json"
+    path, told = arguments.results / FILE, measured_in(arguments.results)
     prepare_libraries()
 
     from disp_llm.config.parts import MachineConfig
@@ -69,9 +70,6 @@ def main() -> None:
         loaded = load(model, MachineConfig())
         return board.measure(PrunableModel.of(loaded), loaded.tokenizer)
 
-    told = {"original": {}, "models": []}
-    if path.exists():
-        told = read_committed(path)
     known = {row["weights_sha256"]: row for row in told["models"]}
     original, rows = None, []
     for named, place in wanted:
@@ -79,8 +77,8 @@ def main() -> None:
             rows += [row for row in told["models"] if named.items() <= row.items()]
             print(f"there is no {place}", file=sys.stderr)
             continue
-        sums = {name: sum for name, sum in read_sums(place).items() if name.endswith("safetensors")}
-        weights = "".join(sums.values())
+        sums = read_sums(place)
+        weights = "".join(sums[name] for name in sums if name.endswith("safetensors"))
         if weights in known:
             rows.append(known[weights] | named)
             continue

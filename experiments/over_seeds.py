@@ -45,12 +45,12 @@ class Paired:
         return f"{self}, t {self.t:.1f}" if self.error else str(self)
 
 
-By_seed = dict[int, float]
+BySeed = dict[int, float]
 
 
-def by_name(results: list[dict]) -> dict[str, dict[float, By_seed]]:
+def by_name(results: list[dict]) -> dict[str, dict[float, BySeed]]:
     """The general ratio of every variant, by its name without keep and seed, by these two."""
-    found: dict[str, dict[float, By_seed]] = {}
+    found: dict[str, dict[float, BySeed]] = {}
     for result in results:
         if "error" in result:
             continue
@@ -60,7 +60,7 @@ def by_name(results: list[dict]) -> dict[str, dict[float, By_seed]]:
     return found
 
 
-def paired(figures: By_seed, others: By_seed) -> Paired | None:
+def paired(figures: BySeed, others: BySeed) -> Paired | None:
     """Over the seeds that both have; None where there is none."""
     seeds = sorted(figures.keys() & others.keys())
     if not seeds:

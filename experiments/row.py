@@ -1,4 +1,4 @@
-"""Makes a row of the README's table again, from an empty folder: its runs, then the test suite.
+"""Makes a row of the README's table again, from an empty folder, measured as the row is.
 
     python experiments/row.py "default" [--runs runs/row] [--at-once 2]
 
@@ -11,8 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from committed import read_committed
-from comparison_rows import HERE, page_settings
+from comparison_rows import HERE, names_in, page_settings, variants_of
 
 
 def short_name(told: dict) -> str:
@@ -27,24 +26,27 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/row"))
     parser.add_argument("--at-once", default="1")
     asked = parser.parse_args()
-    results = asked.runs / "results"
+    told, results = rows[asked.name], asked.runs / "results"
     results.mkdir(parents=True, exist_ok=True)
     os.environ["RUNS"] = str(asked.runs.resolve())
     places = ["--runs", str(asked.runs), "--results", str(results)]
-    told = rows[asked.name]
-    for part in [told["begun"]] * ("begun" in told) + [told]:
-        named = part["variant"] if isinstance(part["variant"], list) else [part["variant"]]
-        words = [part["experiment"], "--only", *named, "--at-once", asked.at_once, *places]
-        subprocess.run([sys.executable, HERE / "run.py", *words], check=True)
-    subprocess.run([sys.executable, HERE / "final.py", *places], check=True)
-    committed = {
-        (row["experiment"], row["variant"], row["keep"]): row["general_ratio"]
-        for row in read_committed(HERE / "results" / "test.json")["models"]
+    for part in [*([told["begun"]] if "begun" in told else []), told]:
+        words = [part["experiment"], "--only", *names_in(part), "--at-once", asked.at_once]
+        subprocess.run([sys.executable, HERE / "run.py", *words, *places], check=True)
+    if told.get("suite") == "test":
+        subprocess.run([sys.executable, HERE / "final.py", *places], check=True)
+    committed = ratios(variants_of(told))
+    for (variant, keep), ratio in ratios(variants_of(told, results)).items():
+        print(f"{variant}, keep {keep:g}: ×{ratio:.3f}, committed ×{committed[variant, keep]:.3f}")
+
+
+def ratios(results: list[dict]) -> dict[tuple[str, float], float]:
+    """The general ratio of every size of every variant."""
+    return {
+        (result["name"], round(model["keep"], 2)): model["general_ratio"]
+        for result in results
+        for model in result["models"]
     }
-    for row in read_committed(results / "test.json")["models"]:
-        known = committed.get((row["experiment"], row["variant"], row["keep"]))
-        beside = "none is committed" if known is None else f"committed ×{known:.3f}"
-        print(f"{row['variant']}, keep {row['keep']:g}: ×{row['general_ratio']:.3f}, {beside}")
 
 
 if __name__ == "__main__":

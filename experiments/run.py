@@ -223,8 +223,9 @@ def main() -> None:
     shared = "variants side by side: more tokens a second, but no times"
     parser.add_argument("--at-once", type=int, default=1, help=shared)
     arguments = parser.parse_args()
-    threads = max(1, len(os.sched_getaffinity(0)) // arguments.at_once)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if arguments.at_once > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // arguments.at_once)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     experiment = tomllib.loads((HERE / f"{arguments.name}.toml").read_text())
     path = arguments.results / f"{arguments.name}.json"
     results = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}

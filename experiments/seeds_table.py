@@ -34,12 +34,9 @@ def seeds_table(results: list[dict], ours: str) -> list[str]:
             pairs = [] if method == ours else [pair(row, of_ours[row["seed"]]) for row in found]
             cells = [f"`{method}`", f"{keep:g}"]
             cells += [_by_seed(map(figure, found)) for figure in figures.values()]
-            both = [row for row in found if row["seed"] in of_ours]
-            paired = Paired.of(
-                [loss(row) for row in both], [loss(of_ours[row["seed"]]) for row in both]
-            )
-            cells += [_by_seed(map(_times, pairs)), "–" if method == ours else paired.said]
-            cells.append(f"{found[0]['tokens_seen']:,}")
+            beside = [loss(of_ours[row["seed"]]) for row in found] if pairs else []
+            over_seeds = Paired.of([loss(row) for row in found], beside).said if pairs else "–"
+            cells += [_by_seed(map(_times, pairs)), over_seeds, f"{found[0]['tokens_seen']:,}"]
             lines.append(cells)
     return table(columns, lines, "lr" + "l" * (len(columns) - 3) + "r")
 

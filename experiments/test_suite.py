@@ -1,20 +1,26 @@
-"""Committed figures of the test suite, which final.py has measured."""
+"""Figures of the test suite, which final.py has measured."""
 
 from pathlib import Path
 
 from committed import read_committed
 
-RESULTS = Path(__file__).parent / "results" / "test.json"
+FILE = "test.json"
+"""Among results: the original, and a row for every model."""
 FIGURES = {"general_ratio", "general_ratio_stderr", "texts"}
 
 
-def on_test_suite(experiment: str, results: list[dict]) -> list[dict]:
+def measured_in(folder: Path) -> dict:
+    """What a folder of results holds of the test suite."""
+    path = folder / FILE
+    return read_committed(path) if path.exists() else {"original": {}, "models": []}
+
+
+def on_test_suite(experiment: str, results: list[dict], folder: Path) -> list[dict]:
     """The results of an experiment with the ratios of the test suite; what was not measured there
     is left out."""
-    rows = read_committed(RESULTS)["models"] if RESULTS.exists() else []
     known = {
         (row["variant"], row["method"], row["keep"]): row
-        for row in rows
+        for row in measured_in(folder)["models"]
         if row["experiment"] == experiment
     }
 

@@ -343,7 +343,7 @@ def test_pairs_over_seeds_are_those_of_student(experiments):
     assert str(Paired.of([1.5], [1.0])) == Paired.of([1.5], [1.0]).said == "×1.500"
 
 
-def test_structures_are_paired_with_the_one_that_loses_least(experiments):
+def test_structures_are_paired_by_seed_and_stand_in_order_of_loss(experiments):
     from contest_table import losses
     from over_seeds import by_name
 
@@ -368,29 +368,26 @@ def test_constants_that_a_variant_tries_stand_in_its_command(experiments):
     assert said == "disp-llm prune m --keep 0.5 --method ddp # disp_lab.methods.ddp.RATE = 0.04"
 
 
-def test_what_the_test_suite_has_measured_stands_in_place_of_what_chose(
-    experiments, monkeypatch, tmp_path
-):
+def test_what_the_test_suite_has_measured_stands_in_place_of_what_chose(experiments, tmp_path):
     """By experiment, variant, method and size; what was not measured there is left out."""
     import test_suite
 
     kept = {"experiment": "e", "variant": "a", "keep": 0.5}
     told = {"general_ratio": 2.5, "general_ratio_stderr": 0.1, "texts": {"Web": {}}, "seed": 7}
     rows = [kept | {"method": method} | told for method in ("", "ddp")]
-    monkeypatch.setattr(test_suite, "RESULTS", tmp_path / "test.json")
     results = [
         {"name": "a", "models": [{"keep_asked": 0.5, "general_ratio": 9.0, "bytes": 1}]},
         {"name": "b", "models": [{"keep_asked": 0.5, "general_ratio": 9.0}]},
         {"name": "a", "rows": [{"keep_asked": k, "method": "ddp"} for k in (0.8, 0.5)]},
     ]
-    assert test_suite.on_test_suite("e", results) == []
+    assert test_suite.on_test_suite("e", results, tmp_path) == []
     (tmp_path / "test.json").write_text(json.dumps({"models": rows}))
     figures = {name: told[name] for name in test_suite.FIGURES}
-    assert test_suite.on_test_suite("e", results) == [
+    assert test_suite.on_test_suite("e", results, tmp_path) == [
         {"name": "a", "models": [{"keep_asked": 0.5, "bytes": 1} | figures]},
         {"name": "a", "rows": [{"keep_asked": 0.5, "method": "ddp"} | figures]},
     ]
-    assert test_suite.on_test_suite("f", results) == []
+    assert test_suite.on_test_suite("f", results, tmp_path) == []
 
 
 def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypatch, tmp_path):
@@ -413,3 +410,24 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
     assert [(named["variant"], named["keep"], named["seed"]) for named, _ in found] == [
         ("a run", 0.8, 3), ("a run", 0.5, 3), ("better", 0.5, 4),
     ]  # fmt: skip
+
+
+def test_structures_at_equal_time_lie_on_the_line_between_their_sizes(
+    experiments, monkeypatch, tmp_path
+):
+    """In logarithms; what is never so fast has no figure."""
+    import contest_table
+
+    def row(structure: str, keep: float, speed: float) -> dict:
+        return {"structure": structure, "keep": keep, "in": "eager", "prefill": [speed]}
+
+    rows = [row("a", 0.8, 1.25), row("a", 0.5, 2.0), row("b", 0.8, 1.0), row("b", 0.5, 1 / 0.6)]
+    monkeypatch.setattr(contest_table, "TIMES", tmp_path / "times.json")
+    (tmp_path / "times.json").write_text(json.dumps({"rows": rows}))
+    found = {
+        "a": {0.8: {0: 1.5, 1: 1.5}, 0.5: {0: 3.0, 1: 3.0}},
+        "b": {0.8: {0: 1.2, 1: 1.2}, 0.5: {0: 4.8, 1: 4.8}},
+    }
+    *_, told, empty = contest_table.at_equal_time(found, "a", "eager")
+    assert told == "| b | ×1.600 ± 0.000 | – |"  # √(1.2 · 4.8) = 2.4 at 0.8 of the time, halfway
+    assert empty == ""
