@@ -70,9 +70,9 @@ def gisp(problem: PruningProblem) -> Selection:
         checkpointed_blocks(dense, problem.training.recomputes),
         masked(dense) as masking,
     ):
+        teacher = Teacher(dense, DISTILLATION, masking.lifted) if DISTILLATION else None
         for number, part in enumerate(windows.tensor_split(rounds), start=1):
             masking.set(kept.float())
-            teacher = Teacher(dense, DISTILLATION, masking.lifted) if DISTILLATION else None
             scores = mean_changes(dense, part, teacher)
             if not scores.isfinite().all():  # ranks would hide it
                 raise InputError(

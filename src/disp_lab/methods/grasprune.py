@@ -95,16 +95,12 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
     scale_steps = round(SCALE_SHARE * steps)
     mask_steps = steps - scale_steps
     gates = Gates(start)
+    mask_rate = travelling(RATE, MASK_STEPS, mask_steps, MOST_FOR_MASKS)
+    scale_rate = travelling(RATE, SCALE_STEPS, scale_steps, MOST_FOR_SCALES)
     optimizer = torch.optim.AdamW(
         [
-            {
-                "params": [gates.masks],
-                "lr": travelling(RATE, MASK_STEPS, mask_steps, MOST_FOR_MASKS),
-            },
-            {
-                "params": [gates.scales],
-                "lr": travelling(RATE, SCALE_STEPS, scale_steps, MOST_FOR_SCALES),
-            },
+            {"params": [gates.masks], "lr": mask_rate},
+            {"params": [gates.scales], "lr": scale_rate},
         ],
         betas=BETAS,
         weight_decay=0.0,

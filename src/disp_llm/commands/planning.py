@@ -36,12 +36,12 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     """Where entries may be pruned: as asked, or where the method prunes them (`Method.sites`).
     Where time or memory is the budget, the five sites and whatever else makes a model cheaper, if
     the architecture and the method can do without: KV heads and whole branches."""
-    method = method_named(config.method)
-    if config.uniform and not config.sites:
-        experts = family.experts and method.knows_experts and not config.draws_masks
-        return ("mlp_mid", EXPERTS) if experts else ("mlp_mid",)
     if config.sites:
         return config.sites
+    method = method_named(config.method)
+    if config.uniform:
+        experts = family.experts and method.knows_experts and not config.draws_masks
+        return ("mlp_mid", EXPERTS) if experts else ("mlp_mid",)
     if config.budget.budget in ("latency", "memory"):
         more = further_sites(family, method.drops_branches)
         return tuple(dict.fromkeys((*(method.sites or SITES), *more)))
