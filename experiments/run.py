@@ -52,6 +52,7 @@ def command_of(variant: dict, experiment: dict) -> str:
 def command_now(recorded: str) -> str:
     """A recorded command with today's names of what it asks for: sizes lay in `model` and
     `model-0.5`, a range of sizes was a setting, and so was that recovery trains all weights."""
+    recorded = recorded.replace(" --target ", " --fit ")
     recorded = re.sub(r"--eval-text (\S+) --how full", r"--eval-text=\1", recorded)
     recorded = re.sub(r" --keep-range ([\d.]+) ([\d.]+)", r" \1 \2", recorded)
     place = r"(RUNS/(?:general|headline)/[^ '\"]*)/model"

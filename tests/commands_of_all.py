@@ -23,7 +23,7 @@ LEAST = {
 }
 
 
-IN_PLACE = {"target": "keep"}
+IN_PLACE = {"fit": "keep"}
 """Settings, each with the one whose place it takes."""
 
 

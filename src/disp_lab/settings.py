@@ -36,7 +36,7 @@ class CompareConfig:
     # Steps and calibration are those of the table: methods may join it later that read them.
     USES: ClassVar = (
         Use(
-            "target",
+            "fit",
             when=lambda config: {"all", IN_TIME} & set(config.methods),
             what=f"is of the method {IN_TIME}",
             instead=f"add {IN_TIME} to `methods`",
@@ -50,7 +50,7 @@ class CompareConfig:
     )
 
     USUAL: ClassVar = (
-        "methods keep text eval_text output_dir steps length batch suite frontier target rounds "
+        "methods keep text eval_text output_dir steps length batch suite frontier fit rounds "
         "seed device"
     )
     """Settings that a short help lists."""
@@ -65,7 +65,7 @@ class CompareConfig:
     frontier: bool = False
     """Add the original in the run's dtype, int8 and int4 (torchao) as rows, and draw every row
     against time and memory."""
-    target: tuple[Size, ...] = ()
+    fit: tuple[Size, ...] = ()
     """Sizes of the method latency: shares of the original's time for a prompt, in (0, 1]."""
     quantise: tuple[Word, ...] = ()
     """Methods whose models are also measured in int8 and int4."""
@@ -117,11 +117,11 @@ class CompareConfig:
 
     def _validate_frontier(self) -> None:
         """Refuses a method without its sizes, and models that no folder holds."""
-        if self.target:
-            require_sizes(target=self.target)
-        if IN_TIME in self.methods and not self.target:
+        if self.fit:
+            require_sizes(fit=self.fit)
+        if IN_TIME in self.methods and not self.fit:
             raise InputError(
-                f"{IN_TIME} has no sizes", field="methods", hint="give `target`, such as 0.8 0.65"
+                f"{IN_TIME} has no sizes", field="methods", hint="give `fit`, such as 0.8 0.65"
             )
         masks = [*mask_methods(), *VARIANTS]
         for name in set(self.quantise) - set(masks):

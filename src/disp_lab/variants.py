@@ -35,7 +35,7 @@ def disp(config: PruneConfig) -> PruneConfig:
 def in_time(config: PruneConfig) -> PruneConfig:
     """Ours where time is the budget: dimensions, KV heads and whole branches compete by what they
     take of a prompt on this machine."""
-    return replace(config, budget=BudgetConfig("latency", target=(1.0,)))
+    return replace(config, budget=BudgetConfig("latency", fit=(1.0,)))
 
 
 def paper(config: PruneConfig) -> PruneConfig:

@@ -55,7 +55,7 @@ def test_what_cannot_be_shown_is_escaped(name):
         ["--method", "NAME"], ["--recipe", "NAME"], ["--recipe", "NAME.toml"], ["--sites", "NAME"],
         ["--start", "NAME"], ["--text", "NAME"], ["--keep", "NAME"],
         ["--device", "NAME"], ["--suite", "NAME.toml"], ["--NAME", "3"], ["NAME"],
-        ["--budget", "total", "--target", "NAME"],
+        ["--budget", "total", "--fit", "NAME"],
     ],
 )  # fmt: skip
 def test_a_flag_of_any_value_is_one_line(name, flags, llama_folder, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ COMMANDS = [
     "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "convert", "push",
     "verify",
 ]  # fmt: skip
-USUAL, ALL = 20, 80
+USUAL, ALL = 20, 83
 """Most settings that a short help lists, and that all commands have together."""
 
 
@@ -90,7 +90,7 @@ def test_unknown_command_is_one_line():
         (["prune", "x", "--text", ""], "--text: an empty word; leave it out"),
         (["prune"], "MODEL: is missing; see disp-llm prune --help"),
         (
-            ["prune", "x", "--workload-length", "8192", "--budget", "bytes", "--target", "6GB"],
+            ["prune", "x", "--workload-length", "8192", "--budget", "bytes", "--fit", "6GB"],
             "--workload-length: is of a --budget of latency or memory, and bytes does not use it; "
             "leave it out, or name such a --budget",
         ),
@@ -104,16 +104,16 @@ def test_unknown_command_is_one_line():
         ),
         (["eval", "x", "--limit", "3"], "--limit: counts questions, and none is asked; leave"),
         (
-            ["prune", "x", "--budget", "memory", "--target", "80ms"],
-            "--target: 80ms is in seconds, and memory counts bytes; give a number in (0, 1], or "
+            ["prune", "x", "--budget", "memory", "--fit", "80ms"],
+            "--fit: 80ms is in seconds, and memory counts bytes; give a number in (0, 1], or "
             "bytes such as 6GB, or a --budget of latency",
         ),
-        (["prune", "x", "--target", "6GB"], "6GB belongs to a --budget of bytes or memory; add"),
+        (["prune", "x", "--fit", "6GB", "7GB"], "--fit: tokens and bits are decided for one size"),
         (
-            ["export", "x", "--budget", "latency", "--target", "700M"],
-            "--target: 700M is in parameters, and latency counts seconds; give a number in (0, 1]",
+            ["export", "x", "--budget", "latency", "--fit", "700M"],
+            "--fit: 700M is in parameters, and latency counts seconds; give a number in (0, 1]",
         ),
-        (["compare", "x", "--methods", "latency", "--target", "80ms"], "--target: "),
+        (["compare", "x", "--methods", "latency", "--fit", "80ms"], "--fit: "),
         (
             ["prune", "x", "--weight-rate", "0.0001", "--shard", "full"],
             "--shard: divides weights, and they learn where they lie as a whole; leave it out, or",

@@ -1,4 +1,4 @@
-"""`--target 6GB`, `80ms`, `700M`: what is written takes no more, and files say what was asked."""
+"""`--fit 6GB`, `80ms`, `700M`: what is written takes no more, and files say what was asked."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def fitted(llama_folder, text_file, tmp_path_factory, asked):
 def command(model, text, folder, *targets) -> list[object]:
     """`prune` with a memory budget."""
     return [
-        "prune", model, "--budget", "memory", "--target", *targets, *WORK,
+        "prune", model, "--budget", "memory", "--fit", *targets, *WORK,
         "--text", text, "--output-dir", folder, "--json", *SMALL,
     ]  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_memory_is_no_more_than_was_asked_for(fitted, asked, llama_folder):
     assert made["asked"] == made["size"].removeprefix("memory-64x2-")
     assert made["share_asked"] == pytest.approx(limit / taken(llama_folder), rel=1e-12)
     assert made["share_of_budget"] <= made["share_asked"]
-    assert tomllib.loads((folder / "config.toml").read_text())["budget"]["target"] == [asked]
+    assert tomllib.loads((folder / "config.toml").read_text())["budget"]["fit"] == [asked]
     assert f"for {made['asked']} at most" in (folder / made["size"] / "README.md").read_text()
     assert run_command("verify", folder).returncode == 0
 
@@ -72,8 +72,8 @@ def test_a_run_with_an_absolute_goes_on(fitted, asked, llama_folder, text_file, 
     assert done.returncode == 0, done.stderr
     stored = f"{size}/model.safetensors"
     assert (folder / stored).read_bytes() == (fitted[0] / stored).read_bytes()
-    other = run_command("prune", llama_folder, "--output-dir", folder, "--target", 0.5, "--resume")
-    assert_one_line(other, "budget.target", asked)
+    other = run_command("prune", llama_folder, "--output-dir", folder, "--fit", 0.5, "--resume")
+    assert_one_line(other, "budget.fit", asked)
 
 
 def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder):
@@ -82,15 +82,15 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
     shutil.copytree(small_run[0], folder)
     dense = AutoModelForCausalLM.from_pretrained(llama_folder).num_parameters()
     parameters = f"{0.7e-6 * dense:.4f}M"
-    done = run_command("export", folder, "--budget", "total", "--target", parameters, "--json")
+    done = run_command("export", folder, "--budget", "total", "--fit", parameters, "--json")
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
     assert made["parameters"] <= 1e6 * float(parameters[:-1])
     assert made["share_of_budget"] == made["keep_total"] <= made["share_asked"]
-    again = run_command("export", folder, "--budget", "total", "--target", parameters, "--json")
+    again = run_command("export", folder, "--budget", "total", "--fit", parameters, "--json")
     assert json.loads(again.stdout)["models"] == [made]
     share = run_command(
-        "export", folder, "--budget", "total", "--target", made["share_asked"], "--json"
+        "export", folder, "--budget", "total", "--fit", made["share_asked"], "--json"
     )
     (same,) = json.loads(share.stdout)["models"]
     assert (same["parameters"], same.get("asked")) == (made["parameters"], None)
@@ -106,15 +106,15 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
 @pytest.mark.parametrize(
     ("budget", "target", "said"),
     [
-        ("memory", "80ms", "--target: 80ms is in seconds, and memory counts bytes; give a number"),
+        ("memory", "80ms", "--fit: 80ms is in seconds, and memory counts bytes; give a number"),
         ("memory", "1GB", "the original fits in 1GB as it is, with 0.0002"),
-        ("memory", "0.001MB", "--target: 0.001MB is less than the smallest model, 0."),
+        ("memory", "0.001MB", "--fit: 0.001MB is less than the smallest model, 0."),
         ("bytes", "0.01MB", "or more, for a smaller --align, or for more --sites"),
-        ("total", "0.001M", "--target: 0.001M is less than the smallest model, 0."),
+        ("total", "0.001M", "--fit: 0.001M is less than the smallest model, 0."),
         ("total", "1B", "the original fits in 1B as it is, with "),
-        ("flops", "1B", "--target: 1B is in parameters, and flops takes shares alone"),
-        ("memory", "6", "--target: 6 is not a share; give a number in (0, 1], or bytes such as"),
-        ("memory", "much", "--target: 'much' is neither a share nor a number with a unit"),
+        ("flops", "1B", "--fit: 1B is in parameters, and flops takes shares alone"),
+        ("memory", "6", "--fit: 6 is not a share; give a number in (0, 1], or bytes such as"),
+        ("memory", "much", "--fit: 'much' is neither a share nor a number with a unit"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(budget, target, said, llama_folder, text_file, tmp_path):
@@ -148,7 +148,7 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "paired", counted)
     flags = ("--budget", "latency", "--workload-length", 100)
     done = run_command(
-        "prune", llama_folder, *flags, "--target", "160ms", "--text", text_file,
+        "prune", llama_folder, *flags, "--fit", "160ms", "--text", text_file,
         "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -158,7 +158,7 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
     assert made["latency"]["measured_ms"] == pytest.approx(160, rel=latency.TOLERANCE)
     assert "asked for" not in done.stderr
     speed[0] = 300.0  # the machine has become slower since its costs were measured
-    slower = run_command("export", tmp_path / "run", *flags, "--target", "0.15s", "--json")
+    slower = run_command("export", tmp_path / "run", *flags, "--fit", "0.15s", "--json")
     assert slower.returncode == 0, slower.stderr
     (made,) = json.loads(slower.stdout)["models"]
     assert made["latency"]["measured_share"] == pytest.approx(0.75, rel=latency.TOLERANCE)
@@ -166,5 +166,5 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
         ("1s", "fits in 1s as it is, with 0.2s; ask for less, or take"),
         ("1ms", "than the smallest model, "),
     ):
-        done = run_command("export", tmp_path / "run", *flags, "--target", target)
+        done = run_command("export", tmp_path / "run", *flags, "--fit", target)
         assert_one_line(done, said)

@@ -14,7 +14,7 @@ from disp_llm.models.architectures import FAMILIES
 def test_channels_and_heads_where_heads_can_go(family):
     config = PruneConfig("m")
     assert sites_of(config, family) == (COUPLED if family.can_lose_heads else SITES)
-    in_time = PruneConfig("m", budget=BudgetConfig("latency", target=(0.8,)))
+    in_time = PruneConfig("m", budget=BudgetConfig("latency", fit=(0.8,)))
     heads = (HEADS,) if family.can_lose_heads else ()
     assert sites_of(in_time, family) == (*SITES, *heads, *BRANCHES)
     assert sites_of(PruneConfig("m", uniform=True), family)[0] == "mlp_mid"

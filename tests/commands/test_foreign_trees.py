@@ -33,7 +33,7 @@ OUTPUTS = {
 """Every setting that names what a command writes, and what it is."""
 
 INPUTS = {
-    *("text", "eval_text", "examples", "eval_examples", "folder"),
+    *("text", "eval_text", "examples", "eval_examples", "keep_tokens", "folder"),
 }
 """Settings that name what commands read."""
 

@@ -84,7 +84,7 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
 
 
 def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):
-    flags = ("--method", "fisher", "--budget", "active", "--target", 0.6)
+    flags = ("--method", "fisher", "--budget", "active", "--fit", 0.6)
     found = pruned(mixture, text_file, tmp_path / "run", *flags)
     assert 0.55 < found["models"][0]["share_of_budget"] <= 0.6
 
@@ -97,7 +97,7 @@ def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):
             ("--uniform", "--sites", "mlp_in"),
             "--uniform: makes mlp_mid, heads and experts equal, and --sites names others",
         ),
-        (("--budget", "latency", "--target", 0.5), "cannot be foretold of a mixture of experts"),
+        (("--budget", "latency", "--fit", 0.5), "cannot be foretold of a mixture of experts"),
     ],
 )
 def test_what_a_mixture_cannot_have_is_refused(mixture, text_file, tmp_path, flags, says):

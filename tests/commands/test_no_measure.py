@@ -119,7 +119,7 @@ def test_an_original_that_cannot_be_read_by_tensor_is_loaded(own_run, monkeypatc
 
 
 def test_time_is_not_met_without_measuring(own_run):
-    budget = BudgetConfig(budget="latency", target=(0.8,))
+    budget = BudgetConfig(budget="latency", fit=(0.8,))
     with pytest.raises(InputError, match="cannot be met without measuring"):
         check_settings(ExportConfig(own_run, budget=budget, no_measure=True))
 

@@ -412,14 +412,13 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--keep", "0.0001"], "--keep"),
         (["--keep", "0.3", "--sites", "mlp_mid"], "--sites"),
         (["--sites", "mlp_mit"], "mlp_mid"),
-        (["--target", "0.5"], "--target"),
-        (["--budget", "latency"], "--target"),
-        (["--budget", "flops", "--target", "2"], "--target"),
-        (["--budget", "bytes", "--target", "0.1"], "--target"),
-        (["--budget", "total", "--target", "0.3"], "--target: 0.3 is less than the smallest model"),
-        (["--budget", "total", "--keep", "0.5"], "--target"),
-        (["--budget", "second", "--target", "0.5"], "latency"),
-        (["--budget", "total", "--target", "0.8", "--keep=0.8"], "--keep: is of block parameters"),
+        (["--budget", "latency"], "--fit"),
+        (["--budget", "flops", "--fit", "2"], "--fit"),
+        (["--budget", "bytes", "--fit", "0.1"], "--fit"),
+        (["--budget", "total", "--fit", "0.3"], "--fit: 0.3 is less than the smallest model"),
+        (["--budget", "total", "--keep", "0.5"], "--fit"),
+        (["--budget", "second", "--fit", "0.5"], "latency"),
+        (["--budget", "total", "--fit", "0.8", "--keep=0.8"], "--keep: is of block parameters"),
         (["--steps", "3", "--minutes", "2"], "together with --minutes"),
         (["--recipe", "defalt"], "nearest: default"),
         (["--steps", "-1"], "--steps"),
@@ -437,11 +436,11 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--estimator", "reinmax"], "--penalty"),
         (["--beta2", "1"], "--beta2"),
         (["--method", "wanda", "--keep", "0.8", "0.5"], "one size at a time"),
-        (["--method", "wanda", "--budget", "bytes", "--target", "0.8"], "--budget"),
+        (["--method", "wanda", "--budget", "bytes", "--fit", "0.8"], "--budget"),
         (["--method", "sheared", "--sites", "mlp_mid"], "--sites"),
         (["--method", "ddp", "--keep", "0.8", "0.5"], "one size at a time"),
         (["--method", "grasprune", "--keep", "0.8", "0.5"], "one size at a time"),
-        (["--method", "grasprune", "--budget", "bytes", "--target", "0.8"], "--budget"),
+        (["--method", "grasprune", "--budget", "bytes", "--fit", "0.8"], "--budget"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(
@@ -604,7 +603,7 @@ def test_only_the_asked_sites_are_cut(recipe, llama_folder, text_file, tmp_path)
 @pytest.mark.parametrize("kind", ["flops", "bytes", "total"])
 def test_other_budgets_by_flag(kind, llama_folder, small_run, tmp_path):
     shutil.copytree(small_run[0], tmp_path / "run")
-    done = run_command("export", tmp_path / "run", "--budget", kind, "--target", 0.7, "--json")
+    done = run_command("export", tmp_path / "run", "--budget", kind, "--fit", 0.7, "--json")
     assert done.returncode == 0, done.stderr
     (model,) = json.loads(done.stdout)["models"]
     assert model["size"] == f"{kind}-0.7"

@@ -241,7 +241,7 @@ def test_experts_inside_a_wrapper(mixture, text_file, tmp_path):
 
 
 def test_active_parameters_of_a_wrapper_are_a_budget(mixture, text_file, tmp_path):
-    flags = ("--budget", "active", "--target", 0.6, *FIXED)
+    flags = ("--budget", "active", "--fit", 0.6, *FIXED)
     assert min(pruned(mixture, text_file, tmp_path / "run", *flags)["mlp_mid"]) < 24
 
 

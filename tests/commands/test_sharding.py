@@ -81,7 +81,7 @@ def test_own_words_are_the_same(llama_folder, tmp_path):
             ("--method", "wanda", "--sites", "mlp_mid", "heads"),
             "--shard: the method wanda looks at all weights",
         ),
-        (("--budget", "latency", "--target", 0.8), "--shard: the method learned times models"),
+        (("--budget", "latency", "--fit", 0.8), "--shard: the method learned times models"),
     ],
 )
 def test_what_needs_whole_weights_is_refused(flags, said, llama_folder, text_file, tmp_path):

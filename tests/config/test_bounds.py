@@ -28,7 +28,7 @@ NUMBERS = [
 def test_every_number_has_a_range(command, name, kind):
     """Of sizes with units, which are numbers or words, `Target` has it."""
     for number, about in leaves(kind):
-        if number in (int, float) and name != "target":
+        if number in (int, float) and name != "fit":
             (bound,) = (part for part in about if isinstance(part, Meta))
             assert bound.ge is not None or bound.gt is not None
             assert bound.le is not None or bound.lt is not None
@@ -37,7 +37,7 @@ def test_every_number_has_a_range(command, name, kind):
 @pytest.mark.parametrize(("command", "name", "kind"), NUMBERS)
 def test_a_number_out_of_bounds_is_one_line(command, name, kind):
     flag = f"--{name.replace('_', '-')}"
-    more = ["--budget", "bytes"] if name == "target" and command != "compare" else []
+    more = ["--budget", "bytes"] if name == "fit" and command in ("prune", "export") else []
     with pytest.raises(InputError) as refused:
         parse([*least(command, name), *more, f"{flag}={HUGE if kind is int else '1e308'}"])
     assert refused.value.field == name
@@ -56,7 +56,7 @@ def test_python_and_toml_say_the_same(command):
     config = parse(least(command))
     paths = setting_paths(config)
     for name, kind in ((name, kind) for of, name, kind in NUMBERS if of == command):
-        if name == "target":
+        if name == "fit":
             continue
         for value in VALUES[kind]:
             if (name, value) == ("shift", -1):
@@ -75,8 +75,8 @@ def test_python_and_toml_say_the_same(command):
 @pytest.mark.parametrize("said", ["1e308", "1e308GB", "1e999", HUGE, f"{HUGE}B", "nan", "0", "0GB"])
 @pytest.mark.parametrize("budget", ["total", "bytes", "memory", "latency", "flops"])
 def test_no_target_is_out_of_bounds(budget, said):
-    with pytest.raises(InputError, match="target: "):
-        parse(["prune", "m", "--budget", budget, "--target", said])
+    with pytest.raises(InputError, match="fit: "):
+        parse(["prune", "m", "--budget", budget, "--fit", said])
 
 
 def test_none_is_no_value():

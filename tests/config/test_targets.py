@@ -72,8 +72,9 @@ REFUSED = [
     ("memory", ("6GB", "6 gb"), "a size is repeated"),
     ("memory", ("6GB", 0.5, 0.5), "a size is repeated"),
     ("memory", (), "no size is given"),
-    ("params", ("80ms",), "80ms belongs to a `budget` of latency; add that, or give `keep`"),
-    ("params", (0.5,), "0.5 belongs to a `budget` of total, flops, bytes, memory, latency or"),
+    ("params", ("80ms", "6GB"), "6GB is in bytes, and latency counts seconds"),
+    ("params", (1.5,), "1.5 is not a share; give a number in (0, 1], or bytes such as 6GB"),
+    ("params", (0.5, 0.4), "tokens and bits are decided for one size; give one, or name a"),
 ]  # fmt: skip
 
 
@@ -81,7 +82,25 @@ REFUSED = [
 def test_a_target_that_cannot_be_meant_is_refused(budget, target, said):
     with pytest.raises(InputError) as refused:
         BudgetConfig(budget, target).require_sizes((0.5,))
-    assert str(refused.value).startswith(f"target: {said}")
+    assert str(refused.value).startswith(f"fit: {said}")
+
+
+@pytest.mark.parametrize(
+    ("fit", "kind", "decides"),
+    [
+        (("100MB",), "bytes", True),
+        ((0.4,), "bytes", True),
+        (("300M",), "total", True),
+        (("80ms", "90ms"), "latency", False),
+        ((), "params", False),
+    ],
+)
+def test_an_amount_alone_says_what_it_counts(fit, kind, decides):
+    alone = BudgetConfig(fit=fit)
+    alone.require_sizes((0.5,))
+    assert (alone.kind, alone.decides) == (kind, decides)
+    named = BudgetConfig("memory", fit)
+    assert (named.kind, named.decides) == ("memory", False)
 
 
 def test_a_time_is_of_one_thing():

@@ -83,7 +83,7 @@ def test_correction_returns_its_nearest_attempt_where_the_target_is_out_of_reach
 def test_correction_stops_where_no_model_is_that_small():
     def measure(share: float) -> float:
         if share < 0.3:
-            raise InputError("less than the smallest model", field="target", hint="ask for more")
+            raise InputError("less than the smallest model", field="fit", hint="ask for more")
         return 0.5 + share / 2
 
     share, attempts = corrected(0.6, measure)
@@ -269,7 +269,7 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(latency, "paired", lambda *asked: taking(by_parameters(*asked[:2])))
     done = run_command(
-        "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8,
+        "prune", llama_folder, "--budget", "latency", "--fit", 0.6, 0.8,
         "--workload", "prefill", "decode", "--workload-length", 100,
         "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip

@@ -105,7 +105,7 @@ def test_a_row_is_written_before_the_next_one_is_made(command, tmp_path, monkeyp
 
 
 def test_ours_by_time_is_as_fast_as_was_asked_for(command):
-    flags = ["--methods", "latency", "--target", 0.8, "--steps", 2, "--length", 32]
+    flags = ["--methods", "latency", "--fit", 0.8, "--steps", 2, "--length", 32]
     done = run_command(*instead(command, *flags, "--quantise", "latency"))
     assert done.returncode == 0, done.stderr
     row = next(row for row in json.loads(done.stdout)["rows"] if row["method"] == "latency")
@@ -121,8 +121,8 @@ def test_ours_by_time_is_as_fast_as_was_asked_for(command):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--target", "0.8"], "--target: is of the method latency; leave it out, or add"),
-        (["--methods", "latency"], "--methods: latency has no sizes; give --target"),
+        (["--fit", "0.8"], "--fit: is of the method latency; leave it out, or add"),
+        (["--methods", "latency"], "--methods: latency has no sizes; give --fit"),
         (["--frontier", "--rounds", "0"], "--frontier: has no times without rounds"),
         (["--quantise", "depth"], "--quantise: 'depth' writes no model folder"),
         (["--align", "0"], "--align: expected int >= 1"),

@@ -153,7 +153,7 @@ def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path)
 
 
 def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):
-    flags = ("--method", "fisher", "--budget", "active", "--target", 0.6)
+    flags = ("--method", "fisher", "--budget", "active", "--fit", 0.6)
     assert min(pruned(mixture, text_file, tmp_path / "run", *flags)["mlp_mid"]) < 24
 
 

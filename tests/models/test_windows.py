@@ -199,7 +199,7 @@ def test_what_was_asked_for_is_refused_and_not_shortened(folder, text_file, tmp_
 def test_a_latency_budget_is_timed_on_what_the_model_reads(folder, text_file, tmp_path):
     done = run_command(
         "prune", folder, "--text", text_file, "--output-dir", tmp_path / "run",
-        "--budget", "latency", "--target", 0.7, "--workload", "decode", *FLAGS,
+        "--budget", "latency", "--fit", 0.7, "--workload", "decode", *FLAGS,
     )  # fmt: skip
     assert done.returncode == 2
     assert "--workload-length: 513 tokens, and the model has 128 positions" in done.stderr

@@ -76,7 +76,7 @@ def test_a_model_that_is_no_faster_is_named(speedup, slow, budget, small_run, ca
     begins = "no faster than the original on this machine: "
     named = [line.removeprefix(begins) for line in lines if line.startswith(begins)]
     assert [one.split(" prefill ")[1] for one in named] == [f"×{speedup:.2f}"] * slow
-    instead = "for time ask for `--budget latency --target 0.8`"
+    instead = "for time ask for `--budget latency --fit 0.8`"
     assert (instead in lines) == (slow and budget == "params")
 
 

@@ -141,8 +141,8 @@ def _asked(config: CompareConfig) -> dict[str, Any]:
     }
     for table in ("text", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(config, table))
-    if config.target:
-        asked["target"] = list(config.target)
+    if config.fit:
+        asked["target"] = list(config.fit)
     if config.suite:
         asked["suite"] = {"file": config.suite} | resolved(load_suite(config.suite))
     return asked

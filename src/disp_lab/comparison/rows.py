@@ -143,8 +143,8 @@ def pruned_rows(
     assert comparison.original is not None
     inputs = Inputs(measured=comparison.original.measured)
     call: Call[Any] = replace(comparison.call, inputs=inputs, progress=comparison.progress(name))
-    in_time = settings.budget.budget == "latency"
-    shares = asked.target if in_time else asked.keep
+    in_time = settings.budget.kind == "latency"
+    shares = asked.fit if in_time else asked.keep
     for group in [(share,) for share in shares] if one_size else [shares]:
         keys = [key for key in missing if key.share in group]
         if not keys:
@@ -155,7 +155,7 @@ def pruned_rows(
         config = replace(settings, output_dir=folder, resume=resume, anyway=asked.anyway)
         if in_time:
             tokens = comparison.context.timed_tokens
-            budget = replace(config.budget, target=group, workload_length=tokens)
+            budget = replace(config.budget, fit=group, workload_length=tokens)
             config = replace(config, budget=budget)
         else:
             config = replace(config, keep=group)

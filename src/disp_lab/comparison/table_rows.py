@@ -42,7 +42,7 @@ def rows_asked(config: CompareConfig, method: str) -> list[RowKey]:
     if method == ORIGINAL:
         sizes = [{"keep": 1.0}]
     elif method == IN_TIME:
-        sizes = [{"target": target} for target in config.target]
+        sizes = [{"target": target} for target in config.fit]
     kinds = WEIGHT_KINDS if method in (ORIGINAL, *config.quantise) else ()
     return [RowKey(**size, weights=kind) for size in sizes for kind in ("", *kinds)]
 

@@ -36,7 +36,7 @@ def with_costs(budget: Budget, job: Job[PruneConfig], dense: PrunableModel, alig
     """The budget that counts what the settings name; times compact models first where that is
     latency. Sizes that it cannot have are refused."""
     settings, sizes = job.config.budget, job.config.sizes
-    timed = settings.budget == "latency"
+    timed = settings.kind == "latency"
     costs = _timed(job, dense, align, budget.chunk) if timed else _counted(settings, dense)
     budget = replace(budget, costs=costs)
     for size in sizes:
@@ -49,7 +49,7 @@ def _counted(settings: BudgetConfig, dense: PrunableModel) -> CostModel:
     """Costs that nothing is measured for."""
     layout, parameters = dense.layout, dense.parameters
     itemsize = dense.head_weight.element_size()
-    match settings.budget:
+    match settings.kind:
         case "flops":
             return flop_costs(layout, dense.head_weight.numel())
         case "total":
@@ -93,7 +93,7 @@ def _require_between(size: Target, budget: Budget, align: int) -> None:
     if share >= 1:
         raise InputError(
             f"the original fits in {size} as it is, with {size.like(budget.dense_cost)}",
-            field="target",
+            field="fit",
             hint="ask for less, or take the original",
         )
     try:
@@ -102,7 +102,7 @@ def _require_between(size: Target, budget: Budget, align: int) -> None:
         least = size.like(error.least * budget.dense_cost, at_least=True)
         raise InputError(
             f"{size} is less than the smallest model, {least}",
-            field="target",
+            field="fit",
             hint=f"ask for {least} or more, for a smaller `align`, or for more `sites`",
         ) from error
 

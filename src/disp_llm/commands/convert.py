@@ -48,11 +48,11 @@ def _job(
     writer_of(config.to).check(config.folder)
     files, left_out = model_files(config.folder)
     files.pop(SUMS, None)
-    text, device = TextConfig(), "auto"
+    text, device, embeddings = TextConfig(), "auto", False
     if isinstance(config, ConvertConfig):
-        text, device = config.calibration, config.device
+        text, device, embeddings = config.calibration, config.device, config.embeddings
     writing = counting(progress, f"writing {config.to}")
-    return Job(config.folder, files, place, new, text, device, writing), left_out
+    return Job(config.folder, files, place, new, text, device, writing, embeddings), left_out
 
 
 def _link(source: Path, place: Path) -> None:

@@ -58,6 +58,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
         "other_parameters": empty.other_parameters,
         "mask_entries": int(budget.never_pruned.logical_not().sum()),
         "sizes": [size(budget, keep, empty.parameters, dtype.itemsize) for keep in config.keep],
+        **_fits(config, empty, dtype.itemsize),
         "device": str(device),
         "devices": count,
         "memory_free_bytes": free,
@@ -72,6 +73,16 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
         ],
         "advice": advice if best.fits(free) else DOES_NOT_FIT,
     }
+
+
+def _fits(config: DoctorConfig, empty: PrunableModel, itemsize: int) -> dict[str, Any]:
+    """What an amount leaves of the model, where one is given."""
+    if not config.fit:
+        return {}
+    from disp_llm.commands.fitting import outlook
+
+    settings = PruneConfig(config.model, budget=config.fitting)
+    return {"fit": str(settings.sizes[0]), "fits": outlook(settings, empty, itemsize)}
 
 
 DOES_NOT_FIT = "does not fit: use a larger device, several, or a smaller --length or --batch"

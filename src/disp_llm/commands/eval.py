@@ -1,8 +1,11 @@
 """Perplexity, tasks, or a suite of both, of a model, a folder, or a model in memory."""
 
 import gc
+import math
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from disp_llm.commands.api import Inputs, Model, called_with, takes
 from disp_llm.commands.report import RecoverResult
@@ -13,15 +16,16 @@ from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.texts import load_suite
 from disp_llm.data.examples import ExampleStream
 from disp_llm.data.sources import Given, characters_for, named_examples, read_given
+from disp_llm.data.spelling import Spelling, byte_lengths
 from disp_llm.data.tokens import load_tokens, stream_of
-from disp_llm.data.windows import Stream, require_length
+from disp_llm.data.windows import Stream, eval_windows, require_length
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against
 from disp_llm.exporter.exported import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import Loaded, load_config
+from disp_llm.models.loading import Loaded, load_config, load_tokenizer
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.results import as_json
@@ -77,6 +81,11 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
         config = within_positions(config, loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, counting(progress, "perplexity"))
         result |= names | as_json(measured)
+        if isinstance(stream, Tensor):
+            windows = eval_windows(stream, config.evaluation, target.bos_token_id)
+            scored_bytes = int(byte_lengths(loaded.tokenizer)[windows[:, 1:]].sum())
+            nats = math.log(measured.perplexity) * measured.tokens
+            result["bits_per_byte"] = nats / math.log(2) / scored_bytes
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):
             asked = stream.within(config.evaluation.tokens).first(config.limit)
             answers = written_answers(target, loaded.tokenizer, asked, on_request)
@@ -132,10 +141,12 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
     folder = Path(config.model)
     known = original_of(folder) if not inputs.models and folder.is_dir() else ""
     original = config.against or known
+    whole = None
     if original:
         with model_is("against"):
             load_config(original)
-    facts, scores = _scored(board, inputs, config.model, config.machine, progress)
+            whole = load_tokenizer(original)
+    facts, scores = _scored(board, inputs, config.model, config.machine, progress, whole)
     if original:
         with model_is("against"):
             of_original, dense = _scored(board, Inputs(), original, config.machine, progress)
@@ -150,9 +161,18 @@ def _scored(
     name: str,
     machine: MachineConfig,
     progress: ProgressCallback,
+    whole: Any = None,
 ) -> tuple[dict[str, Any], Scores]:
-    """Facts about a model, and its scores."""
+    """Facts about a model, and its scores.
+
+    Args:
+        whole: the tokenizer of its original, in whose tokens texts are divided into windows.
+    """
     gc.collect()  # of the model before
     loaded = inputs.load(name, machine)
-    target = PrunableModel.of(loaded)
-    return _facts_of(loaded, target), board.measure(target, loaded.tokenizer, progress)
+    target, tokenizer, spelling = PrunableModel.of(loaded), loaded.tokenizer, None
+    if whole is not None and len(tokenizer) < len(whole):
+        tokenizer = whole
+        bos = whole.bos_token_id if loaded.family.requires_bos else None
+        spelling = Spelling.between(whole, loaded.tokenizer, bos)
+    return _facts_of(loaded, target), board.measure(target, tokenizer, progress, spelling)

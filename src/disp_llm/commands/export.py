@@ -13,8 +13,8 @@ from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.commands import ExportConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
-from disp_llm.evaluation.measuring import Measuring, scoreboard_of
-from disp_llm.masks.selection_file import load_selection
+from disp_llm.evaluation.measuring import scoreboard_of
+from disp_llm.masks.selection_file import load_selection, load_vocabulary
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name, start_process
@@ -67,10 +67,10 @@ def _measured(job: Job[PruneConfig]) -> SizeWriter:
     """An export with the model and the evaluation text of the run in memory."""
     original = job.run.original
     board = scoreboard_of(job.config.suite, original.scores if original else None)
-    problem, loaded, texts = open_problem(job, Inputs())
-    job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
-    measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
-    return SizeWriter(problem, loaded, measuring)
+    opened = open_problem(job, Inputs())
+    source = opened.loaded.source | opened.texts.names
+    job.run.require_same_source(source, dtype_name(opened.loaded.dtype))
+    return SizeWriter(opened.problem, opened.loaded, opened.measuring(board))
 
 
 def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
@@ -80,13 +80,20 @@ def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
     progress = job.count("loading model")
     progress(0, 1)
     source = job.run.result()["source"]
-    if source["revision"].startswith(IN_MEMORY):  # it is known by the numbers of all its tensors
+    kept = load_vocabulary(job.run.selection_file)
+    # One that lay in memory is known by the numbers of all its tensors.
+    if kept or source["revision"].startswith(IN_MEMORY):
         loaded = load(config.model, machine, dense_only=True).as_recorded(source)
     else:
         loaded, _ = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-    return SizeWriter(problem_of(job, loaded), loaded)
+    problem = problem_of(job, loaded)
+    if kept:
+        from disp_llm.commands.vocabulary import trimmed_to
+
+        problem, loaded = trimmed_to(problem, loaded, kept)
+    return SizeWriter(problem, loaded)
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:

@@ -42,7 +42,7 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     if config.uniform:
         experts = family.experts and method.knows_experts and not config.draws_masks
         return ("mlp_mid", EXPERTS) if experts else ("mlp_mid",)
-    if config.budget.budget in ("latency", "memory"):
+    if config.budget.kind in ("latency", "memory"):
         more = further_sites(family, method.drops_branches)
         return tuple(dict.fromkeys((*(method.sites or SITES), *more)))
     return method.sites or (COUPLED if family.can_lose_heads else SITES)
@@ -67,7 +67,7 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     chunk = chunk_of(config, dense, align)
     budget = Budget(dense.layout, None, dense.sites, config.uniform, config.least_cut, chunk)
-    if config.budget.budget != "params":
+    if config.budget.kind != "params":
         from disp_llm.commands.budgets import with_costs
 
         budget = with_costs(budget, job, dense, align)
@@ -120,7 +120,7 @@ def require_possible(
     config: PruneConfig, sizes: tuple[Target, ...], experts: bool = False, sharded: bool = False
 ) -> None:
     """Refuses what the method cannot do with such a model, by the setting that asks for it."""
-    method, budget = method_named(config.method), config.budget.budget
+    method, budget = method_named(config.method), config.budget.kind
     missing = sorted(set(method.sites) - set(config.sites or method.sites))
     refusals = (
         (method.every_site and missing, "sites", f"prunes {', '.join(missing)} too"),
@@ -218,8 +218,9 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
         target = shapes_of(config)
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
     config = within_positions(config, target.model.config)
-    reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
+    reads = method_named(config.method).reads_weights or config.budget.kind == "latency"
     stays_whole = model is not None or reads or config.learn.learns_weights
+    stays_whole = stays_whole or config.vocabulary.vocabulary > 0
     if stays_whole and training.shard == "auto":
         config = replace(config, training=replace(config.training, shard="no"))
     # Processes on one machine share its memory; each has a device to itself.

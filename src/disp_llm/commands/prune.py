@@ -6,8 +6,8 @@ exported.
 """
 
 import logging
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,22 +31,28 @@ from disp_llm.commands.session import (
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.masks.budget import project
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.masks.selection_file import load_selection, save_selection
+from disp_llm.masks.selection_file import load_selection, load_vocabulary, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import OriginalResult
+from disp_llm.runs.results import Fit, OriginalResult
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.data.spelling import Spelling
+    from disp_llm.evaluation.suites import Scoreboard
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +97,22 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     files = input_hashes(job.config) if job.process.is_main else {}
     original = job.run.original
     board = scoreboard_of(job.config.suite, original.scores if original else None)
-    problem, loaded, texts = open_problem(as_begun(job), inputs)
+    opened = open_problem(as_begun(job), inputs)
+    problem, loaded = opened.problem, opened.loaded
     job = problem.job
     base, terms = base_and_license(job.config.model) if job.process.is_main else ("", "")
-    source = loaded.source | texts.names | {"base_model": base, "license": terms}
+    source = loaded.source | opened.texts.names | {"base_model": base, "license": terms}
     begin(job, loaded, files, **source)
-    measuring = Measuring.of(job, texts, loaded.tokenizer, board)
-    first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
+    if opened.fit is not None and job.process.is_main and job.run.result().get("fit") is None:
+        job.run.update(fit=opened.fit)
+    first_alone(job, loaded, measure_original, opened, board, inputs.measured)
+    measuring = opened.measuring(board)
     selection = choose(problem)
     first_alone(job, loaded, export_all, problem, measuring, selection, loaded)
+    if opened.fit is not None and job.process.is_main:
+        from disp_llm.commands.fitting import settle
+
+        settle(opened, opened.fit)
     if job.process.is_main:
         _say_if_late(job)
     job.process.accelerator.end_training()
@@ -123,7 +136,28 @@ def _say_if_late(job: Job[PruneConfig]) -> None:
         )
 
 
-def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[PruningProblem, Loaded, Texts]:
+@dataclass(frozen=True)
+class Opened:
+    """What a run has read."""
+
+    problem: PruningProblem
+    loaded: Loaded
+    """The model that is pruned: the original, or the original with fewer tokens."""
+    original: Loaded
+    texts: Texts
+    """In tokens of the original."""
+    spelling: "Spelling | None"
+    """Of these in those of the model, if it has fewer."""
+    fit: Fit | None = None
+    """How what was asked for is met."""
+
+    def measuring(self, board: "Scoreboard | None") -> Measuring:
+        """What models are measured on."""
+        found = Measuring.of(self.problem.job, self.texts, self.original.tokenizer, board)
+        return replace(found, spelling=self.spelling)
+
+
+def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     """Reads texts and model, and settles budget, alignment and the length of windows: the job of
     the problem has settings that the model can follow. What cannot be is refused, before the model
     writes its own text and a folder exists."""
@@ -134,22 +168,55 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[PruningProblem,
     progress(1, 1)
     job, loaded = load_original(job, inputs)
     config = within_positions(job.config, loaded.model.config)
+    job = replace(job, config=config)
+    fewer = has_fewer_tokens(job)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
-        problem = problem_of(replace(job, config=config), loaded)
-    for share in problem.keeps:
-        project(torch.zeros(problem.budget.layout.entries), problem.budget, share, problem.align)
+        counted = replace(config, budget=BudgetConfig()) if config.budget.decides else config
+        problem = problem_of(replace(job, config=counted), loaded)
+    if not fewer:
+        require_room(problem)
     for field, tokens in windows_of(config).items():
         require_positions(loaded.model, tokens, field)
     asked = job.asked or job.config  # what is left open is stored as it was found
     align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
     asked = replace(asked, export=replace(asked.export, align=align), chunk=chunk)
-    job = replace(job, config=config, asked=asked)
+    job = replace(job, asked=asked)
     needs, noise = own_needs(config, job.process.count), ("words", config.machine.seed)
     texts = load_texts(job, loaded, sources, loaded, needs, *noise)
     require_positions(loaded.model, texts.longest_window(config.evaluation), "context")
     for field, tokens in windows_of(config).items():
         texts.corpus.require_length(tokens, field)
-    return replace(problem, job=job, corpus=texts.corpus), loaded, texts
+    fit = None
+    if config.budget.decides:
+        from disp_llm.commands.fitting import fitted
+
+        job, fit = fitted(job, loaded, texts.corpus)
+        problem, fewer = problem_of(job, loaded), fit.tokens > 0
+    problem = replace(problem, job=job, corpus=texts.corpus)
+    if not fewer:
+        require_room(problem)
+        return Opened(problem, loaded, loaded, texts, None, fit)
+    from disp_llm.commands.vocabulary import with_fewer_tokens
+
+    problem, small, spelling = with_fewer_tokens(problem, loaded)
+    require_room(problem)
+    longest = spelling.longest_window(texts.evaluation, config.evaluation)
+    require_positions(loaded.model, longest, "context")
+    return Opened(problem, small, loaded, texts, spelling, fit)
+
+
+def has_fewer_tokens(job: Job[PruneConfig]) -> bool:
+    """Whether some tokens are to go, or went when the run chose."""
+    if job.config.vocabulary.vocabulary or job.config.budget.decides:
+        return True
+    path = job.run.selection_file
+    return job.run.has(path) and bool(load_vocabulary(path))
+
+
+def require_room(problem: PruningProblem) -> None:
+    """Refuses sizes that no model has."""
+    for share in problem.keeps:
+        project(torch.zeros(problem.budget.layout.entries), problem.budget, share, problem.align)
 
 
 def export_all(
@@ -158,23 +225,26 @@ def export_all(
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
     steps = run.result().get("steps", config.learn.steps)
-    run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
+    seen = tokens_seen(config, steps, problem.job.process.count) if min(problem.keeps) < 1 else 0
+    run.update(tokens_seen=seen)
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     SizeWriter(problem, loaded, measuring).write(selection, config.sizes)
 
 
 def measure_original(
-    problem: PruningProblem, measuring: Measuring, measured: Perplexity | None = None
+    opened: Opened, board: "Scoreboard | None", measured: Perplexity | None = None
 ) -> None:
     """Perplexity and size of the model as it came; measured once a run.
 
     Args:
         measured: its perplexity, where it is known already.
     """
-    run, dense = problem.job.run, problem.dense
+    problem, run = opened.problem, opened.problem.job.run
     if "original" in run.result():
         return
+    measuring = opened.measuring(board).of_original
+    dense = problem.dense if opened.spelling is None else PrunableModel.of(opened.original)
     if measured is None:
         with clock(run, "measuring_original_s"):
             measured = measuring.perplexity(dense, "perplexity of the original")
@@ -212,13 +282,16 @@ def choose(problem: PruningProblem) -> Selection:
     if job.run.has(path):
         return load_selection(path, problem.budget.layout)
     with clock(job.run, "choosing_s", job.process.is_main):
-        selection = _of_entries(method_named(config.method).choose(problem), problem)
+        if min(problem.keeps) < 1:
+            selection = _of_entries(method_named(config.method).choose(problem), problem)
+        else:  # nothing is to go
+            selection = Selection(torch.zeros(problem.budget.layout.entries))
     if job.process.is_main:
         masks: dict[str, Masks] = {}
-        if config.budget.budget != "latency":  # by which models are timed first
+        if config.budget.kind != "latency":  # by which models are timed first
             for size in config.sizes:
                 share = problem.budget.share_of(size)
                 masks[config.budget.size_name(size)] = masks_of(problem, selection, share)
-        save_selection(path, selection, problem.budget.layout, masks)
+        save_selection(path, selection, problem.budget.layout, masks, problem.vocabulary)
         job.run.update(path, *job.run.log)
     return selection

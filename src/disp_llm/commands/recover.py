@@ -28,9 +28,11 @@ from disp_llm.commands.session import (
     load_texts,
     run_in_folder,
 )
+from disp_llm.config.errors import model_is
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import as_type
 from disp_llm.data.sources import Needs, Sources, held_out, read_sources
+from disp_llm.data.spelling import Spelling
 from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.exporter.card import write_recovered_card
@@ -38,6 +40,7 @@ from disp_llm.exporter.facts import BEHIND, FACTS, read_facts, size_of
 from disp_llm.exporter.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
+from disp_llm.models.trimming import trimmed_like
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
@@ -90,17 +93,24 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     job = with_windows(job, student, original)
     texts = write_texts(job, student, original, sources)
     source, distill = student.source | texts.names, job.config.training.distill
-    teacher = None
+    measuring = Measuring.of(job, texts, (original or student).tokenizer, board)
+    corpus, teacher, whole = texts.corpus, None, None
+    spelling = spelling_of(student, original)
     if original is not None:
         revision = source["teacher_revision"] = original.source["revision"]
         if distill:
-            teacher = Teacher(PrunableModel.of(original), distill, revision=revision)
+            whole = PrunableModel.of(original)
+            with model_is("teacher"):
+                teaching = PrunableModel.of(trimmed_like(original, student.tokenizer))
+            teacher = Teacher(teaching, distill, revision=revision)
+        if spelling is not None:
+            corpus = spelling.corpus(corpus, student.bos_token_id)
+            measuring = replace(measuring, spelling=spelling)
     begin(job, student, files, **source)
-    measuring = Measuring.of(job, texts, student.tokenizer, board)
-    first_alone(job, student, measure_before, job, student, measuring, teacher)
+    first_alone(job, student, measure_before, job, student, measuring, teacher, whole)
     dtypes, target = dtypes_of(student.model), PrunableModel.of(student)
     before = tokens_before(job.config)
-    steps = train_weights(job, target, teacher, texts.corpus, student.dtype, before)
+    steps = train_weights(job, target, teacher, corpus, student.dtype, before)
     job.process.wait()
     parts = {} if student.sharding is None else student.model.state_dict()
     tensors = gathered(parts, job.process.is_main)
@@ -140,11 +150,19 @@ def write_texts(
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
     # Masks and earlier trainings have read other text: this one measures what is won.
     noise = "recovery words", config.machine.seed, tokens_before(config)
-    texts = load_texts(job, student, sources, original or student, needs, *noise)
+    reader = student if spelling_of(student, original) is None else original
+    texts = load_texts(job, reader or student, sources, original or student, needs, *noise)
     texts.corpus.require_length(training.length, "length")
     for one in (student, original or student):
         require_positions(one.model, texts.longest_window(config.evaluation), "context")
     return texts
+
+
+def spelling_of(student: Loaded, original: Loaded | None) -> Spelling | None:
+    """That of the original's tokens in those of a model, where it has fewer."""
+    if original is None or len(student.tokenizer) >= len(original.tokenizer):
+        return None
+    return Spelling.between(original.tokenizer, student.tokenizer, original.bos_token_id)
 
 
 def _original_scores(run: Run) -> Scores | None:
@@ -154,28 +172,42 @@ def _original_scores(run: Run) -> Scores | None:
 
 
 def measure_before(
-    job: Job[RecoverConfig], loaded: Loaded, measuring: Measuring, teacher: Teacher | None
+    job: Job[RecoverConfig],
+    loaded: Loaded,
+    measuring: Measuring,
+    teacher: Teacher | None,
+    whole: PrunableModel | None,
 ) -> None:
     """What the model is before it is trained, what its teacher is and, with a suite, what the
-    original scores; measured once a run."""
+    original scores; measured once a run.
+
+    Args:
+        whole: the teacher with all of its tokens.
+    """
     student, found = PrunableModel.of(loaded), job.run.result()
     if "before" not in found:
         measured = measuring.perplexity(student, "perplexity before")
         scores, known = measuring.scores(student, "before"), {}
         if scores is not None:
-            original = scores_of_original(measuring, Path(job.config.model), scores, teacher)
+            folder = Path(job.config.model)
+            original = scores_of_original(measuring, folder, scores, teacher, whole)
             if original is not None:
                 from disp_llm.evaluation.suites import against
 
                 scores = against(scores, original)
                 known = {"original_scores": original}
         job.run.update(before=MeasuredResult(measured, scores), **known)
-    if teacher is not None and "teacher" not in found:
-        job.run.update(teacher=measuring.perplexity(teacher.target, "perplexity of the teacher"))
+    if whole is not None and "teacher" not in found:
+        measured = measuring.of_original.perplexity(whole, "perplexity of the teacher")
+        job.run.update(teacher=measured)
 
 
 def scores_of_original(
-    measuring: Measuring, folder: Path, student: Scores, teacher: Teacher | None
+    measuring: Measuring,
+    folder: Path,
+    student: Scores,
+    teacher: Teacher | None,
+    whole: PrunableModel | None,
 ) -> Scores | None:
     """The scores that a trained model is held against: those in the card of its folder, if they are
     of this suite; else those of the teacher, if it is the original; else none. A model that was not
@@ -183,6 +215,7 @@ def scores_of_original(
 
     Args:
         student: what the pruned model scores before it is trained.
+        whole: the teacher with all of its tokens.
     """
     from disp_llm.evaluation.suites import difference
 
@@ -192,8 +225,8 @@ def scores_of_original(
         original = as_type(told["original"], OriginalResult, field=file, hint=MEASURED_AGAIN).scores
         if original is not None and not difference(student, original):
             return original
-    if teacher is not None and (not told or teacher.revision == told["source"]["revision"]):
-        return measuring.scores(teacher.target, "original")
+    if teacher and whole and (not told or teacher.revision == told["source"]["revision"]):
+        return measuring.of_original.scores(whole, "original")
     if not told:
         return student
     logger.warning("nothing tells what the original scores on the suite: name it as the teacher")

@@ -28,6 +28,7 @@ from disp_llm.masks.selection_file import load_masks
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load, load_config, require_unquantised
 from disp_llm.models.sharding import Sharding
+from disp_llm.models.trimming import trimmed_like
 from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.job import Job
 from disp_llm.runs.settings import stored_config
@@ -93,8 +94,8 @@ def _original(
     load: Callable[[str, MachineConfig], Loaded],
     writes: bool,
 ) -> Loaded | None:
-    """The model that is named or in memory, or the original of an exported folder, of the same
-    vocabulary; None where it neither teaches nor writes.
+    """The model that is named or in memory, or the original of an exported folder; None where it
+    neither teaches nor writes.
 
     Args:
         load: gives the model of a name, or the one that is in memory.
@@ -116,8 +117,11 @@ def _original(
         )
     with model_is("teacher"):
         original = load(name, machine)
-    sizes = [m.get_input_embeddings().num_embeddings for m in (original.model, student.model)]
-    if sizes[0] != sizes[1]:
+    sizes: list[Any] = [
+        m.get_input_embeddings().num_embeddings for m in (original.model, student.model)
+    ]
+    fewer = len(student.tokenizer) < len(original.tokenizer) and student.sharding is None
+    if sizes[0] != sizes[1] and not fewer:
         raise InputError(
             f"{name} has {sizes[0]} tokens, the student {sizes[1]}",
             field="teacher",
@@ -149,6 +153,7 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
     with model_is("teacher"):  # which has its shapes
         name = original_of(folder) or config.teacher
         original = load(name, machine, dense_only=True, empty=True)
+        original = trimmed_like(original, student.tokenizer)
     dense = PrunableModel.of(original, sites_of(stored_config(run.folder), original.family))
     before, after = (
         load_masks(run.selection_file, dense.layout, size_of(one)) for one in (larger, folder)

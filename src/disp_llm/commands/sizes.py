@@ -13,7 +13,6 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
-from disp_llm.data.windows import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.measuring import Measuring
 from disp_llm.evaluation.timing import speed_against
@@ -79,7 +78,7 @@ class SizeWriter:
                 )
             run.forget(folder)
             timing = None
-            if settings.budget == "latency":
+            if settings.kind == "latency":
                 from disp_llm.commands.budgets import masks_in_time
 
                 masks, timing = masks_in_time(self.problem, selection, size)
@@ -94,7 +93,7 @@ class SizeWriter:
     def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""
         job, budget, original = self.problem.job, self.problem.budget, self.problem.dense
-        kind, size_name = job.config.budget.budget, job.config.budget.size_name(size)
+        kind, size_name = job.config.budget.kind, job.config.budget.size_name(size)
         name = f"keep {size.name}" if kind == "params" else f"{kind} {size.name}"
         with atomic(job.run.size_folder(size_name)) as written:
             compact = self._written(masks, name, written)
@@ -133,7 +132,7 @@ class SizeWriter:
             model = load_model(str(folder), original.device, original.dtype)
         else:
             model = sharding.load(str(folder), self._machine).model
-        tokens = opening(measuring.stream, CHECK_TOKENS)[:CHECK_TOKENS]
+        tokens = measuring.opening(CHECK_TOKENS)[:CHECK_TOKENS]
         with as_masked(original, masks):
             of_masked = measuring.perplexity(original, f"{name}: masked perplexity")
             tokens = tokens[: fitting(original.model, CHECK_TOKENS)]
@@ -177,7 +176,7 @@ class SizeWriter:
         assert original is not None, "shares are of it"
         return SizeResult(
             size=name,
-            budget=settings.budget,
+            budget=settings.kind,
             share_asked=self.problem.budget.share_of(size),
             asked=str(size) if size.unit else None,
             keep=compact.block_parameters / original.block_parameters,

@@ -39,7 +39,7 @@ class ExportConfig:
         KEEP_OR_TARGET,
         Use(
             "no_measure",
-            when=lambda config: config.budget.budget != "latency",
+            when=lambda config: config.budget.kind != "latency",
             what="is given, and a `budget` of latency cannot be met without measuring",
             instead="give another `budget`",
         ),
@@ -75,6 +75,12 @@ class ConvertConfig:
     USES: ClassVar = (
         Use("text", when=lambda config: config.to == "int4", what="calibrates int4 alone"),
         Use(
+            "embeddings",
+            when=lambda config: config.to in ("int8", "int4"),
+            what="is of weights in 8 or 4 bits",
+            instead="name int8 or int4",
+        ),
+        Use(
             "text",
             when=lambda config: Path(SELF) not in config.text,
             what="cannot be the model's own text here",
@@ -94,6 +100,8 @@ class ConvertConfig:
     """Text that int4 is calibrated on, by GPTQ. Default: each weight is rounded to the nearest."""
     text_field: Word = "text"
     """Key or column that holds the text, in .jsonl, .json, .csv and .parquet files."""
+    embeddings: bool = False
+    """Store embedding and head in 8 bits too: half of their bytes. vLLM does not read that."""
     device: str = "auto"
     """Device that calibrates: cpu, cuda, ..."""
 
@@ -217,6 +225,8 @@ class DoctorConfig:
     """Hub id, folder, GGUF file, or smollm2-135m."""
     keep: tuple[Size, ...] = (0.8, 0.7, 0.6, 0.5)
     """Sizes to list."""
+    fit: tuple[float | str, ...] = ()
+    """An amount such as 100MB: what `prune --fit` would keep of the blocks in 16, 8 and 4 bits."""
     length: Window = TrainingConfig.length
     """Tokens of a training window, for the memory estimate."""
     batch: Batch = TrainingConfig.batch
@@ -227,6 +237,16 @@ class DoctorConfig:
     def validate(self) -> None:
         """Refuses sizes that no model has."""
         require_sizes(keep=self.keep)
+        if self.fit:
+            self.fitting.require_sizes(())
+            if not self.fitting.decides:
+                hint = "give megabytes, or a share of them"
+                raise InputError("time has to be measured", field="fit", hint=hint)
+
+    @property
+    def fitting(self) -> BudgetConfig:
+        """The same as `prune` takes it."""
+        return BudgetConfig(fit=self.fit)
 
 
 @dataclass(frozen=True)

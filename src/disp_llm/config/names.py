@@ -51,6 +51,8 @@ BRANCH_OF: dict[Site, Site] = {
 }
 """The branch that a site lies in: without it, none of the site's entries is there."""
 
+Bits = Literal["as-is", "int8", "int4"]
+
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 
 Template = Literal["auto", "chat", "plain"]

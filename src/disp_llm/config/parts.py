@@ -24,7 +24,7 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import Use, not_with
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF, BudgetKind, Template
-from disp_llm.config.targets import Target, budgets_of, require_of_budget
+from disp_llm.config.targets import COUNTED, Target, require_of_budget
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +163,10 @@ class ScoreConfig:
         return self.calibration_sequences * self.calibration_length
 
 
+ALONE: tuple[BudgetKind, ...] = ("bytes", "total", "latency")
+"""What an amount counts where nothing else is said."""
+
+
 @dataclass(frozen=True)
 class BudgetConfig:
     """What is limited, where it is not the number of block parameters."""
@@ -170,26 +174,26 @@ class BudgetConfig:
     USES: ClassVar = (
         Use(
             "workload",
-            when=lambda config: config.budget == "latency",
-            what="is of a `budget` of latency, and {0.budget} does not use it",
+            when=lambda config: config.kind == "latency",
+            what="is of a `budget` of latency, and {0.kind} does not use it",
             instead="name such a `budget`",
         ),
         Use(
             "workload_length workload_batch",
-            when=lambda config: config.budget in ("latency", "memory"),
-            what="is of a `budget` of latency or memory, and {0.budget} does not use it",
+            when=lambda config: config.kind in ("latency", "memory"),
+            what="is of a `budget` of latency or memory, and {0.kind} does not use it",
             instead="name such a `budget`",
         ),
     )
 
     budget: BudgetKind = "params"
-    """What the size limits: params are those of the blocks, which --keep is a share of. All others
-    take --target: total counts embeddings and head too, flops a token of the linear layers, bytes
-    all weights, memory these and the KV cache, latency the time of --workload here, active the
-    block parameters that a token uses."""
-    target: tuple[float | str, ...] = ()
-    """Size in place of --keep: a share of the original in (0, 1], or an amount such as 700M, 6GB or
-    80ms."""
+    """What --fit counts, and nothing else is decided: total all parameters, flops a token of the
+    linear layers, bytes all weights, memory these and the KV cache, latency the time of --workload
+    here, active the block parameters that a token uses. params is what --keep is a share of."""
+    fit: tuple[float | str, ...] = ()
+    """Size in place of --keep, for what you have: 100MB, 80ms, 300M parameters, or a share of the
+    original's bytes, in (0, 1]. Alone, megabytes and parameters also decide how many tokens stay
+    and, with megabytes, in how many bits weights are stored."""
     workload: Annotated[tuple[Literal["prefill", "decode"], ...], Some] = ("prefill",)
     """What latency times: a prompt (prefill), one token after it (decode), or both."""
     workload_length: Length = 512
@@ -197,39 +201,53 @@ class BudgetConfig:
     workload_batch: Batch = 1
     """Sequences that are read or written together."""
 
+    @property
+    def kind(self) -> BudgetKind:
+        """What the sizes are of."""
+        if not self.fit or self.budget != "params":
+            return self.budget
+        size = Target.of(self.fit[0])
+        return (
+            next(kind for kind in ALONE if COUNTED[kind] == size.counts) if size.unit else "bytes"
+        )
+
+    @property
+    def decides(self) -> bool:
+        """Whether tokens and bits are decided too."""
+        return bool(self.fit) and self.budget == "params" and self.kind != "latency"
+
     def require_sizes(self, keep: tuple[float, ...]) -> None:
         """Refuses a budget without its sizes, or sizes of another budget."""
-        if self.budget == "params":
-            if self.target:
-                size = Target.of(self.target[0])
-                raise InputError(
-                    f"{size} belongs to a `budget` of {budgets_of(size)}",
-                    field="target",
-                    hint="add that, or give `keep`",
-                )
+        if self.kind == "params":
             require_sizes(keep=keep)
             return
         for size in self.sizes(()):
-            require_of_budget(size, self.budget)
-            if size.unit and len(self.workload) > 1 and self.budget == "latency":
+            require_of_budget(size, self.kind)
+            if size.unit and len(self.workload) > 1 and self.kind == "latency":
                 raise InputError(
                     f"{size} is the time of one thing, and {' and '.join(self.workload)} are timed",
-                    field="target",
+                    field="fit",
                     hint="name one of them as `workload`, or give shares",
                 )
-        require_sizes(target=self.target)
+        require_sizes(fit=self.fit)
+        if self.decides and len(self.fit) > 1:
+            raise InputError(
+                "tokens and bits are decided for one size",
+                field="fit",
+                hint="give one, or name a `budget`",
+            )
 
     def sizes(self, keep: tuple[float, ...]) -> tuple[Target, ...]:
         """The sizes that are to be written, of what the budget limits."""
-        return tuple(map(Target.of, keep if self.budget == "params" else self.target))
+        return tuple(map(Target.of, keep if self.kind == "params" else self.fit))
 
     def size_name(self, size: Target) -> str:
         """`0.6`, `bytes-0.6`, `memory-8192x8-6GB` or `latency-prefill-512-80ms`: what a size of a
         run is called in results and file names."""
-        if self.budget == "params":
+        if self.kind == "params":
             return size.name
         of = {"latency": f"{'+'.join(self.workload)}-{self._tokens}-", "memory": f"{self._tokens}-"}
-        return f"{self.budget}-{of.get(self.budget, '')}{size.name}"
+        return f"{self.kind}-{of.get(self.kind, '')}{size.name}"
 
     @property
     def _tokens(self) -> str:
@@ -239,11 +257,31 @@ class BudgetConfig:
 
 KEEP_OR_TARGET = Use(
     "keep",
-    when=lambda config: config.budget.budget == "params",
-    what="is of block parameters, and the `budget` is {0.budget.budget}",
-    instead="leave `budget` out",
+    when=lambda config: config.budget.kind == "params",
+    what="is of block parameters, and the `budget` is {0.budget.kind}",
+    instead="leave `budget` and `fit` out",
 )
 """Of commands with both."""
+
+
+@dataclass(frozen=True)
+class VocabularyConfig:
+    """Which tokens stay."""
+
+    USES: ClassVar = (
+        Use(
+            "keep_tokens",
+            when=lambda config: config.vocabulary,
+            what="is of a vocabulary that is cut, and all of it stays",
+            instead="add `vocabulary`",
+        ),
+    )
+
+    vocabulary: AnyTokens = 0
+    """Tokens to keep, those that the learning text uses most: a text of other words takes more
+    tokens. 0 = all. Figures stay by token of the whole vocabulary."""
+    keep_tokens: tuple[Path, ...] = ()
+    """Files of words, one a line, whose tokens stay in any case."""
 
 
 @dataclass(frozen=True)

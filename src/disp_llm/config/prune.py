@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from disp_llm.config.bounds import AnyMultiple, Rounds, ShareBelowOne, Size, Word
+from disp_llm.config.bounds import AnyMultiple, Rounds, ShareBelowOne, Size, Some, Word
 from disp_llm.config.checks import Use
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.methods import Reads, reads_of
-from disp_llm.config.names import EXPERTS, HEADS, Resume, Site, Tracker
+from disp_llm.config.names import EXPERTS, HEADS, Bits, Resume, Site, Tracker
 from disp_llm.config.parts import (
     KEEP_OR_TARGET,
     BudgetConfig,
@@ -18,6 +18,7 @@ from disp_llm.config.parts import (
     PerplexityConfig,
     ScoreConfig,
     TextConfig,
+    VocabularyConfig,
 )
 from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
@@ -67,6 +68,24 @@ class PruneConfig:
             instead="leave `weight_rate` out",
         ),
         Use(
+            "vocabulary",
+            when=lambda config: config.training.shard != "full",
+            what="is cut of a model that lies whole in every process",
+            instead="give a `shard` of no",
+        ),
+        Use(
+            "vocabulary",
+            when=lambda config: config.budget.kind != "latency",
+            what="takes no part in a `budget` of latency",
+            instead="name another `budget`",
+        ),
+        Use(
+            "bits",
+            when=lambda config: config.budget.decides and config.budget.kind == "bytes",
+            what="is decided by `fit` in megabytes",
+            instead="give that",
+        ),
+        Use(
             "chunk",
             when=lambda config: config.chunk <= 1 or not config.draws_masks,
             what="is more than {0.learn.estimator} can draw, which is single dimensions",
@@ -86,8 +105,8 @@ class PruneConfig:
         ),
     )
     USUAL: ClassVar = (
-        "keep text eval_text examples output_dir recipe method sites budget target suite steps "
-        "minutes seed device resume"
+        "keep text eval_text examples output_dir recipe method sites fit vocabulary "
+        "suite steps minutes seed device resume"
     )
     """Settings that a short help lists."""
 
@@ -105,6 +124,8 @@ class PruneConfig:
     """Where the method prunes. Default: the sites of the method. mlp_mid and heads alone leave the
     residual stream whole, as GGUF needs. heads shrinks the KV cache, experts drops experts,
     attention and mlp drop whole branches."""
+    bits: Annotated[tuple[Bits, ...], Some] = ("as-is", "int8", "int4")
+    """Ways to store weights that --fit chooses between."""
     uniform: bool = False
     """Give every block the same widths, so that the result has the original's own class. Prunes
     mlp_mid and experts; --sites mlp_mid heads adds heads."""
@@ -130,6 +151,7 @@ class PruneConfig:
     learn: LearnConfig = field(default_factory=LearnConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 

@@ -63,13 +63,13 @@ class Target:
         if found is None or found[2].lower() not in units:
             raise InputError(
                 f"'{said}' is neither a share nor a number with a unit that is known",
-                field="target",
+                field="fit",
                 hint=f"give a number in (0, 1], or one such as {', '.join(EXAMPLES.values())}",
             )
         target = cls(float(found[1]), units[found[2].lower()])
         if target.unit and target.value > LARGEST:
             hint = f"give one such as {EXAMPLES[target.counts]}"
-            raise InputError(f"{target} is too large", field="target", hint=hint)
+            raise InputError(f"{target} is too large", field="fit", hint=hint)
         return target
 
     def __str__(self) -> str:
@@ -112,11 +112,11 @@ def require_of_budget(target: Target, budget: BudgetKind) -> None:
     hint = "give a number in (0, 1]"
     hint += f", or {counted} such as {EXAMPLES[counted]}" if counted else ""
     if not target.unit and not 0 < target.amount <= 1:
-        raise InputError(f"{target} is not a share", field="target", hint=hint)
+        raise InputError(f"{target} is not a share", field="fit", hint=hint)
     if target.unit and target.counts != counted:
         what = f"{target} is in {target.counts}, and {budget} "
         what += f"counts {counted}" if counted else "takes shares alone"
         hint += f", or a `budget` of {budgets_of(target)}"
-        raise InputError(what, field="target", hint=hint)
+        raise InputError(what, field="fit", hint=hint)
     if target.amount <= 0:
-        raise InputError(f"{target} is nothing", field="target", hint=hint)
+        raise InputError(f"{target} is nothing", field="fit", hint=hint)

@@ -1,8 +1,10 @@
 """What every model of one task is measured on: a text, a suite, a sample of its words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
@@ -17,6 +19,7 @@ from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.scores import Perplexity, Scores
 
 if TYPE_CHECKING:
+    from disp_llm.data.spelling import Spelling
     from disp_llm.evaluation.suites import Scoreboard
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
@@ -59,11 +62,18 @@ class Measuring:
     progress: ProgressCallback
     board: "Scoreboard | None" = None
     """The suite that models are measured on besides, if any."""
+    spelling: "Spelling | None" = None
+    """Of its tokens in those of the models, where their vocabulary is a smaller one."""
 
     @classmethod
     def of(cls, job: Job, texts: Texts, tokenizer: Any, board: "Scoreboard | None") -> "Measuring":
         """What a job measures its models on."""
         return cls(texts.evaluation, job.config.evaluation, tokenizer, job.progress, board)
+
+    @property
+    def of_original(self) -> "Measuring":
+        """The same for a model with the whole vocabulary."""
+        return replace(self, spelling=None)
 
     def scores(
         self, target: PrunableModel, name: str, dense: Scores | None = None
@@ -80,7 +90,7 @@ class Measuring:
         def progress(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             self.progress(f"{name}: {stage}", done, total, figures)
 
-        found = self.board.measure(target, self.tokenizer, progress)
+        found = self.board.measure(target, self.tokenizer, progress, self.spelling)
         if dense is None:
             return found
         from disp_llm.evaluation.suites import against
@@ -89,7 +99,14 @@ class Measuring:
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""
-        return perplexity(target, self.stream, self.config, counting(self.progress, stage))
+        ticks = counting(self.progress, stage)
+        return perplexity(target, self.stream, self.config, ticks, self.spelling)
+
+    def opening(self, tokens: int) -> Int[Tensor, " N"]:
+        """The first tokens of the evaluation text, or the first example's prompt, as models read
+        them."""
+        start = opening(self.stream, tokens)
+        return start if self.spelling is None else self.spelling(start)
 
     @property
     def prompt(self) -> str:
@@ -98,5 +115,6 @@ class Measuring:
 
     def sample(self, model: PreTrainedModel) -> str:
         """What a model writes after them, always taking the likeliest token."""
-        start = opening(self.stream, PROMPT_TOKENS)
-        return self.tokenizer.decode(continued(model, start, SAMPLE_TOKENS))
+        tokenizer = self.tokenizer if self.spelling is None else self.spelling.tokenizer
+        start = self.opening(PROMPT_TOKENS)
+        return tokenizer.decode(continued(model, start, SAMPLE_TOKENS))

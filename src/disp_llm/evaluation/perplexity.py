@@ -2,7 +2,8 @@
 
 It is `exp` of the mean −ln p over the scored tokens. Its standard error comes from the spread of
 the windows' means (tokens of one window are not independent), each of which counts as its tokens
-do, and the slope of `exp`.
+do, and the slope of `exp`. A model with a smaller vocabulary reads the same windows in its own
+pieces: its loss is theirs, by token of the whole vocabulary (`Spelling`).
 
 B windows, T tokens of a window.
 """
@@ -25,6 +26,7 @@ from disp_llm.training.losses import mean_losses, token_losses
 
 if TYPE_CHECKING:
     from disp_llm.data.examples import ExampleStream
+    from disp_llm.data.spelling import Spelling
 
 LARGEST = 700.0
 """Nats a token beyond which a perplexity, or its standard error, is no finite number."""
@@ -35,12 +37,18 @@ def perplexity(
     stream: Stream,
     config: PerplexityConfig,
     on_window: Ticks = unwatched,
+    spelling: "Spelling | None" = None,
 ) -> Perplexity:
     """Measures perplexity over windows of a stream of tokens; of examples, that of their answers,
-    each read alone, over as many from the start as the windows have tokens."""
+    each read alone, over as many from the start as the windows have tokens.
+
+    Args:
+        spelling: of the tokens in those of the model, where its vocabulary is a smaller one.
+    """
     if isinstance(stream, Tensor):
-        return of_windows(target, eval_windows(stream, config, target.bos_token_id), on_window)
-    return of_answers(target, stream, config, on_window)
+        bos = target.bos_token_id if spelling is None else spelling.bos_token_id
+        return of_windows(target, eval_windows(stream, config, bos), on_window, spelling)
+    return of_answers(target, stream, config, on_window, spelling)
 
 
 @torch.no_grad()
@@ -48,13 +56,17 @@ def of_windows(
     target: PrunableModel,
     windows: Int[Tensor, "B T"],
     on_window: Ticks = unwatched,
+    spelling: "Spelling | None" = None,
 ) -> Perplexity:
     """Perplexity over windows, whose first tokens are not predicted."""
     context = windows.shape[1]
-    require_positions(target.model, context, "context")
     sums = []
     for done, window in enumerate(windows, start=1):
-        losses = token_losses(target, window[None].to(target.device))
+        pieces, given = window, 1
+        if spelling is not None:
+            pieces, given = spelling(window), len(spelling(window[:1]))
+        require_positions(target.model, len(pieces), "context")
+        losses = token_losses(target, pieces[None].to(target.device))[:, given - 1 :]
         sums.append(float(losses.double().sum()))
         on_window(done, len(windows))
     return perplexity_of(sums, [context - 1] * len(sums), context)
@@ -66,16 +78,20 @@ def of_answers(
     stream: "ExampleStream",
     config: PerplexityConfig,
     on_example: Ticks = unwatched,
+    spelling: "Spelling | None" = None,
 ) -> Perplexity:
     """Perplexity of the answers of examples, or of choices that have their own loss."""
     stream.require_length(config.context, "context")
-    require_positions(target.model, len(stream.longest.tokens), "context")
     sums, counts = [], []
     measured = stream.within(config.tokens)
-    for done, windows in enumerate(measured.alone(), start=1):
+    pieces = measured if spelling is None else spelling.examples(measured)
+    require_positions(target.model, len(pieces.longest.tokens), "context")
+    for done, (whole, windows) in enumerate(
+        zip(measured.alone(), pieces.alone(), strict=True), start=1
+    ):
         loss = mean_losses(target, windows.to(target.device))
-        counts.append(windows.choices)
-        sums.append(float(loss.double()) * counts[-1])
+        counts.append(whole.choices)
+        sums.append(float(loss.double()) * windows.choices)
         on_example(done, len(measured.examples))
     return perplexity_of(sums, counts, len(measured.longest.tokens))
 

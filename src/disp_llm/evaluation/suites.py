@@ -22,7 +22,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.texts import Suite, SuiteText, naming
@@ -35,6 +35,9 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 from disp_llm.runs.sums import sha256
+
+if TYPE_CHECKING:
+    from disp_llm.data.spelling import Spelling
 
 logger = logging.getLogger(__name__)
 
@@ -62,28 +65,45 @@ class Scoreboard:
         return cls(suite, texts)
 
     def measure(
-        self, target: PrunableModel, tokenizer: Any, progress: ProgressCallback = silent
+        self,
+        target: PrunableModel,
+        tokenizer: Any,
+        progress: ProgressCallback = silent,
+        spelling: "Spelling | None" = None,
     ) -> Scores:
-        """What a model scores, alone."""
+        """What a model scores, alone.
+
+        Args:
+            tokenizer: splits the texts into windows.
+            spelling: of their tokens in those of the model, where its vocabulary is a smaller one.
+        """
         texts, tasks = {}, {}
         for name in self.texts:
             with naming(self.suite, f"texts.{name}"):
-                texts[name] = self._text(name, target, tokenizer, progress)
+                texts[name] = self._text(name, target, tokenizer, progress, spelling)
+        reads = tokenizer if spelling is None else spelling.tokenizer
         for name, task in self.suite.tasks.items():
             with naming(self.suite, f"tasks.{name}"):
                 on_request = counting(progress, f"answers, {name}")
-                tasks[name] = score_task(target, tokenizer, name, task, on_request)
+                tasks[name] = score_task(target, reads, name, task, on_request)
         return Scores(self.suite.name, texts, tasks)
 
     def _text(
-        self, name: str, target: PrunableModel, tokenizer: Any, progress: ProgressCallback
+        self,
+        name: str,
+        target: PrunableModel,
+        tokenizer: Any,
+        progress: ProgressCallback,
+        spelling: "Spelling | None",
     ) -> TextScore:
         given = self.texts[name]
         stream = stream_of_text(given, tokenizer)
         require_length(stream, 2, given.field, given.name)
-        windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
+        bos = target.bos_token_id if spelling is None else spelling.bos_token_id
+        windows = eval_windows(stream, self.suite.evaluation, bos)
         windows = windows[:: self.suite.every]
-        measured = of_windows(target, windows, counting(progress, f"perplexity, {name}"))
+        ticks = counting(progress, f"perplexity, {name}")
+        measured = of_windows(target, windows, ticks, spelling)
         return TextScore(
             perplexity=measured.perplexity,
             perplexity_stderr=measured.perplexity_stderr,

@@ -109,7 +109,7 @@ class Budget:
     @property
     def field(self) -> str:
         """Name of the setting that states the share."""
-        return "keep" if self.costs is None else "target"
+        return "keep" if self.costs is None else "fit"
 
     def cost(self, counts: Tensor) -> Tensor:
         """What a model with so many ones in each of the S sites costs of what is limited."""

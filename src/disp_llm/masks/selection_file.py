@@ -5,10 +5,12 @@
     means                           mean inputs, where biases stand for what is pruned
     adapters.17.{down,up,delta}     of the linear layer 17
     kept.0.8.layers.3.attn_in       kept indices of the size 0.8, int64, sorted
+    vocabulary                      the tokens that stay, int64, sorted, where some do not
 
 The file is the one hand-over between choosing and exporting.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,9 +25,13 @@ from disp_llm.runs.tensors import TensorFile, read_tensors, write_tensors
 
 
 def save_selection(
-    path: Path, selection: Selection, layout: Layout, sizes: dict[str, Masks]
+    path: Path,
+    selection: Selection,
+    layout: Layout,
+    sizes: dict[str, Masks],
+    vocabulary: Sequence[int] = (),
 ) -> None:
-    """Writes a selection, and the masks of sizes by their names.
+    """Writes a selection, the masks of sizes by their names, and the tokens that stay, if not all.
 
     Raises:
         InputError: the method gave numbers that are not finite, or the file cannot be written.
@@ -48,7 +54,15 @@ def save_selection(
             tensors[f"adapters.{number}.delta"] = adapter.delta.float()
     for size, masks in sizes.items():
         tensors |= _named(masks, size)
+    if vocabulary:
+        tensors["vocabulary"] = torch.tensor(vocabulary)
     write_tensors(path, tensors)
+
+
+def load_vocabulary(path: Path) -> list[int]:
+    """The tokens that stay; empty where all do."""
+    found = read_tensors(path, MADE_AGAIN).tensors.get("vocabulary")
+    return [] if found is None else found.tolist()
 
 
 def add_masks(path: Path, masks: Masks, size: str, new: Path) -> None:

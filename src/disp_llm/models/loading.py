@@ -147,8 +147,7 @@ def load(
     if dense_only:
         require_unquantised(name, config)
     device = resolve_device(machine.device)
-    with _one_line(name, "the tokenizer of "):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    tokenizer = load_tokenizer(name, place)
     with _one_line(name, "the processor of "):
         processor = processor_files(path_of(name), place["revision"]) if family.tower else ()
     dtype = resolve_dtype(machine.dtype, device)
@@ -158,6 +157,12 @@ def load(
     model = _whole_model(name, config, place, torch.device("meta") if empty else device, dtype)
     source = source_of(name, place["revision"])
     return Loaded(model, tokenizer, family, source, dtype, processor)
+
+
+def load_tokenizer(name: str, place: dict[str, Any] | None = None) -> Any:
+    """The tokenizer of a model alone."""
+    with _one_line(name, "the tokenizer of "):
+        return transformers.AutoTokenizer.from_pretrained(**place or _arguments(name, True))
 
 
 def require_unquantised(name: str, config: transformers.PreTrainedConfig) -> None:
@@ -238,6 +243,8 @@ def _unpack(model: Any) -> None:
     model.hf_quantizer.compressor.decompress_model(model)
     for module in model.modules():
         QuantizationMetadata.clear_all_qparams(module)
+    if model.config.get_text_config().tie_word_embeddings:  # each was unpacked by itself
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
 
 def auto_class(config: transformers.PreTrainedConfig) -> Any:

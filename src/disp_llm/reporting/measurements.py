@@ -35,6 +35,15 @@ def show_examination(result: dict[str, Any]) -> None:
         for size in result["sizes"]
     ]
     Table((*names, "block GFLOPs a token"), sizes).show()
+    if "fit" in result:
+        fits = [
+            (one["bits"], f"{one['keep']:g}", f"×{one['expected']:.2f}") for one in result["fits"]
+        ]
+        if fits:
+            names = ("weights", f"keep in {result['fit']}", "expected perplexity")
+            Table(names, fits).show()
+        fewer = "with fewer tokens" if fits else "not with all tokens; with fewer"
+        say(f"{result['fit']}: {fewer}, more of the blocks stays; `prune --fit` measures both")
     plans = [
         (
             plan["name"],
@@ -100,6 +109,8 @@ def show_evaluation(result: dict[str, Any]) -> None:
         measured = with_error(result["perplexity"], result["perplexity_stderr"])
         over = f"{result['tokens']:,} tokens of {result['text']}, window {result['window']}"
         say(f"perplexity {measured}  ({over})")
+    if "bits_per_byte" in result:
+        say(f"bits per byte {result['bits_per_byte']:.4f}")
     if "answers" in result:
         found = result["answers"]
         score = with_error(found["score"], found["score_stderr"], 3)

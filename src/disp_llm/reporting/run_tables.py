@@ -11,6 +11,7 @@ from disp_llm.reporting.terminal import say
 from disp_llm.runs.results import (
     NOT_MEASURED,
     PHASES,
+    Fit,
     MeasuredResult,
     OriginalResult,
     RunFigures,
@@ -39,12 +40,25 @@ def show_run(figures: dict[str, Any], file: Path) -> None:
     _say_what_is_slow(found.models)
     for model in (*found.models, *filter(None, [found.model])):
         say(f"model   {model.folder}")
+    if found.fit is not None and found.fit.chosen is not None:
+        _say_what_fits(found.fit, found.run)
     if found.keep_by_penalty is not None:
         say(f"the penalty alone arrived at keep {found.keep_by_penalty:.4f}")
     cost = f"{found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s"
     peak = (found.peak_memory_bytes or 0) / 2**30
     say(f"run     {found.run}  ({cost}, peak {peak:.2f} GiB)")
     _say_what_wins_back(found)
+
+
+def _say_what_fits(fit: Fit, run: str) -> None:
+    """Which folder is the answer, and what the others would have lost."""
+    tokens = f"{fit.tokens:,} tokens, " if fit.tokens else ""
+    said = [
+        f"{one.bits} keep {one.keep:g} {megabytes(one.bytes or 0)} ×{one.ratio or 0:.3f}"
+        for one in sorted(fit.choices, key=lambda one: one.bits != fit.chosen)
+    ]
+    others = f"; {', '.join(said[1:])}" if said[1:] else ""
+    say(f"fits    {run}/fit-{fit.asked}: {tokens}{said[0]}{others}")
 
 
 def run_table(found: RunFigures) -> Table | None:
@@ -133,7 +147,7 @@ def _say_what_is_slow(models: list[SizeResult]) -> None:
     if slow:
         say(f"no faster than the original on this machine: {', '.join(slow)}")
         if any(model.budget != "latency" for model in models):
-            say("for time ask for `--budget latency --target 0.8`")
+            say("for time ask for `--budget latency --fit 0.8`")
 
 
 def _say_what_wins_back(found: RunFigures) -> None:

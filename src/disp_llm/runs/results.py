@@ -6,7 +6,7 @@
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
-from disp_llm.config.names import BudgetKind
+from disp_llm.config.names import Bits, BudgetKind
 from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
 from disp_llm.runs.scores import Perplexity, Scores
 
@@ -153,6 +153,37 @@ class SizeResult:
         return self.latency["measured_share"] if self.latency else self.share_of_budget
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One way to store a model in the room that there is."""
+
+    bits: Bits
+    keep: Positive
+    """Share of block parameters."""
+    expected: Positive
+    """Times the original's perplexity, before anything was learned."""
+    bytes: Size | None = None
+    """Of what was written."""
+    ratio: Positive | None = None
+    """Times the original's perplexity on the held-out end of the learning text."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How what was asked for is met."""
+
+    asked: str
+    limit: Positive
+    """Bytes or parameters."""
+    tokens: Count
+    """That stay; 0 = all."""
+    choices: list[Choice]
+    """The one that is expected to be best first."""
+    chosen: Bits | None = None
+    measured: Perplexity | None = None
+    """Of the folder that was chosen."""
+
+
 class Source(TypedDict):
     """What a model was made of."""
 
@@ -217,6 +248,8 @@ class RunFigures:
     """What the original scores on the suite, where there is one."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
+    fit: Fit | None = None
+    """Of a run of `--fit`."""
     steps: Size | None = None
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None

@@ -36,6 +36,8 @@ class PruningProblem:
     align: int
     """Widths are multiples of this."""
     job: Job[PruneConfig]
+    vocabulary: tuple[int, ...] = ()
+    """The tokens of the original that the model has; () = all."""
 
     @property
     def scores(self) -> ScoreConfig:

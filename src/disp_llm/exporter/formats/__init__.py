@@ -39,6 +39,8 @@ class Job:
     """What a calibration reads; it may name no text."""
     device: str
     progress: Callable[[int, int], None]
+    embeddings: bool = False
+    """Whether embedding and head are quantised too, where the blocks are."""
     put: Callable[[Path, Path], Any] = shutil.copyfile
     """Gives the new folder a file of the model as it is."""
 

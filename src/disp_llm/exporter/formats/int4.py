@@ -57,7 +57,7 @@ def write(job: Job) -> None:
     how = QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
     layers, told, rounded = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs", {}
     if job.text.learns_from_text:
-        rounded, on = _calibrated(job, layers[0])
+        rounded, on = _calibrated(job, layers.stored)
         told += f", calibrated on {on} (GPTQ)"
 
     def round_to(name: str, weight: Tensor) -> Rounded:

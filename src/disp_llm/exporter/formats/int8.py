@@ -2,7 +2,8 @@
 and vLLM read: a scale for each row, and what a layer reads is rounded to 8 bits as it runs.
 
 Every number is rounded to the nearest. No model is loaded: files of weights are rewritten one after
-the other. Embedding, head, norms and the indices of gather and scatter stay as they are.
+the other. Norms and the indices of gather and scatter stay as they are; so do embedding and head,
+unless they are asked for: those have 8 bits whatever the blocks have.
 
 R outputs, C inputs of a layer, K of its groups of inputs that share a scale.
 """
@@ -11,7 +12,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,8 +31,16 @@ from disp_llm.runs.tensors import read_tensors, write_tensors
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
 """Weights on the grid of their scales, in float32, and the scales in the data type of the model."""
 
-Layers = tuple[list[str], list[str]]
-"""Names of the linear layers that are quantised, and of the others."""
+
+class Layers(NamedTuple):
+    """Names of layers."""
+
+    stored: list[str]
+    """The linear layers that are quantised: those of the blocks."""
+    others: list[str]
+    embeddings: list[str]
+    """Embedding and head."""
+
 
 Round = Callable[[str, Tensor], Rounded]
 """Rounds the weight of the layer of that name."""
@@ -45,7 +54,6 @@ def check(folder: Path) -> None:
 def write(job: Job) -> None:
     """Rounds every weight to the nearest."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    from compressed_tensors.quantization.utils import calculate_qparams
 
     # vLLM has no kernel on a CPU that takes rows of 8 bits without rounding what they multiply.
     how = QuantizationScheme(
@@ -55,12 +63,26 @@ def write(job: Job) -> None:
         format="int-quantized",
     )
 
-    def nearest(name: str, weight: Tensor) -> Rounded:
-        most = weight.float().abs().amax(-1, keepdim=True)
-        return weight.float(), calculate_qparams(-most, most, how.weights)[0].to(weight.dtype)
-
     told = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
     write_quantised(job, layers_of(job.folder), how, nearest, told)
+
+
+def of_rows(names: list[str]) -> Any:
+    """The scheme of layers in 8 bits whose inputs stay as they are."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    weights = QuantizationArgs(num_bits=8, strategy="channel")
+    return QuantizationScheme(targets=names, weights=weights, format="int-quantized")
+
+
+def nearest(name: str, weight: Tensor) -> Rounded:
+    """A weight in 8 bits with a scale for each row."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    most = weight.float().abs().amax(-1, keepdim=True)
+    args = QuantizationArgs(num_bits=8, strategy="channel")
+    return weight.float(), calculate_qparams(-most, most, args)[0].to(weight.dtype)
 
 
 def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: True) -> Layers:
@@ -98,7 +120,9 @@ def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: T
         )
     stored = [names[one] for one in layers]
     linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
-    return stored, sorted(linears - set(stored))
+    model: Any = target.model
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return Layers(stored, sorted(linears - set(stored)), [names[end] for end in ends])
 
 
 def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> None:
@@ -111,9 +135,16 @@ def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: s
     weights = [name for name, path in job.files.items() if path.suffix == ".safetensors"]
     job.take(INDEX, "config.json", *weights)
     places, total = dict[str, str](), 0
+    schemes = dict.fromkeys(layers.stored, (how, round_to))
+    if job.embeddings:
+        told += "; embedding and head in 8 bits, a scale for each row"
+        schemes |= dict.fromkeys(layers.embeddings, (of_rows(layers.embeddings), nearest))
     for name in weights:
         stored = read_tensors(job.files[name], EXPORT_AGAIN).tensors
-        tensors = _stored(stored, layers[0], how, round_to)
+        tensors = _stored(stored, schemes)
+        first, head = (f"{name}.weight_scale" for name in layers.embeddings)
+        if first in tensors and f"{layers.embeddings[1]}.weight" not in stored:  # they are tied
+            tensors[head] = tensors[first].clone()
         write_tensors(job.new / name, tensors, {"format": "pt"})
         places |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -122,26 +153,25 @@ def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: s
         index |= {"weight_map": places, "metadata": {"total_size": total}}
         write_json(job.new / INDEX, index)
     stated = read_json(job.files["config.json"], EXPORT_AGAIN)
-    stated |= {"quantization_config": _described(how, layers[1])}
+    stated |= {"quantization_config": _described(how, layers, job.embeddings)}
     write_json(job.new / "config.json", stated)
     size = sum((job.new / name).stat().st_size for name in weights)
-    share_card(job, "quantised", size, {"how": told, "layers": len(layers[0])})
+    share_card(job, "quantised", size, {"how": told, "layers": len(schemes)})
 
 
-def _stored(
-    tensors: dict[str, Tensor], layers: list[str], how: Any, round_to: Round
-) -> dict[str, Tensor]:
+def _stored(tensors: dict[str, Tensor], schemes: dict[str, tuple[Any, Round]]) -> dict[str, Tensor]:
     """The tensors of a file, with those that store each quantised layer in the place of its
     weight."""
     from compressed_tensors.compressors import BaseCompressor
 
-    compressor: Any = BaseCompressor.get_value_from_registry(how.format)
     found = dict[str, Tensor]()
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
-        if layer not in layers or kind != "weight":
+        if layer not in schemes or kind != "weight":
             found[name] = tensor
             continue
+        how, round_to = schemes[layer]
+        compressor: Any = BaseCompressor.get_value_from_registry(how.format)
         weight, scale = round_to(layer, tensor)
         parts = compressor.compress({"weight": weight, "weight_scale": scale.float()}, how)
         parts |= {"weight_scale": scale}
@@ -149,14 +179,19 @@ def _stored(
     return found
 
 
-def _described(how: Any, others: list[str]) -> dict[str, Any]:
+def _described(how: Any, layers: Layers, embeddings: bool) -> dict[str, Any]:
     """What `config.json` says of it."""
     from compressed_tensors.quantization import QuantizationConfig
 
+    groups, ignored = {"blocks": how}, {"lm_head", *layers.others}
+    if embeddings:  # first: the head is a linear layer too
+        groups = {"embeddings": of_rows(layers.embeddings)} | groups
+        ignored -= set(layers.embeddings)
+    formats = {group.format for group in groups.values()}
     described = QuantizationConfig(
-        config_groups={"blocks": how},
-        format=how.format,
+        config_groups=groups,
+        format=how.format if len(formats) == 1 else "mixed-precision",
         quantization_status="compressed",
-        ignore=sorted({"lm_head", *others}),
+        ignore=sorted(ignored),
     )
     return json.loads(described.model_dump_json())

@@ -1,0 +1,120 @@
+"""Text in the tokens of a smaller vocabulary.
+
+A token that has been cut falls apart into those that spell it. Where tokens differ, so do their
+mean losses: the loss of a window is the sum over all pieces, and counts as its whole tokens do.
+The tokenizer of the smaller vocabulary splits text alike but for about one token in ten thousand,
+where the next token would take over a piece (docs/experiment-log.md).
+
+N tokens of the whole vocabulary, M pieces, V tokens that there were.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.data.windows import Corpus, Stream, eval_windows
+from disp_llm.models.vocabulary import BYTES, SPACE
+
+if TYPE_CHECKING:
+    from disp_llm.data.examples import ExampleStream
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What spells every token of a whole vocabulary."""
+
+    pieces: Int[Tensor, " P"]
+    """Those of all tokens, one token's behind the other's."""
+    ends: Int[Tensor, " V"]
+    """Where those of each token end."""
+    tokenizer: Any
+    """Of the smaller vocabulary."""
+    bos_token_id: int | None
+    """The token of the whole vocabulary that windows begin with, where the model needs one."""
+
+    @classmethod
+    def between(cls, whole: Any, small: Any, bos_token_id: int | None = None) -> "Spelling | None":
+        """That of a tokenizer in the tokens of another; None where both have the same."""
+        numbers, has = whole.get_vocab(), small.get_vocab()
+        if numbers == has:
+            return None
+        split = small.backend_tokenizer.model.tokenize
+        spelled: list[list[int]] = [[] for _ in range(max(numbers.values()) + 1)]
+        for token, number in numbers.items():
+            one = has.get(token)
+            spelled[number] = [piece.id for piece in split(token)] if one is None else [one]
+        ends = torch.tensor([len(pieces) for pieces in spelled]).cumsum(0)
+        flat = torch.tensor([piece for pieces in spelled for piece in pieces])
+        return cls(flat, ends, small, bos_token_id)
+
+    def lengths(self, tokens: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+        """How many pieces spell each token."""
+        return self.ends[tokens] - self._starts[tokens]
+
+    def __call__(self, tokens: Int[Tensor, " N"]) -> Int[Tensor, " M"]:
+        """The pieces of a text."""
+        lengths = self.lengths(tokens)
+        before = lengths.cumsum(0) - lengths
+        shift = (self._starts[tokens] - before).repeat_interleave(lengths)
+        return self.pieces[torch.arange(len(shift)) + shift]
+
+    @property
+    def _starts(self) -> Int[Tensor, " V"]:
+        return torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
+
+    def corpus(self, corpus: Corpus, bos_token_id: int | None) -> Corpus:
+        """Text to learn from, in pieces."""
+        streams = tuple(map(self.stream, corpus.streams))
+        return replace(corpus, streams=streams, bos_token_id=bos_token_id)
+
+    def stream(self, stream: Stream) -> Stream:
+        """A text, or examples, in pieces; an answer is made of those of its tokens."""
+        if isinstance(stream, Tensor):
+            return self(stream)
+        return self.examples(stream)
+
+    def longest_window(self, stream: Stream, config: PerplexityConfig) -> int:
+        """Pieces of the longest window that is measured on."""
+        if isinstance(stream, Tensor):
+            windows = eval_windows(stream, config)
+            return int(self.lengths(windows).sum(1).max())
+        return len(self.examples(stream).longest.tokens)
+
+    def examples(self, stream: "ExampleStream") -> "ExampleStream":
+        """Examples in pieces."""
+        if any(one.loss for one in stream.examples):
+            raise InputError(
+                "examples with a loss of their own name tokens of the whole vocabulary",
+                field="vocabulary",
+                hint="leave it out",
+            )
+        return replace(
+            stream,
+            examples=tuple(
+                replace(
+                    one,
+                    tokens=self(one.tokens),
+                    counted=one.counted.repeat_interleave(self.lengths(one.tokens)),
+                )
+                for one in stream.examples
+            ),
+        )
+
+
+def byte_lengths(tokenizer: Any) -> Int[Tensor, " V"]:
+    """Bytes of the text that each token stands for; none of a special one."""
+    added, numbers = tokenizer.get_added_vocab(), tokenizer.get_vocab()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    byte_level = backend is not None and '"ByteLevel"' in backend.to_str()
+    found = torch.zeros(max(numbers.values()) + 1, dtype=torch.long)
+    for token, number in numbers.items():
+        if token in BYTES:
+            found[number] = 1
+        elif token not in added:  # a character of a byte-level token stands for a byte
+            found[number] = len(token if byte_level else token.replace(SPACE, " ").encode())
+    return found

@@ -1,0 +1,221 @@
+"""`prune --vocabulary`: a smaller vocabulary through every command that follows."""
+
+import json
+import math
+import random
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+import disp_llm
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.data.windows import eval_windows
+from tests.conftest import run_command, tiny_model
+
+WORDS = [f"{a}{b}{c}" for a in ("st", "tr", "m", "") for b in "aeiou" for c in ("nd", "rk", "t")]
+SIZE, FEWER = 340, 300
+
+
+def written(words: list[str], seed: int, count: int = 6000) -> str:
+    return " ".join(random.Random(seed).choices(words, k=count))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny Llama whose tokenizer knows many words, and texts of some of these."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE, special_tokens=["<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
+    )  # fmt: skip
+    made.train_from_iterator([written(WORDS, 0)], trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>"
+    )
+    model = tiny_model("llama", vocab_size=SIZE, bos_token_id=0, eos_token_id=1)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "some.txt").write_text(written(WORDS[::3], 1))
+    (folder / "new.txt").write_text(written(WORDS, 2))
+    return folder
+
+
+def pruned(place, name: str, *more):
+    said = run_command(
+        "prune", place / "model", "--vocabulary", FEWER, "--text", place / "some.txt",
+        "--eval-text", place / "new.txt", "--context", 64, "--windows", 4, "--length", 32,
+        "--calibration-length", 32, "--calibration-sequences", 2, "--steps", 2, "--rounds", 0,
+        "--align", 1, "--dtype", "float32", "--output-dir", place / name, "--json", *more,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    return json.loads(said.stdout)
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    return pruned(place, "run", "--keep", 1, 0.6)
+
+
+def loss_by_whole_token(model, small, whole, stream) -> float:
+    """−ln p of windows, as anybody would compute it from the exported folder."""
+    lost, count = 0.0, 0
+    for window in eval_windows(stream, PerplexityConfig(context=64, windows=4)):
+        spelled = [
+            small.backend_tokenizer.token_to_id(part)
+            for token in whole.convert_ids_to_tokens(window.tolist())
+            for part in (
+                [token]
+                if token in small.get_vocab()
+                else [piece.value for piece in small.backend_tokenizer.model.tokenize(token)]
+            )
+        ]
+        first = whole.convert_ids_to_tokens(int(window[0]))
+        given = (
+            1 if first in small.get_vocab() else len(small.backend_tokenizer.model.tokenize(first))
+        )
+        ids = torch.tensor(spelled)
+        logits = model(ids[None]).logits[0, :-1].float().log_softmax(-1)
+        losses = -logits.gather(1, ids[1:, None])[:, 0]
+        lost += float(losses[given - 1 :].double().sum())
+        count += len(window) - 1
+    return lost / count
+
+
+@torch.no_grad()
+def test_the_loss_is_by_token_of_the_whole_vocabulary(place, run):
+    whole = transformers.AutoTokenizer.from_pretrained(place / "model")
+    stream = torch.tensor(whole((place / "new.txt").read_text())["input_ids"])
+    for size in run["models"]:
+        folder = size["folder"]
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        small = transformers.AutoTokenizer.from_pretrained(folder)
+        assert len(small) == model.config.vocab_size == FEWER
+        found = loss_by_whole_token(model, small, whole, stream)
+        assert math.log(size["measured"]["perplexity"]) == pytest.approx(found, rel=1e-4)
+
+
+@torch.no_grad()
+def test_logits_of_kept_tokens_are_the_originals_to_the_bit(place, run):
+    folder = next(size["folder"] for size in run["models"] if size["size"] == "1")
+    original = transformers.AutoModelForCausalLM.from_pretrained(place / "model").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    small, whole = (
+        transformers.AutoTokenizer.from_pretrained(one) for one in (folder, place / "model")
+    )
+    kept = torch.tensor(whole.convert_tokens_to_ids(small.convert_ids_to_tokens(range(FEWER))))
+    ids = torch.randint(FEWER, (2, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model(ids).logits, original(kept[ids]).logits[..., kept])
+    text = (place / "new.txt").read_text()[:500]
+    assert small.decode(small(text)["input_ids"]) == text
+    assert model.config.eos_token_id == small.eos_token_id
+    assert model.generation_config.eos_token_id == small.eos_token_id
+
+
+def test_only_the_vocabulary_cut_is_a_model_of_the_originals_own_class(place, run):
+    folder = next(size["folder"] for size in run["models"] if size["size"] == "1")
+    said = run_command("convert", folder, "--to", "plain", "--output-dir", place / "plain")
+    assert said.returncode == 0, said.stderr
+    config = json.loads((place / "plain" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["vocab_size"] == FEWER
+    assert not list((place / "plain").glob("*.py"))
+
+
+def test_another_size_has_the_same_vocabulary(place, run):
+    for more in ([], ["--no-measure"]):
+        name = "0.7" if more else "0.8"
+        said = run_command("export", place / "run", "--keep", name, *more, "--json")
+        assert said.returncode == 0, said.stderr
+        small = transformers.AutoTokenizer.from_pretrained(place / f"run/keep-{name}")
+        first = transformers.AutoTokenizer.from_pretrained(place / "run/keep-0.6")
+        assert small.get_vocab() == first.get_vocab()
+
+
+def test_recover_and_eval_count_tokens_of_the_original(place, run):
+    suite = place / "suite.toml"
+    suite.write_text(
+        f'title = "New"\ncontext = 64\nwindows = 4\n[texts.New]\nfiles = ["{place}/new.txt"]\n'
+    )
+    said = run_command(
+        "recover", place / "run/keep-0.6", "--text", place / "some.txt", "--eval-text",
+        place / "new.txt", "--context", 64, "--windows", 4, "--length", 32, "--tokens", 256,
+        "--suite", suite, "--dtype", "float32", "--output-dir", place / "better", "--json",
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)
+    size = next(size for size in run["models"] if size["size"] == "0.6")
+    before = found["before"]["measured"]
+    assert before["perplexity"] == pytest.approx(size["measured"]["perplexity"], rel=1e-4)
+    assert before["tokens"] == size["measured"]["tokens"]
+    assert found["before"]["scores"]["general_ratio"] > 0
+    said = run_command(
+        "eval", place / "better/model", "--suite", suite, "--dtype", "float32", "--json"
+    )
+    assert said.returncode == 0, said.stderr
+    alone = json.loads(said.stdout)
+    after = found["model"]["scores"]["general_ratio"]
+    assert alone["general_ratio"] == pytest.approx(after, rel=1e-3)
+    said = run_command(
+        "eval", place / "run/keep-0.6", "--text", place / "new.txt", "--context", 64,
+        "--windows", 4, "--dtype", "float32", "--json",
+    )  # fmt: skip
+    alone = json.loads(said.stdout)
+    assert alone["perplexity"] < size["measured"]["perplexity"]  # of its own, shorter, tokens
+    assert alone["bits_per_byte"] > 0
+
+
+def test_words_that_must_stay(place):
+    (place / "words.txt").write_text("strund\ntrort\n")
+    folder = place / "run-of-words"
+    pruned(place, folder.name, "--keep", 1, "--keep-tokens", place / "words.txt")
+    small, whole = (
+        transformers.AutoTokenizer.from_pretrained(one)
+        for one in (folder / "keep-1", place / "model")
+    )
+    for word in ("strund", " trort"):
+        assert small.tokenize(word) == whole.tokenize(word)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--vocabulary", "10"], "--vocabulary: 10 tokens are fewer than have to stay"),
+        (["--vocabulary", "340"], "--vocabulary: 340 tokens, and the tokenizer has 340"),
+        (["--keep-tokens", "words.txt"], "--keep-tokens: is of a vocabulary that is cut"),
+        (["--vocabulary", "300", "--keep-tokens", "none.txt"], "none.txt: No such file"),
+        (["--vocabulary", "300", "--shard", "full"], "--vocabulary: is cut of a model"),
+    ],
+)
+def test_what_cannot_be_is_one_line(place, more, said):
+    found = run_command(
+        "prune", place / "model", "--text", place / "some.txt", "--length", 32, "--context", 64,
+        "--output-dir", place / "none", *more,
+    )  # fmt: skip
+    assert found.returncode == 2
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("disp-llm: ")
+    assert said in last
+    assert not (place / "none").exists()
+
+
+def test_a_tokenizer_of_another_kind_is_refused(place, tmp_path):
+    from tokenizers.models import WordLevel
+
+    made = tokenizers.Tokenizer(
+        WordLevel({"[UNK]": 0, **{w: i for i, w in enumerate(WORDS, 1)}}, "[UNK]")
+    )
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "model")
+    with pytest.raises(InputError, match="kind WordLevel has no vocabulary that can be cut"):
+        disp_llm.prune(
+            model, words, text=[written(WORDS, 3)], vocabulary=20, length=32, context=64,
+            output_dir=tmp_path / "run",
+        )  # fmt: skip

@@ -1,0 +1,139 @@
+"""`prune --fit`: one amount, from which tokens, bits and sizes follow."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from disp_llm.commands.fitting import expected_loss, stored
+from disp_llm.exporter.folders import weight_bytes
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.architectures import family_of
+from tests.commands.test_fewer_tokens import place as place_of_words
+from tests.conftest import run_command, tiny_model
+
+place = place_of_words
+
+SHAPES = {
+    "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wide(place):
+    """A model whose layers consist of groups of 32."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
+    model = tiny_model("llama", vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, **SHAPES)
+    model.to(torch.bfloat16).save_pretrained(place / "wide")
+    tokenizer.save_pretrained(place / "wide")
+    return place / "wide"
+
+
+def fitted(place: Path, model: Path, name: str, *more: object):
+    return run_command(
+        "prune", model, "--text", place / "some.txt", "--eval-text", place / "new.txt",
+        "--context", 64, "--windows", 2, "--length", 32, "--calibration-length", 32,
+        "--calibration-sequences", 2, "--steps", 2, "--rounds", 0, "--align", 32,
+        "--dtype", "bfloat16", "--output-dir", place / name, "--json", *more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "bits"),
+    [("0.8", ["int8"]), ("0.45", ["int4"]), ("0.75", ["as-is"]), ("200000", [])],
+)
+def test_what_is_written_fits(place, wide, asked, bits):
+    dense = weight_bytes(wide)
+    amount = f"{float(asked) / 1e6:g}MB" if asked == "200000" else asked
+    parameters = transformers.AutoModelForCausalLM.from_pretrained(wide).num_parameters()
+    limit = float(asked) if asked == "200000" else float(asked) * 2 * parameters
+    name = f"fit-{amount}-{'-'.join(bits)}"
+    done = fitted(place, wide, name, "--fit", amount, *(["--bits", *bits] if bits else []))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    folder = place / name / f"fit-{amount}"
+    assert weight_bytes(folder) <= found["fit"]["limit"] == pytest.approx(limit, rel=0.01)
+    assert weight_bytes(folder) < dense
+    chosen = next(one for one in found["fit"]["choices"] if one["bits"] == found["fit"]["chosen"])
+    assert chosen["bytes"] == weight_bytes(folder)
+    assert chosen["ratio"] == min(one["ratio"] for one in found["fit"]["choices"])
+    assert not bits or chosen["bits"] in bits
+    small = transformers.AutoTokenizer.from_pretrained(folder)
+    whole = transformers.AutoTokenizer.from_pretrained(wide)
+    assert len(small) == (found["fit"]["tokens"] or len(whole))
+    again = run_command("eval", folder, "--text", place / "new.txt", "--context", 64, "--json")
+    assert again.returncode == 0, again.stderr
+    assert "fits    " in done.stderr
+    assert run_command("verify", place / name).returncode == 0
+    resumed = fitted(place, wide, name, "--fit", amount, "--resume",
+                     *(["--bits", *bits] if bits else []))  # fmt: skip
+    assert json.loads(resumed.stdout)["fit"] == found["fit"]
+
+
+def test_parameters_leave_bits_alone(place, wide):
+    done = fitted(place, wide, "by-parameters", "--fit", "0.09M")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [one["bits"] for one in found["fit"]["choices"]] == ["as-is"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "by-parameters/fit-0.09M")
+    assert model.num_parameters() <= 90_000
+
+
+@pytest.mark.parametrize("bits", ["as-is", "int8", "int4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_are_foretold(place, bits, tied, tmp_path):
+    """Of the whole model, a little more than there are: what is asked for is not passed."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
+    model = tiny_model(
+        "llama", vocab_size=len(tokenizer), tie_word_embeddings=tied, bos_token_id=0,
+        eos_token_id=1, **SHAPES,
+    ).to(torch.bfloat16)  # fmt: skip
+    way = stored(PrunableModel(model, family_of(model.config)), bits, 2)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    done = run_command(
+        "prune", tmp_path / "model", "--keep", 1, "--text", place / "some.txt", "--length", 32,
+        "--context", 64, "--windows", 1, "--rounds", 0, "--dtype", "bfloat16", "--output-dir",
+        tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run/keep-1"
+    if bits != "as-is":
+        done = run_command(
+            "convert", folder, "--to", bits, "--embeddings", "--output-dir", tmp_path / bits
+        )
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / bits
+    foretold = way.rest + way.blocks + way.token * len(tokenizer)
+    assert 0 <= foretold - weight_bytes(folder) <= 3 * 256 * len(model.state_dict())
+
+
+def test_the_expected_loss_is_that_of_the_contest():
+    for keep, ratio in ((0.8, 1.334), (0.65, 1.820), (0.5, 2.758)):
+        assert math.exp(expected_loss(keep)) == pytest.approx(ratio, rel=0.04)
+    assert expected_loss(1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--fit", "1MB"], "--fit: the original fits in 1MB as it is"),
+        (["--fit", "0.001MB"], "--fit: 0.001MB is less than the smallest model"),
+        (["--fit", "0.5", "0.4"], "--fit: tokens and bits are decided for one size"),
+        (["--fit", "0.5", "--keep", "0.6"], "--keep: is of block parameters"),
+        (["--keep", "0.5", "--bits", "int8"], "--bits: is decided by --fit in megabytes"),
+        (["--fit", "80ms", "--bits", "int8"], "--bits: is decided by --fit in megabytes"),
+        (["--fit", "1.5"], "--fit: 1.5 is not a share"),
+    ],
+)
+def test_what_cannot_be_is_one_line(place, wide, more, said):
+    done = fitted(place, wide, "none", *more)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("disp-llm: ")
+    assert said in last
+    assert not (place / "none").exists()
