@@ -111,7 +111,7 @@ def test_what_was_done_after_pruning():
     told = card(told={"recovered": RECOVERED, "quantised": quantised}, measured=MEASURED)
     assert "The blocks were then trained on 640 tokens of text.txt. The divergence" in told
     assert "was 100% of the loss. Perplexity before that was 25.00 (`disp-llm recover" in told
-    assert "The 20 linear layers of the blocks were then rounded to 4 bits." in told
+    assert "The 20 linear layers were then rounded to 4 bits." in told
     assert "| perplexity | not measured | 20.00 ± 0.50 | |" in told  # on another text
 
 

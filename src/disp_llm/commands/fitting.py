@@ -9,7 +9,6 @@ written and measured on the same held-out end: the best of them is the answer.
 V tokens of the whole vocabulary.
 """
 
-import contextlib
 import logging
 import math
 from collections.abc import Iterator
@@ -36,11 +35,13 @@ from disp_llm.masks.budget import TooSmall, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load
+from disp_llm.models.rounding import GROUP
 from disp_llm.models.trimming import require_rows, trimmed
 from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import Choice, Fit, SizeResult
+from disp_llm.training.rounding import rounded
 
 if TYPE_CHECKING:
     from disp_llm.commands.prune import Opened
@@ -55,9 +56,6 @@ HELD_OUT = 0.1
 
 WINDOW, WINDOWS = 512, 16
 """Tokens of a window of it, and how many are read."""
-
-GROUP = 32
-"""Inputs that share a scale in int4; widths have to be multiples of it."""
 
 HEADER = 256
 """Bytes that a file of weights takes to name a tensor, at most."""
@@ -314,31 +312,8 @@ def _lost_by_rounding(loaded: Loaded, held: HeldOut, bits: Bits) -> float:
     if bits == "as-is":
         return 0.0
     before = held.loss(loaded)
-    with _rounded(PrunableModel.of(loaded), bits):
+    with rounded(PrunableModel.of(loaded), bits, loaded.dtype):
         return held.loss(loaded) - before
-
-
-@contextlib.contextmanager
-def _rounded(target: PrunableModel, bits: Bits) -> Iterator[None]:
-    """While the context lasts, linear layers have the weights that are stored."""
-    from disp_llm.exporter.formats.int4 import best_scales
-    from disp_llm.exporter.formats.int8 import nearest
-
-    before = [(linear, linear.weight.data) for linear in target.linears()]
-    try:
-        for linear, weight in before:
-            if bits == "int8":
-                scales, least, most = nearest("", weight)[1].float(), -128, 127
-                numbers = weight.float()
-            else:
-                numbers, least, most = weight.float().unflatten(-1, (-1, GROUP)), -8, 7
-                scales = best_scales(numbers, weight.dtype).float().unsqueeze(-1)
-            stored_as = (numbers / scales).round().clamp(least, most) * scales
-            linear.weight.data = stored_as.view(weight.shape).to(weight.dtype)
-        yield
-    finally:
-        for linear, weight in before:
-            linear.weight.data = weight
 
 
 def settle(opened: "Opened", fit: Fit) -> None:

@@ -50,6 +50,7 @@ from disp_llm.runs.scores import Scores
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
+from disp_llm.training.rounding import rounded
 from disp_llm.training.weights import train_weights
 
 logger = logging.getLogger(__name__)
@@ -259,8 +260,9 @@ def export(
             machine = machine_of(config, loaded, str(loaded.model.device))
             made = sharding.load(str(written), machine).model
         model = PrunableModel(made, loaded.family)
-        measured = measuring.perplexity(model, "perplexity after")
-        scores = measuring.scores(model, "after", _original_scores(run))
+        with rounded(model, config.bits, loaded.dtype):
+            measured = measuring.perplexity(model, "perplexity after")
+            scores = measuring.scores(model, "after", _original_scores(run))
         blocks, parameters = model.block_parameters, model.parameters
         if sharding is not None:
             sharding.drop(made)
@@ -305,6 +307,7 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
         "distill": config.training.distill,
         "tokens_before": tokens_before(config),
         "weights_from": larger and size_of(Path(larger)),
+        "bits": config.bits,
         "tokens_seen": tokens,
         "text": source["text"],
         "eval_text": source["eval_text"],

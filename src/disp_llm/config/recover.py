@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from disp_llm.config.bounds import Tokens, Word
 from disp_llm.config.checks import Use
 from disp_llm.config.learning import TrainingConfig
-from disp_llm.config.names import Resume, Tracker
+from disp_llm.config.names import Bits, Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
 from disp_llm.config.settings import POSITIONAL
 
@@ -23,9 +23,15 @@ class RecoverConfig:
             what="would neither teach nor write",
             instead="let `distill` be above 0",
         ),
+        Use(
+            "bits",
+            when=lambda config: config.training.shard != "full",
+            what="rounds weights that lie in every process as a whole",
+            instead="give a `shard` of no",
+        ),
     )
     USUAL: ClassVar = (
-        "text eval_text examples output_dir teacher weights_from tokens learning_rate suite "
+        "text eval_text examples output_dir teacher weights_from tokens learning_rate bits suite "
         "seed device resume"
     )
     """Settings that a short help lists."""
@@ -41,6 +47,9 @@ class RecoverConfig:
     recovered/model."""
     tokens: Tokens = 1_000_000
     """Tokens to train on."""
+    bits: Bits = "as-is"
+    """Train with the rounding of int8 or int4, by which `convert` then stores the model; figures
+    are of it so rounded."""
     suite: str = ""
     """Texts and tasks to measure the model on before and after: general, commonsense, or a .toml
     file."""

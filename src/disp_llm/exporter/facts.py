@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disp_llm.config.names import name_of
+from disp_llm.config.names import Bits, name_of
 from disp_llm.config.schema import Amount, Count, Positive, as_type
 from disp_llm.runs.files import read_json
 from disp_llm.runs.ownership import FACTS
@@ -83,6 +83,8 @@ class Recovered:
     """That earlier recoveries had trained the weights on with which this one began."""
     weights_from: str = ""
     """The larger size that these weights are from; "" = from none."""
+    bits: Bits = "as-is"
+    """That weights were rounded to while they trained and as they were measured."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
 from disp_llm.training.loop import Loss, Schedule, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
+from disp_llm.training.rounding import rounded
 
 RARER = 4
 """Checkpoints are so many times rarer than those of masks: they hold all weights and moments."""
@@ -53,6 +54,7 @@ def train_weights(
     compiled = compiles(config, steps, student)
 
     def loss_of(step: int) -> Loss:
+        before_step(step)
         noise = shared_stream("weights", seed, drawn + step)
         windows = corpus.draw_own(config.batch, config.length, noise, process)
         # Matrix products in the model's dtype, though the trained weights are float32.
@@ -63,6 +65,7 @@ def train_weights(
 
     state = nn.ModuleDict({"model": student.model})
     with (
+        rounded(student, job.config.bits, dtype) as before_step,
         checkpointed_blocks(student, config.recomputes),
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
     ):

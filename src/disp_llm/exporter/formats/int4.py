@@ -28,20 +28,14 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import SecondMoments, visit_with
 from disp_llm.methods.compensating import compensated, inverse_factor
 from disp_llm.models.loading import load, load_config
+from disp_llm.models.rounding import GROUP, best_scales, scales_of
 from disp_llm.models.windows import fitting
-
-GROUP = 32
-"""Inputs that share a scale."""
 
 ROWS = 32
 """Outputs that vLLM's kernels of int4 for CPUs take together."""
 
 SEQUENCES, LENGTH = 64, 512
 """Windows of a calibration, and tokens of each."""
-
-STEPS = torch.linspace(6.5, 11, 10)
-"""How many times its scale the largest number of a group may be, of which -8 can be said: where it
-is more, that one is cut off, and the others are said more exactly."""
 
 
 def check(folder: Path) -> None:
@@ -62,9 +56,7 @@ def write(job: Job) -> None:
 
     def round_to(name: str, weight: Tensor) -> Rounded:
         if not rounded:
-            return weight.float(), best_scales(
-                weight.float().unflatten(-1, (-1, GROUP)), weight.dtype
-            )
+            return weight.float(), scales_of(weight, "int4")
         made, scales = rounded[name]
         return made.float().cpu(), scales.cpu()
 
@@ -74,29 +66,6 @@ def write(job: Job) -> None:
 def fits(layer: nn.Linear) -> bool:
     """Whether a layer consists of whole groups, and of rows as kernels take them."""
     return not (layer.in_features % GROUP or layer.out_features % ROWS)
-
-
-def best_scales(
-    groups: Float[Tensor, "R K 32"],
-    dtype: torch.dtype,
-    sizes: Float[Tensor, "K 32"] | float = 1.0,
-) -> Float[Tensor, "R K"]:
-    """Of ten scales those by which the groups lose least if they are rounded.
-
-    They have the other sign than the largest number of the group, which can then be -8 of them: of
-    16 steps there are 8 below zero and 7 above it (as in GGUF's Q4_0).
-
-    Args:
-        dtype: what they are stored in.
-        sizes: mean square of the input that a number is multiplied by, up to a factor.
-    """
-    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    tried = torch.stack([largest / -steps for steps in STEPS]).to(dtype).float()
-    tried = torch.where(tried == 0, 1, tried)  # of nothing but zeros
-    missed = ((groups / one).round().clamp(-8, 7) * one - groups for one in tried)
-    lost = [(miss.square() * sizes).sum(-1) for miss in missed]
-    best = torch.stack(lost).argmin(0, keepdim=True)
-    return tried.squeeze(-1).gather(0, best)[0].to(dtype)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
+from disp_llm.models.rounding import scales_of
 from disp_llm.models.wholeness import first_of
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.tensors import read_tensors, write_tensors
@@ -77,12 +78,7 @@ def of_rows(names: list[str]) -> Any:
 
 def nearest(name: str, weight: Tensor) -> Rounded:
     """A weight in 8 bits with a scale for each row."""
-    from compressed_tensors.quantization import QuantizationArgs
-    from compressed_tensors.quantization.utils import calculate_qparams
-
-    most = weight.float().abs().amax(-1, keepdim=True)
-    args = QuantizationArgs(num_bits=8, strategy="channel")
-    return weight.float(), calculate_qparams(-most, most, args)[0].to(weight.dtype)
+    return weight.float(), scales_of(weight, "int8")
 
 
 def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: True) -> Layers:

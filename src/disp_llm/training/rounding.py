@@ -1,0 +1,75 @@
+"""Training with the rounding by which weights will be stored: the forward pass runs with rounded
+weights, and the gradient goes to what is rounded as if it were not (straight through, arXiv
+1308.3432)."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import Bits
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.rounding import GROUP, on_grid, scales_of
+
+SEARCHED = 8
+"""Steps after which scales are searched anew: weights move little meanwhile."""
+
+
+class Rounded(nn.Module):
+    """A weight as it is stored.
+
+    Args:
+        dtype: what scales are stored in.
+    """
+
+    def __init__(self, bits: Bits, dtype: torch.dtype):
+        super().__init__()
+        self.bits, self.dtype = bits, dtype
+        self.scales: Tensor | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Rounds it, with a gradient of 1 where it has one."""
+        with torch.no_grad():
+            if self.scales is None:
+                self.scales = scales_of(weight, self.bits, self.dtype)
+            stored = on_grid(weight, self.scales, self.bits)
+            if not weight.requires_grad:
+                return stored.to(weight.dtype)
+            missed = stored - weight
+        return weight + missed
+
+
+@contextlib.contextmanager
+def rounded(
+    target: PrunableModel, bits: Bits, dtype: torch.dtype
+) -> Iterator[Callable[[int], None]]:
+    """While the context lasts, the linear layers of the blocks run with rounded weights; yields
+    what is to be called before each step, with its number."""
+    if bits == "as-is":
+        yield lambda step: None
+        return
+    linears, roundings = list(target.linears()), list[Rounded]()
+    unfit = [one for one in linears if not isinstance(one, nn.Linear)]
+    if unfit or (bits == "int4" and any(one.in_features % GROUP for one in linears)):
+        raise InputError(
+            "has layers that are not stored so",
+            field="bits",
+            hint="prune with an --align of 32 for int4, or take int8",
+        )
+    for linear in linears:
+        roundings.append(Rounded(bits, dtype))
+        parametrize.register_parametrization(linear, "weight", roundings[-1], unsafe=True)
+
+    def before(step: int) -> None:
+        if step % SEARCHED == 0:
+            for one in roundings:
+                one.scales = None
+
+    try:
+        yield before
+    finally:
+        for linear in linears:
+            parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
