@@ -48,8 +48,9 @@ def engine(tmp_path_factory) -> Path:
         "--sites mlp_mid attention mlp --keep 0.4 --method fisher --dtype float32".split(),
         "--sites mlp_mid heads --keep 0.55 --method fisher --dtype float32".split(),
         "--sites mlp_mid heads attention mlp --keep 0.35 --method fisher --dtype float32".split(),
+        "--vocabulary 30000 --keep 0.6 --method fisher --dtype float32".split(),
     ],
-    ids=["widths", "branches", "heads", "heads and branches"],
+    ids=["widths", "branches", "heads", "heads and branches", "fewer tokens"],
 )
 def test_deci_file_generates_the_same_tokens(flags, engine, tmp_path):
     done = run_process("prune", "smollm2-135m", *flags, "--output-dir", tmp_path / "run", *FEW)
@@ -63,7 +64,7 @@ def test_deci_file_generates_the_same_tokens(flags, engine, tmp_path):
     says = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
     assert says["general.architecture"] == "deci"
     kv_heads = set(says["deci.attention.head_count_kv"]) - {0}
-    assert (len(kv_heads) > 1) == ("heads" in flags)
+    assert (len(kv_heads) > 1) == ("heads" in flags or "--vocabulary" in flags)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     held_out = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer).evaluation
     prompts = [held_out[1000 * i :][:12].tolist() for i in range(10)]

@@ -19,6 +19,7 @@ import torch
 import transformers
 from configurations import EXPERTS_BESIDE, OWN_INPUTS, SHARED
 from conftest import (
+    FEW,
     SMALL,
     byte_tokenizer,
     chunked_masks,
@@ -132,9 +133,14 @@ def greedy(model, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def expected(smollm2_run) -> tuple[Path, list[list[int]], list[list[int]]]:
-    """(folder, 20 prompts of held-out text, their greedy continuations in transformers)."""
-    folder = smollm2_run[0] / "keep-0.5"
+def expected(tmp_path_factory) -> tuple[Path, list[list[int]], list[list[int]]]:
+    """(folder with fewer tokens, 20 prompts of held-out text, their greedy continuations in
+    transformers)."""
+    run = tmp_path_factory.mktemp("smollm2") / "run"
+    flags = ("--keep", 0.5, "--vocabulary", 40_000, "--output-dir", run, *FEW)
+    done = run_command("prune", "smollm2-135m", *flags)
+    assert done.returncode == 0, done.stderr
+    folder = run / "keep-0.5"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     held_out = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer).evaluation
     prompts = [held_out[1000 * i :][: 8 + 3 * i].tolist() for i in range(PROMPTS)]
