@@ -51,8 +51,9 @@ def pruned(place, name: str, *more):
     said = run_command(
         "prune", place / "model", "--vocabulary", FEWER, "--text", place / "some.txt",
         "--eval-text", place / "new.txt", "--context", 64, "--windows", 4, "--length", 32,
-        "--calibration-length", 32, "--calibration-sequences", 2, "--steps", 2, "--rounds", 0,
-        "--align", 1, "--dtype", "float32", "--output-dir", place / name, "--json", *more,
+        "--calibration-length", 32, "--calibration-sequences", 2, "--rounds", 0,
+        "--align", 1, "--dtype", "float32", "--output-dir", place / name, "--json",
+        *(more if "--steps" in more else ("--steps", 2, *more)),
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
     return json.loads(said.stdout)
@@ -61,6 +62,13 @@ def pruned(place, name: str, *more):
 @pytest.fixture(scope="module")
 def run(place):
     return pruned(place, "run", "--keep", 1, 0.6)
+
+
+@pytest.fixture(scope="module")
+def untrained(place):
+    """The folder in which nothing but the vocabulary has changed."""
+    (size,) = pruned(place, "untrained", "--keep", 1, "--steps", 0)["models"]
+    return size["folder"]
 
 
 def loss_by_whole_token(model, small, whole, stream) -> float:
@@ -102,8 +110,8 @@ def test_the_loss_is_by_token_of_the_whole_vocabulary(place, run):
 
 
 @torch.no_grad()
-def test_logits_of_kept_tokens_are_the_originals_to_the_bit(place, run):
-    folder = next(size["folder"] for size in run["models"] if size["size"] == "1")
+def test_logits_of_kept_tokens_are_the_originals_to_the_bit(place, untrained):
+    folder = untrained
     original = transformers.AutoModelForCausalLM.from_pretrained(place / "model").eval()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     small, whole = (
@@ -118,8 +126,8 @@ def test_logits_of_kept_tokens_are_the_originals_to_the_bit(place, run):
     assert model.generation_config.eos_token_id == small.eos_token_id
 
 
-def test_only_the_vocabulary_cut_is_a_model_of_the_originals_own_class(place, run):
-    folder = next(size["folder"] for size in run["models"] if size["size"] == "1")
+def test_only_the_vocabulary_cut_is_a_model_of_the_originals_own_class(place, untrained):
+    folder = untrained
     said = run_command("convert", folder, "--to", "plain", "--output-dir", place / "plain")
     assert said.returncode == 0, said.stderr
     config = json.loads((place / "plain" / "config.json").read_text())

@@ -225,8 +225,7 @@ def export_all(
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
     steps = run.result().get("steps", config.learn.steps)
-    seen = tokens_seen(config, steps, problem.job.process.count) if min(problem.keeps) < 1 else 0
-    run.update(tokens_seen=seen)
+    run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     SizeWriter(problem, loaded, measuring).write(selection, config.sizes)
@@ -282,10 +281,7 @@ def choose(problem: PruningProblem) -> Selection:
     if job.run.has(path):
         return load_selection(path, problem.budget.layout)
     with clock(job.run, "choosing_s", job.process.is_main):
-        if min(problem.keeps) < 1:
-            selection = _of_entries(method_named(config.method).choose(problem), problem)
-        else:  # nothing is to go
-            selection = Selection(torch.zeros(problem.budget.layout.entries))
+        selection = _of_entries(method_named(config.method).choose(problem), problem)
     if job.process.is_main:
         masks: dict[str, Masks] = {}
         if config.budget.kind != "latency":  # by which models are timed first
