@@ -37,13 +37,27 @@ def trimmed(loaded: Loaded, kept: Sequence[int]) -> Loaded:
             its tokenizer is of a kind that cannot be cut.
     """
     require_rows(loaded.model)
-    new = {old: number for number, old in enumerate(kept)}
-    model = _with_rows(loaded.model, torch.tensor(kept, device=loaded.model.device))
-    renumber(model.config, new)
-    renumber(model.config.get_text_config(), new)
-    model.config.get_text_config().vocab_size = len(kept)
-    renumber(model.generation_config, new)
-    return replace(loaded, model=model, tokenizer=trimmed_tokenizer(loaded.tokenizer, kept))
+    if loaded.family.tower:
+        raise InputError(
+            "what sees or hears names tokens by their numbers",
+            field="vocabulary",
+            hint="leave it out, or prune the language model alone",
+        )
+    tokenizer = trimmed_tokenizer(loaded.tokenizer, kept)
+    return replace(loaded, model=with_tokens(loaded.model, kept), tokenizer=tokenizer)
+
+
+def with_tokens(model: Any, kept: Sequence[int]) -> Any:
+    """The model with the embedding and the head of these tokens alone, under new numbers."""
+    made = _with_rows(model, torch.tensor(kept, device=model.device))
+    config, new = made.config.get_text_config(), {old: at for at, old in enumerate(kept)}
+    for described in (made.config, config, made.generation_config):
+        renumber(described, new)
+    config.vocab_size = len(kept)
+    for module in made.modules():
+        if "vocab_size" in vars(module):  # a copy of what the configuration says
+            module.vocab_size = len(kept)
+    return made
 
 
 def trimmed_like(loaded: Loaded, small: Any) -> Loaded:

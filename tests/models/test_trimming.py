@@ -1,0 +1,34 @@
+"""A model of fewer tokens computes what the whole one computes of them, in every architecture."""
+
+import pytest
+import torch
+from configurations import ARCHITECTURES, VOCABULARY, cases
+from conftest import unusual_prunable
+
+from disp_llm.config.errors import InputError
+from disp_llm.models.trimming import require_rows, with_tokens
+
+REFUSED = {"gemma3n_text": "", "gemma4_text": "embed_tokens_per_layer"}
+"""Architectures with other tables by token."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", cases(ARCHITECTURES))
+def test_logits_of_what_stays_are_the_same(model_type):
+    model = unusual_prunable(model_type).model
+    if model_type in REFUSED:
+        with pytest.raises(InputError, match="has a row for each token too"):
+            require_rows(model)
+        return
+    require_rows(model)
+    kept = sorted({0, 1, 2, 3, *range(5, VOCABULARY, 3)})
+    small = with_tokens(model, kept)
+    ids = torch.randint(4, len(kept), (2, 17), generator=torch.Generator().manual_seed(0))
+    whole = model(torch.tensor(kept)[ids]).logits[..., kept]
+    assert (small(ids).logits - whole).abs().max() <= 1e-5 * whole.abs().max()
+    assert small.config.get_text_config().vocab_size == len(kept)
+    rows = small.get_input_embeddings().weight
+    assert torch.equal(rows, model.get_input_embeddings().weight[kept])
+    assert model.get_input_embeddings().num_embeddings == VOCABULARY  # it is left as it was
+    shared = set(map(id, small.parameters())) & set(map(id, model.parameters()))
+    assert shared
