@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 import disp_llm
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
+from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import eval_windows
 from tests.conftest import run_command, tiny_model
 
@@ -189,6 +190,39 @@ def test_words_that_must_stay(place):
     )
     for word in ("strund", " trort"):
         assert small.tokenize(word) == whole.tokenize(word)
+
+
+def test_answers_are_counted_by_whole_token(place):
+    rows = [
+        {"prompt": written(WORDS[::3], n, 6), "answer": written(WORDS, n, 4)} for n in range(40)
+    ]
+    (place / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = run_command(
+        "prune", place / "model", "--vocabulary", FEWER, "--keep", 1, "--steps", 0, "--rounds", 0,
+        "--examples", place / "examples.jsonl", "--template", "plain", "--length", 64,
+        "--context", 64, "--calibration-length", 32, "--calibration-sequences", 2, "--align", 1,
+        "--dtype", "float32", "--output-dir", place / "of-examples", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    size, original = found["models"][0]["measured"], found["original"]["measured"]
+    assert size["tokens"] == original["tokens"]
+    folder = place / "of-examples/keep-1"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    small = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
+    spelling = Spelling.between(tokenizer, small)
+    lost, tokens = 0.0, 0
+    for row in rows[-4:]:  # the last tenth is measured on
+        prompt = torch.tensor(tokenizer(row["prompt"])["input_ids"])
+        answer = torch.tensor([*tokenizer(row["answer"])["input_ids"], tokenizer.eos_token_id])
+        ids, pieces = spelling(torch.cat([prompt, answer])), spelling(answer)
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, -len(pieces) - 1 : -1].log_softmax(-1)
+        lost -= float(logits.gather(1, pieces[:, None]).sum())
+        tokens += len(answer)
+    assert tokens == size["tokens"]
+    assert lost / tokens == pytest.approx(math.log(size["perplexity"]), rel=1e-4)
 
 
 @pytest.mark.parametrize(
