@@ -1,8 +1,9 @@
-"""The contest of structures: a table of losses over seeds, and one of times."""
+"""The contest of structures: a table of losses over seeds, one of times, and a chart of both."""
 
 import math
 import statistics
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from committed import read_committed
@@ -10,6 +11,8 @@ from comparison_rows import HERE
 from markdown_table import table
 from over_seeds import by_name, paired
 from test_suite import on_test_suite
+
+from disp_lab.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, save
 
 ALONE = "scales alone: "
 """How the names of variants begin whose adapters are left out."""
@@ -58,7 +61,8 @@ def structures() -> list[str]:
         "is of the same seed, with the standard error over seeds and Student's t. "
         "[Every run](../experiments/results/contest.md)."
     )
-    return [*contest_tables(results), note]
+    chart = "![Loss over the time of a prompt, compiled and in llama.cpp](structures.png)"
+    return [chart, "", *contest_tables(results), note]
 
 
 def losses(found: dict[str, Any], title: str, beside: str = DEFAULT) -> list[str]:
@@ -149,3 +153,36 @@ def times() -> list[str]:
         f"{hardware['threads']} threads."
     )
     return [*table(columns, rows), "", note]
+
+
+DRAWN = ("compiled", "llama.cpp")
+"""Ways of running that the chart has, a panel each."""
+
+
+def draw_structures(path: Path) -> None:
+    """Loss against the time of a prompt: a line for each structure through its sizes."""
+    found = by_name(read_committed(HERE / "results" / "contest.json"))
+    told = read_committed(TIMES)["rows"]
+    figure = canvas(7.4, 3.6 * len(DRAWN))
+    for place, way in enumerate(DRAWN, start=1):
+        axes = figure.add_subplot(len(DRAWN), 1, place)
+        axes.spines[["top", "right"]].set_visible(False)
+        colors = iter((COUNTED, *OTHERS))
+        for name in sorted({row["structure"] for row in told if row["in"] == way}):
+            color = PRUNED if name == DEFAULT else next(colors)
+            points = sorted(
+                (row["prefill"][0], statistics.fmean(found[name][row["keep"]].values()))
+                for row in told
+                if (row["structure"], row["in"]) == (name, way)
+            )
+            axes.plot(
+                *zip(*points, strict=True), color=color, marker="o", label=name,
+                linewidth=2.4 if name == DEFAULT else 1.4,
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_yticks([1.5, 2, 2.5, 3], ["×1.5", "×2", "×2.5", "×3"])
+        axes.minorticks_off()
+        axes.set_ylabel("times the original's perplexity")
+        axes.set_xlabel(f"times as fast, a prompt of 512 tokens, {way}")
+        axes.legend(frameon=False, fontsize=8)
+    save(figure, path)

@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 KEPT = (
     *("seed", "date", "commit", "resumed", "versions", "hardware", "source", "original", "before"),
     *("tokens_seen", "tokens_before", "seconds", "peak_memory_bytes"),
-    *("keep_by_penalty", "steps"),
+    *("keep_by_penalty", "steps", "fit"),
 )
 """What is committed of `result.json`, besides the models."""
 

@@ -17,7 +17,7 @@ from architectures_page import architectures_page
 from committed import as_compared, read_committed
 from comparison_rows import HERE, figure, ratio
 from comparison_tables import baselines_page, general_table, headline, results_tables
-from contest_table import contest_tables, structures
+from contest_table import contest_tables, draw_structures, structures
 from costs_table import costs
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
@@ -273,6 +273,7 @@ def main() -> None:
     from disp_lab.reporting.plots import draw_costs
 
     docs = ROOT / "docs"
+    draw_structures(docs / "structures.png")
     if taggers():
         draw_specialists(docs / "specialists.png")
     found = frontier()

@@ -22,6 +22,7 @@ from torch import Tensor
 from disp_llm.commands.convert import convert
 from disp_llm.commands.planning import default_align, problem_of, sites_of
 from disp_llm.commands.vocabulary import chosen_tokens
+from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.config.parts import BudgetConfig, MachineConfig, PerplexityConfig
@@ -110,8 +111,13 @@ def possible_bits(config: PruneConfig, target: PrunableModel, align: int) -> tup
     if config.budget.kind != "bytes":
         return ("as-is",)
     whole = target.usual_blocks and not target.family.tower
-    widths = [size for block in target.layout.blocks for size in (block.hidden,)]
-    grouped = align % GROUP == 0 and all(width % GROUP == 0 for width in widths)
+    described = target.model.config.get_text_config()
+    head = (
+        getattr(described, "head_dim", None)
+        or described.hidden_size // described.num_attention_heads
+    )
+    widths = [align, head, *(width for linear in target.linears() for width in widths_of(linear))]
+    grouped = not any(width % GROUP for width in widths)
     can = {"as-is": True, "int8": whole, "int4": whole and grouped}
     return tuple(bits for bits in config.bits if can[bits])
 
@@ -355,4 +361,5 @@ def _store(job: Job[PruneConfig], size: SizeResult, bits: Bits, new: Path) -> No
         options |= {"text": text.text, "text_field": text.text_field}
     if bits != "as-is":
         options |= {"embeddings": True, "device": str(job.process.device)}
+    options["progress"] = job.progress
     convert(size.folder, to="folder" if bits == "as-is" else bits, output_dir=new, **options)

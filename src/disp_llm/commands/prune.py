@@ -225,7 +225,8 @@ def export_all(
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
     steps = run.result().get("steps", config.learn.steps)
-    run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
+    seen = tokens_seen(config, steps, problem.job.process.count) if learns(problem) else 0
+    run.update(tokens_seen=seen)
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     SizeWriter(problem, loaded, measuring).write(selection, config.sizes)
@@ -274,6 +275,11 @@ def _of_entries(found: Any, problem: PruningProblem) -> Selection:
     return found.on_cpu()
 
 
+def learns(problem: PruningProblem) -> bool:
+    """Whether anything is to go: without, a model is the original."""
+    return min(problem.keeps) < 1 or bool(problem.vocabulary)
+
+
 def choose(problem: PruningProblem) -> Selection:
     """The selection: from the file if the run has one, else by the method."""
     job, config = problem.job, problem.job.config
@@ -281,13 +287,17 @@ def choose(problem: PruningProblem) -> Selection:
     if job.run.has(path):
         return load_selection(path, problem.budget.layout)
     with clock(job.run, "choosing_s", job.process.is_main):
-        selection = _of_entries(method_named(config.method).choose(problem), problem)
+        if learns(problem):
+            selection = _of_entries(method_named(config.method).choose(problem), problem)
+        else:
+            selection = Selection(torch.zeros(problem.budget.layout.entries))
+        selection = replace(selection, vocabulary=problem.vocabulary)
     if job.process.is_main:
         masks: dict[str, Masks] = {}
         if config.budget.kind != "latency":  # by which models are timed first
             for size in config.sizes:
                 share = problem.budget.share_of(size)
                 masks[config.budget.size_name(size)] = masks_of(problem, selection, share)
-        save_selection(path, selection, problem.budget.layout, masks, problem.vocabulary)
+        save_selection(path, selection, problem.budget.layout, masks)
         job.run.update(path, *job.run.log)
     return selection

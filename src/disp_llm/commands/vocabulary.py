@@ -42,7 +42,7 @@ def with_fewer_tokens(
             has more pieces than the model can read.
     """
     job, corpus = problem.job, problem.corpus
-    kept: list[int] = []
+    kept: Sequence[int] = ()
     if job.run.has(job.run.selection_file):
         kept = load_vocabulary(job.run.selection_file)
     kept = kept or chosen_tokens(job.config.vocabulary, loaded, corpus)

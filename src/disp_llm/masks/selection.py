@@ -73,10 +73,13 @@ class Selection:
     """Learned logits or one-shot scores: the higher, the longer an entry is kept as the size falls.
     """
     compensation: Compensation = Compensation()
+    vocabulary: tuple[int, ...] = ()
+    """Tokens of the original that stay; () = all."""
 
     def on_cpu(self) -> "Selection":
         """The same in float32 in the machine's memory."""
-        return Selection(self.importance.float().cpu(), self.compensation.on_cpu())
+        importance, compensation = self.importance.float().cpu(), self.compensation.on_cpu()
+        return Selection(importance, compensation, self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,10 @@ class Masks:
 
     @property
     def compensation(self) -> Compensation:
-        """That of the selection; none where nothing is pruned, so that this model is the original
-        to the bit."""
-        return Compensation() if self.kept.all() else self.selection.compensation
+        """That of the selection; none where nothing is pruned, no token either, so that this model
+        is the original to the bit."""
+        whole = self.kept.all() and not self.selection.vocabulary
+        return Compensation() if whole else self.selection.compensation
 
     @property
     def counts(self) -> Int[Tensor, " S"]:

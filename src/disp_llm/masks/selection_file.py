@@ -10,7 +10,6 @@
 The file is the one hand-over between choosing and exporting.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,9 +28,8 @@ def save_selection(
     selection: Selection,
     layout: Layout,
     sizes: dict[str, Masks],
-    vocabulary: Sequence[int] = (),
 ) -> None:
-    """Writes a selection, the masks of sizes by their names, and the tokens that stay, if not all.
+    """Writes a selection, and the masks of sizes by their names.
 
     Raises:
         InputError: the method gave numbers that are not finite, or the file cannot be written.
@@ -54,15 +52,20 @@ def save_selection(
             tensors[f"adapters.{number}.delta"] = adapter.delta.float()
     for size, masks in sizes.items():
         tensors |= _named(masks, size)
-    if vocabulary:
-        tensors["vocabulary"] = torch.tensor(vocabulary)
+    if selection.vocabulary:
+        tensors["vocabulary"] = torch.tensor(selection.vocabulary)
     write_tensors(path, tensors)
 
 
-def load_vocabulary(path: Path) -> list[int]:
-    """The tokens that stay; empty where all do."""
-    found = read_tensors(path, MADE_AGAIN).tensors.get("vocabulary")
-    return [] if found is None else found.tolist()
+def load_vocabulary(path: Path) -> tuple[int, ...]:
+    """The tokens that stay; () = all."""
+    return _vocabulary(read_tensors(path, MADE_AGAIN))
+
+
+def _vocabulary(file: TensorFile) -> tuple[int, ...]:
+    found = file.tensors.get("vocabulary", torch.zeros(0, dtype=torch.long))
+    file.require(found.dim() == 1 and found.dtype == torch.long, "vocabulary is no list of tokens")
+    return tuple(found.tolist())
 
 
 def add_masks(path: Path, masks: Masks, size: str, new: Path) -> None:
@@ -130,6 +133,7 @@ def _selection(file: TensorFile, layout: Layout) -> Selection:
             file.like("means", (inputs,)) if "means" in file.tensors else None,
             _adapters(file),
         ),
+        _vocabulary(file),
     )
 
 
