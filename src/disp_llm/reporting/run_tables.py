@@ -95,6 +95,7 @@ def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     row("of the original's", "", lambda m: f"{m.keep:.2%}")
     row("all parameters", f"{original.parameters:,}", lambda m: f"{m.parameters:,}")
     row("of the original's", "", lambda m: f"{m.keep_total:.2%}")
+    row("tokens that are left", "", lambda m: f"{m.tokens:,}" if m.tokens else "")
     row("whole branches pruned", "", dropped_said)
     row("weights on disk", megabytes(original.bytes), lambda m: megabytes(m.bytes))
     row("KV cache, of the original's", "", lambda m: f"{m.kv_cache:.0%}")

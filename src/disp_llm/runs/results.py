@@ -118,6 +118,8 @@ class SizeResult:
     asked: str | None = None
     """`6GB` or `80ms`, of which `share_asked` is what it means for this original; None where a
     share was asked for."""
+    tokens: Count = 0
+    """Of the original's vocabulary that it has; 0 = all."""
     usual_blocks: bool = True
     """Whether every block has attention and a dense MLP, or one of them: no hybrid, no mixture."""
     learned_weights: bool = False
