@@ -16,6 +16,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import eval_windows
+from disp_llm.training.losses import in_fewer_tokens
 from tests.conftest import run_command, tiny_model
 
 WORDS = [f"{a}{b}{c}" for a in ("st", "tr", "m", "") for b in "aeiou" for c in ("nd", "rk", "t")]
@@ -181,6 +182,19 @@ def test_recover_and_eval_count_tokens_of_the_original(place, run):
     alone = json.loads(said.stdout)
     assert alone["perplexity"] < size["measured"]["perplexity"]  # of its own, shorter, tokens
     assert alone["bits_per_byte"] > 0
+
+
+def test_the_teacher_expects_words_by_their_beginnings():
+    """Each token has the probability of all that begin with it; of the words, none is lost."""
+    drawn = torch.Generator().manual_seed(0)
+    logits = 40 * torch.randn(2, 3, 9, generator=drawn)
+    first = torch.tensor([0, 1, 2, 0, 0, 3, 1, 3])  # of eight tokens; the ninth row is padding
+    found = in_fewer_tokens(lambda hidden: hidden, first, 4)(logits)
+    whole = logits.softmax(-1)
+    for token in range(4):
+        mass = whole[..., [number for number in range(8) if first[number] == token]].sum(-1)
+        torch.testing.assert_close(found.exp()[..., token] / logits.exp().sum(-1), mass)
+    assert found.isfinite().all()
 
 
 def test_words_that_must_stay(place):

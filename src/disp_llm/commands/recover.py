@@ -49,7 +49,7 @@ from disp_llm.runs.results import MEASURED_AGAIN, MeasuredResult, OriginalResult
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.checkpoints import gathered
-from disp_llm.training.losses import Teacher
+from disp_llm.training.losses import Teacher, in_fewer_tokens
 from disp_llm.training.rounding import rounded
 from disp_llm.training.weights import train_weights
 
@@ -103,7 +103,10 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
             whole = PrunableModel.of(original)
             with model_is("teacher"):
                 teaching = PrunableModel.of(trimmed_like(original, student.tokenizer))
-            teacher = Teacher(teaching, distill, revision=revision)
+            head = None
+            if spelling is not None:
+                head = in_fewer_tokens(whole.head, spelling.first, len(student.tokenizer))
+            teacher = Teacher(teaching, distill, revision=revision, head=head)
         if spelling is not None:
             corpus = spelling.corpus(corpus, student.bos_token_id)
             measuring = replace(measuring, spelling=spelling)

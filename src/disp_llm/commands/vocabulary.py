@@ -21,10 +21,12 @@ from disp_llm.config.parts import VocabularyConfig
 from disp_llm.data.reading import documents_of, naming
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import Corpus
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection_file import load_vocabulary
 from disp_llm.models.loading import Loaded
 from disp_llm.models.trimming import trimmed
 from disp_llm.models.vocabulary import most_used, tables_of
+from disp_llm.training.losses import in_fewer_tokens
 from disp_llm.training.problem import PruningProblem
 
 MOST = 2**24
@@ -49,7 +51,9 @@ def with_fewer_tokens(
     problem, small = trimmed_to(problem, loaded, kept)
     spelling = Spelling.between(loaded.tokenizer, small.tokenizer, loaded.bos_token_id)
     assert spelling is not None, "fewer tokens have gone"
-    return replace(problem, corpus=spelling.corpus(corpus, small.bos_token_id)), small, spelling
+    pieces = spelling.corpus(corpus, small.bos_token_id)
+    teaching = in_fewer_tokens(PrunableModel.of(loaded).head, spelling.first, len(kept))
+    return replace(problem, corpus=pieces, teaching=teaching), small, spelling
 
 
 def chosen_tokens(config: VocabularyConfig, loaded: Loaded, corpus: Corpus) -> list[int]:

@@ -64,6 +64,11 @@ class Spelling:
         return self.pieces[torch.arange(len(shift)) + shift]
 
     @property
+    def first(self) -> Int[Tensor, " V"]:
+        """The piece that each token begins with."""
+        return self.pieces[self._starts.clamp(max=len(self.pieces) - 1)]
+
+    @property
     def _starts(self) -> Int[Tensor, " V"]:
         return torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
 

@@ -161,7 +161,8 @@ class MaskLearner:
     def _losses(self, windows: Windows) -> Float[Tensor, " B"]:
         """Of every window, under the masks and with the adapters that are set."""
         dense, share = self.problem.dense, self.problem.training.distill
-        teacher = Teacher(dense, share, self._unpruned) if share else None
+        head = self.problem.teaching
+        teacher = Teacher(dense, share, self._unpruned, head=head) if share else None
         return mean_losses(dense, windows.to(dense.device), teacher, self.compiled)
 
     @contextlib.contextmanager

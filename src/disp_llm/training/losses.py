@@ -37,6 +37,30 @@ class Teacher:
     """Makes the model what it teaches as, while it runs: a masked model teaches without masks."""
     revision: str = ""
     """Commit or hash of the model, where it is one of its own."""
+    head: Head | None = None
+    """In place of its own: `in_fewer_tokens`, where it knows more tokens than the student."""
+
+
+def in_fewer_tokens(head: Head, first: Int[Tensor, " V"], tokens: int) -> Head:
+    """A head whose tokens are fewer: each has the mass of all those whose spelling begins with it.
+    A model that never saw a word in pieces expects none of them, but it does expect the word.
+
+    Args:
+        head: of all V tokens.
+        first: the new number of the token that each begins with.
+        tokens: how many there are then.
+    """
+
+    def summed(hidden: Tensor) -> Tensor:
+        logits = head(hidden)
+        most = logits.amax(-1, keepdim=True)
+        mass = (logits - most).exp().flatten(0, -2).T  # (V, P), whose rows are added fast
+        begins = first.to(hidden.device)
+        some = mass.new_zeros(tokens, mass.shape[1]).index_add_(0, begins, mass[: len(begins)])
+        some = some.clamp_min(torch.finfo(some.dtype).tiny)  # a divergence has no infinite logit
+        return some.log().T.view(*logits.shape[:-1], tokens) + most
+
+    return summed
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -123,7 +147,7 @@ def _counted_losses(
     def loss_of(hidden: Tensor, place: slice) -> Tensor:
         if teacher is None or taught is None:
             return of_chunk(hidden, targets[place], target.head)
-        lesson = (taught[place], teacher.target.head, teacher.share)
+        lesson = (taught[place], teacher.head or teacher.target.head, teacher.share)
         return of_chunk(hidden, targets[place], target.head, lesson)
 
     return _ChunkedLoss.apply(states, loss_of)

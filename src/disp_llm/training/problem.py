@@ -15,6 +15,7 @@ from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
+from disp_llm.training.losses import Head
 
 Result = TypeVar("Result")
 
@@ -38,6 +39,8 @@ class PruningProblem:
     job: Job[PruneConfig]
     vocabulary: tuple[int, ...] = ()
     """The tokens of the original that the model has; () = all."""
+    teaching: Head | None = None
+    """The original's head as it teaches such a model; None = the model's own."""
 
     @property
     def scores(self) -> ScoreConfig:
