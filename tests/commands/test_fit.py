@@ -74,6 +74,20 @@ def test_what_is_written_fits(place, wide, asked, bits):
     assert json.loads(resumed.stdout)["fit"] == found["fit"]
 
 
+def test_a_dry_run_and_doctor_say_what_is_left_of_the_blocks(place, wide):
+    done = fitted(place, wide, "nothing", "--fit", "0.5", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(done.stdout)["stages"]
+    told = run_command("doctor", wide, "--fit", "0.5", "--json")
+    assert told.returncode == 0, told.stderr
+    fits = {one["bits"]: one["keep"] for one in json.loads(told.stdout)["fits"]}
+    assert fits["as-is"] < fits["int8"]
+    assert f"export and measure {fits['int8']:g}, int8" in stages
+    assert not (place / "nothing").exists()
+    done = fitted(place, wide, "nothing", "--fit", "1GB", "--dry-run")
+    assert done.returncode == 2
+
+
 def test_parameters_leave_bits_alone(place, wide):
     done = fitted(place, wide, "by-parameters", "--fit", "0.09M")
     assert done.returncode == 0, done.stderr

@@ -151,8 +151,14 @@ def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
     if config.reads.steps:
         learning = 0 if learn.minutes else learn.steps * config.training.tokens_per_step
         stages["learn"] = learning
-    for size in config.sizes:
-        stages[f"export and measure {config.budget.size_name(size)}"] = measured
+    names = map(config.budget.size_name, config.sizes)
+    if config.budget.decides:
+        from disp_llm.commands.fitting import outlook
+
+        ways = outlook(config, empty, itemsize)
+        stages["measure vocabularies and roundings"] = 0
+        names = (f"{one['keep']:g}, {one['bits']}" for one in ways)
+    stages |= {f"export and measure {name}": measured for name in names}
     alone = replace(config, training=replace(config.training, shard="no"))  # one process is counted
     plan = first_plan(memory_plans(empty, alone, 1, itemsize), free)
     again = plan.gradient_checkpointing == "yes"
