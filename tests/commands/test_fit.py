@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from disp_llm.commands.fitting import expected_loss, stored
+from disp_llm.commands.room import expected_loss, stored
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of

@@ -79,7 +79,7 @@ def _fits(config: DoctorConfig, empty: PrunableModel, itemsize: int) -> dict[str
     """What an amount leaves of the model, where one is given."""
     if not config.fit:
         return {}
-    from disp_llm.commands.fitting import outlook
+    from disp_llm.commands.room import outlook
 
     settings = PruneConfig(config.model, budget=config.fitting)
     return {"fit": str(settings.sizes[0]), "fits": outlook(settings, empty, itemsize)}
@@ -153,7 +153,7 @@ def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
         stages["learn"] = learning
     names = map(config.budget.size_name, config.sizes)
     if config.budget.decides:
-        from disp_llm.commands.fitting import outlook
+        from disp_llm.commands.room import outlook
 
         ways = outlook(config, empty, itemsize)
         stages["measure vocabularies and roundings"] = 0

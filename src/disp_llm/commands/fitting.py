@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 from disp_llm.commands.convert import convert
-from disp_llm.commands.planning import default_align, problem_of, sites_of
+from disp_llm.commands.planning import problem_of, sites_of
+from disp_llm.commands.room import Room, expected_loss
 from disp_llm.commands.vocabulary import chosen_tokens
-from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.config.parts import BudgetConfig, MachineConfig, PerplexityConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.targets import BYTES, PARAMETERS, Target
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import Corpus, Stream
 from disp_llm.evaluation.perplexity import perplexity
@@ -36,7 +35,6 @@ from disp_llm.masks.budget import TooSmall, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load
-from disp_llm.models.rounding import GROUP
 from disp_llm.models.trimming import require_rows, trimmed
 from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
@@ -57,142 +55,6 @@ HELD_OUT = 0.1
 
 WINDOW, WINDOWS = 512, 16
 """Tokens of a window of it, and how many are read."""
-
-HEADER = 256
-"""Bytes that a file of weights takes to name a tensor, at most."""
-
-
-def expected_loss(keep: float) -> float:
-    """Log of how many times the original's perplexity the default comes to at a size: 1.33, 1.82
-    and 2.76 times at 0.8, 0.65 and 0.5 (experiments/results/contest.md), three points of one small
-    model. It only chooses between sizes that are then measured."""
-    return 1.05 * (1 / keep - 1) ** 0.93
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """What a way to store weights takes, from what is counted in one model."""
-
-    token: float
-    """For each token that stays."""
-    blocks: float
-    """For all blocks; of a smaller share of their parameters that share."""
-    rest: float
-
-    def keep(self, limit: float, tokens: int) -> float:
-        """The share of the blocks that there is room for, at most 1; 0 and less where there is
-        none."""
-        return min((limit - self.rest - tokens * self.token) / self.blocks, 1.0)
-
-
-def stored(target: PrunableModel, bits: Bits, itemsize: int) -> Bytes:
-    """What a model takes in so many bits.
-
-    Args:
-        itemsize: bytes of a number that is not quantised; 1 counts parameters.
-    """
-    rows, width = target.head_weight.shape
-    tied = target.model.config.get_text_config().tie_word_embeddings
-    ends = 1 if tied else 2
-    weights, tensors = target.block_parameters, len(target.model.state_dict())
-    outside = target.parameters - weights - ends * rows * width
-    named = HEADER * tensors * (itemsize > 1)
-    if bits == "as-is":
-        return Bytes(itemsize * ends * width, itemsize * weights, itemsize * outside + named)
-    outputs = sum(len(linear.weight) for linear in target.linears())
-    row = ends * width + 2 * itemsize  # tied ends store their scales twice
-    if bits == "int8":
-        return Bytes(row, weights, itemsize * (outside + outputs) + 2 * named)
-    return Bytes(row, weights * (0.5 + itemsize / GROUP), itemsize * outside + 3 * named)
-
-
-def possible_bits(config: PruneConfig, target: PrunableModel, align: int) -> tuple[Bits, ...]:
-    """The ways to store this model that are asked for."""
-    if config.budget.kind != "bytes":
-        return ("as-is",)
-    whole = target.usual_blocks and not target.family.tower
-    described = target.model.config.get_text_config()
-    head = (
-        getattr(described, "head_dim", None)
-        or described.hidden_size // described.num_attention_heads
-    )
-    widths = [align, head, *(width for linear in target.linears() for width in widths_of(linear))]
-    grouped = not any(width % GROUP for width in widths)
-    can = {"as-is": True, "int8": whole, "int4": whole and grouped}
-    return tuple(bits for bits in config.bits if can[bits])
-
-
-@dataclass(frozen=True)
-class Room:
-    """What is asked for, of one model."""
-
-    size: Target
-    limit: float
-    """Bytes or parameters."""
-    dense: int
-    """Of the original."""
-    ways: dict[Bits, Bytes]
-
-    @classmethod
-    def of(cls, config: PruneConfig, target: PrunableModel, itemsize: int) -> "Room":
-        """What the settings leave a model.
-
-        Args:
-            itemsize: bytes of one of its numbers.
-
-        Raises:
-            InputError: the original fits as it is.
-        """
-        size, counts = config.sizes[0], config.budget.kind == "total"
-        itemsize = 1 if counts else itemsize
-        dense = target.parameters * itemsize
-        limit = size.value if size.unit else size.amount * dense
-        if limit >= dense:
-            raise InputError(
-                f"the original fits in {size} as it is, with {dense:,} "
-                f"{PARAMETERS if counts else BYTES}",
-                field="fit",
-                hint="ask for less, or take the original",
-            )
-        align = config.export.align or default_align(target)
-        possible = possible_bits(config, target, align)
-        return cls(size, limit, dense, {bits: stored(target, bits, itemsize) for bits in possible})
-
-    def keep(self, bits: Bits, tokens: int) -> float:
-        """The share of the blocks that there is room for, rounded down to four digits."""
-        return math.floor(1e4 * self.ways[bits].keep(self.limit, tokens)) / 1e4
-
-    def too_small(self, least: float, tokens: int) -> InputError:
-        """What is said where nothing fits.
-
-        Args:
-            least: share of the blocks that the smallest model keeps.
-            tokens: that it keeps.
-        """
-        smallest = min(
-            way.rest + least * way.blocks + tokens * way.token for way in self.ways.values()
-        )
-        if self.size.unit:
-            said = self.size.like(smallest, at_least=True)
-        else:
-            said = f"{smallest / self.dense:.2g}"
-        return InputError(
-            f"{self.size} is less than the smallest model, {said}",
-            field="fit",
-            hint="ask for more, or for more `sites`",
-        )
-
-
-def outlook(config: PruneConfig, target: PrunableModel, itemsize: int) -> list[dict[str, Any]]:
-    """What each way to store a model leaves of its blocks, with all of its tokens, and how many
-    times the original's perplexity that is expected to come to without what rounding costs."""
-    room, rows = Room.of(config, target, itemsize), len(target.head_weight)
-    keeps = {bits: room.keep(bits, rows) for bits in room.ways}
-    return [
-        {"bits": bits, "keep": keep, "expected": math.exp(expected_loss(keep))}
-        for bits, keep in keeps.items()
-        if keep > 0
-    ]
 
 
 def fitted(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> tuple[Job[PruneConfig], Fit]:
@@ -216,7 +78,7 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
     target = PrunableModel.of(loaded, sites_of(config, loaded.family))
     room = Room.of(config, target, target.head_weight.element_size())
     least, held = least_keep(job, loaded), HeldOut.of(corpus, loaded)
-    ladder = list(_ladder(job, loaded, corpus, held))
+    ladder = list(_ladder(job, loaded, held))
     found = dict[tuple[Bits, int], Choice]()
     for bits in room.ways:
         rounding = _lost_by_rounding(loaded, held, bits)
@@ -255,6 +117,8 @@ class HeldOut:
 
     stream: Stream
     context: int
+    before: Corpus
+    """What stands before it, from which tokens are counted meanwhile."""
 
     @classmethod
     def of(cls, corpus: Corpus, loaded: Loaded) -> "HeldOut":
@@ -268,7 +132,11 @@ class HeldOut:
         if not texts:
             examples: Any = corpus.streams[0]
             some = examples.examples[-max(int(HELD_OUT * len(examples.examples)), 1) :]
-            return cls(replace(examples, examples=some), len(examples.longest.tokens))
+            before = replace(examples, examples=examples.examples[: -len(some)] or some)
+            longest = len(examples.longest.tokens)
+            return cls(
+                replace(examples, examples=some), longest, replace(corpus, streams=(before,))
+            )
         context = fitting(loaded.model, 2 * WINDOW) // 2  # fewer tokens make more pieces
         context = min(context, *(len(stream) for stream, _ in texts))
         total, windows = sum(weight for _, weight in texts), list[Tensor]()
@@ -276,7 +144,11 @@ class HeldOut:
             end = stream[-max(int(HELD_OUT * len(stream)), context) :]
             count = max(round(WINDOWS * weight / total), 1)
             windows.append(end.unfold(0, context, context)[:count])
-        return cls(torch.cat(windows).flatten(), context)
+        before = tuple(
+            stream[: -int(HELD_OUT * len(stream)) or None] if isinstance(stream, Tensor) else stream
+            for stream in corpus.streams
+        )
+        return cls(torch.cat(windows).flatten(), context, replace(corpus, streams=before))
 
     def loss(self, model: Loaded, spelling: Spelling | None = None) -> float:
         """Of a model, by token of the whole vocabulary."""
@@ -285,9 +157,7 @@ class HeldOut:
         return math.log(found.perplexity)
 
 
-def _ladder(
-    job: Job[PruneConfig], loaded: Loaded, corpus: Corpus, held: HeldOut
-) -> Iterator[tuple[int, float]]:
+def _ladder(job: Job[PruneConfig], loaded: Loaded, held: HeldOut) -> Iterator[tuple[int, float]]:
     """Sizes of the vocabulary, and by how much each raises the loss."""
     config, whole = job.config.vocabulary, len(loaded.tokenizer)
     asked = [config.vocabulary] if 0 < config.vocabulary < whole else []
@@ -302,7 +172,7 @@ def _ladder(
     ticks, before = job.count("measuring vocabularies"), held.loss(loaded)
     for done, tokens in enumerate(asked, start=1):
         try:
-            kept = chosen_tokens(replace(config, vocabulary=tokens), loaded, corpus)
+            kept = chosen_tokens(replace(config, vocabulary=tokens), loaded, held.before)
         except InputError:
             if config.vocabulary:
                 raise

@@ -1,0 +1,151 @@
+"""How much of a model there is room for: bytes of each way to store it, and what a smaller share of
+its blocks is expected to cost."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from disp_llm.commands.planning import default_align
+from disp_llm.compact.modeling_disp_llm import widths_of
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import Bits
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.targets import BYTES, PARAMETERS, Target
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.rounding import GROUP
+
+HEADER = 256
+"""Bytes that a file of weights takes to name a tensor, at most."""
+
+
+def expected_loss(keep: float) -> float:
+    """Log of how many times the original's perplexity the default comes to at a size: 1.33, 1.82
+    and 2.76 times at 0.8, 0.65 and 0.5 (experiments/results/contest.md), three points of one small
+    model. It only chooses between sizes that are then measured."""
+    return 1.05 * (1 / keep - 1) ** 0.93
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What a way to store weights takes, from what is counted in one model."""
+
+    token: float
+    """For each token that stays."""
+    blocks: float
+    """For all blocks; of a smaller share of their parameters that share."""
+    rest: float
+
+    def keep(self, limit: float, tokens: int) -> float:
+        """The share of the blocks that there is room for, at most 1; 0 and less where there is
+        none."""
+        return min((limit - self.rest - tokens * self.token) / self.blocks, 1.0)
+
+
+def stored(target: PrunableModel, bits: Bits, itemsize: int) -> Bytes:
+    """What a model takes in so many bits.
+
+    Args:
+        itemsize: bytes of a number that is not quantised; 1 counts parameters.
+    """
+    rows, width = target.head_weight.shape
+    tied = target.model.config.get_text_config().tie_word_embeddings
+    ends = 1 if tied else 2
+    weights, tensors = target.block_parameters, len(target.model.state_dict())
+    outside = target.parameters - weights - ends * rows * width
+    named = HEADER * tensors * (itemsize > 1)
+    if bits == "as-is":
+        return Bytes(itemsize * ends * width, itemsize * weights, itemsize * outside + named)
+    outputs = sum(len(linear.weight) for linear in target.linears())
+    row = ends * width + 2 * itemsize  # tied ends store their scales twice
+    if bits == "int8":
+        return Bytes(row, weights, itemsize * (outside + outputs) + 2 * named)
+    return Bytes(row, weights * (0.5 + itemsize / GROUP), itemsize * outside + 3 * named)
+
+
+def possible_bits(config: PruneConfig, target: PrunableModel, align: int) -> tuple[Bits, ...]:
+    """The ways to store this model that are asked for."""
+    if config.budget.kind != "bytes":
+        return ("as-is",)
+    whole = target.usual_blocks and not target.family.tower
+    described = target.model.config.get_text_config()
+    head = (
+        getattr(described, "head_dim", None)
+        or described.hidden_size // described.num_attention_heads
+    )
+    widths = [align, head, *(width for linear in target.linears() for width in widths_of(linear))]
+    grouped = not any(width % GROUP for width in widths)
+    can = {"as-is": True, "int8": whole, "int4": whole and grouped}
+    return tuple(bits for bits in config.bits if can[bits])
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is asked for, of one model."""
+
+    size: Target
+    limit: float
+    """Bytes or parameters."""
+    dense: int
+    """Of the original."""
+    ways: dict[Bits, Bytes]
+
+    @classmethod
+    def of(cls, config: PruneConfig, target: PrunableModel, itemsize: int) -> "Room":
+        """What the settings leave a model.
+
+        Args:
+            itemsize: bytes of one of its numbers.
+
+        Raises:
+            InputError: the original fits as it is.
+        """
+        size, counts = config.sizes[0], config.budget.kind == "total"
+        itemsize = 1 if counts else itemsize
+        dense = target.parameters * itemsize
+        limit = size.value if size.unit else size.amount * dense
+        if limit >= dense:
+            raise InputError(
+                f"the original fits in {size} as it is, with {dense:,} "
+                f"{PARAMETERS if counts else BYTES}",
+                field="fit",
+                hint="ask for less, or take the original",
+            )
+        align = config.export.align or default_align(target)
+        possible = possible_bits(config, target, align)
+        return cls(size, limit, dense, {bits: stored(target, bits, itemsize) for bits in possible})
+
+    def keep(self, bits: Bits, tokens: int) -> float:
+        """The share of the blocks that there is room for, rounded down to four digits."""
+        return math.floor(1e4 * self.ways[bits].keep(self.limit, tokens)) / 1e4
+
+    def too_small(self, least: float, tokens: int) -> InputError:
+        """What is said where nothing fits.
+
+        Args:
+            least: share of the blocks that the smallest model keeps.
+            tokens: that it keeps.
+        """
+        smallest = min(
+            way.rest + least * way.blocks + tokens * way.token for way in self.ways.values()
+        )
+        if self.size.unit:
+            said = self.size.like(smallest, at_least=True)
+        else:
+            said = f"{smallest / self.dense:.2g}"
+        return InputError(
+            f"{self.size} is less than the smallest model, {said}",
+            field="fit",
+            hint="ask for more, or for more `sites`",
+        )
+
+
+def outlook(config: PruneConfig, target: PrunableModel, itemsize: int) -> list[dict[str, Any]]:
+    """What each way to store a model leaves of its blocks, with all of its tokens, and how many
+    times the original's perplexity that is expected to come to without what rounding costs."""
+    room, rows = Room.of(config, target, itemsize), len(target.head_weight)
+    keeps = {bits: room.keep(bits, rows) for bits in room.ways}
+    return [
+        {"bits": bits, "keep": keep, "expected": math.exp(expected_loss(keep))}
+        for bits, keep in keeps.items()
+        if keep > 0
+    ]
