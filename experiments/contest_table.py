@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +41,6 @@ def contest_tables(results: list[dict]) -> list[str]:
             if found:
                 title = "scales alone" if alone else "with adapters"
                 lines += [*losses(found, title + suite), ""]
-    if TIMES.exists():
-        found = {name: sizes for name, sizes in by_name(results).items() if ALONE not in name}
-        for way in WAYS[:2]:
-            lines += at_equal_time(found, DEFAULT, way)
     return [*lines, *times()]
 
 
@@ -90,41 +85,6 @@ def losses(found: dict[str, Any], title: str, beside: str = DEFAULT) -> list[str
     columns = [f"general ratio, {title}", *(f"keep {keep:g}" for keep in keeps)]
     columns += [*(f"times {beside}, {keep:g}" for keep in keeps), "seeds"]
     return table(columns, rows)
-
-
-def at_equal_time(found: dict[str, Any], best: str, way: str) -> list[str]:
-    """What each structure loses where a prompt takes it as long as it takes the best at a size,
-    between its own sizes by the line through logarithms: times the best, over seeds. Where it is
-    never so fast or never so slow there is nothing to compare."""
-    told = {
-        (row["structure"], row["keep"]): 1 / row["prefill"][0]
-        for row in read_committed(TIMES)["rows"]
-        if row["in"] == way
-    }
-    keeps = sorted(found[best], reverse=True)
-    rows = []
-    for name, sizes in found.items():
-        own = sorted((told[name, keep], keep) for keep in sizes if (name, keep) in told)
-        cells = []
-        for keep in keeps:
-            wanted = told.get((best, keep), math.inf)
-            if name == best or not own or not own[0][0] <= wanted <= own[-1][0]:
-                cells.append("–")
-                continue
-            (low, below), (high, above) = next(
-                pair for pair in pairwise(own) if pair[0][0] <= wanted <= pair[1][0]
-            )
-            share = (wanted - low) / (high - low)
-            between = {
-                seed: sizes[below][seed] ** (1 - share) * sizes[above][seed] ** share
-                for seed in sizes[below].keys() & sizes[above].keys()
-            }
-            pair = paired(between, found[best][keep])
-            cells.append("–" if pair is None else pair.said)
-        if any(cell != "–" for cell in cells):
-            rows.append([name, *cells])
-    columns = [f"times {best} at its time of a prompt, {way}", *(f"{keep:g}" for keep in keeps)]
-    return [*table(columns, rows), ""] if rows else []
 
 
 def times() -> list[str]:

@@ -412,22 +412,15 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
     ]  # fmt: skip
 
 
-def test_structures_at_equal_time_lie_on_the_line_between_their_sizes(
-    experiments, monkeypatch, tmp_path
-):
-    """In logarithms; what is never so fast has no figure."""
+def test_the_chart_of_structures_has_a_line_for_each(experiments, monkeypatch, tmp_path):
     import contest_table
 
-    def row(structure: str, keep: float, speed: float) -> dict:
-        return {"structure": structure, "keep": keep, "in": "eager", "prefill": [speed]}
+    drawn = []
 
-    rows = [row("a", 0.8, 1.25), row("a", 0.5, 2.0), row("b", 0.8, 1.0), row("b", 0.5, 1 / 0.6)]
-    monkeypatch.setattr(contest_table, "TIMES", tmp_path / "times.json")
-    (tmp_path / "times.json").write_text(json.dumps({"rows": rows}))
-    found = {
-        "a": {0.8: {0: 1.5, 1: 1.5}, 0.5: {0: 3.0, 1: 3.0}},
-        "b": {0.8: {0: 1.2, 1: 1.2}, 0.5: {0: 4.8, 1: 4.8}},
-    }
-    *_, told, empty = contest_table.at_equal_time(found, "a", "eager")
-    assert told == "| b | ×1.600 ± 0.000 | – |"  # √(1.2 · 4.8) = 2.4 at 0.8 of the time, halfway
-    assert empty == ""
+    def kept(figure, path) -> None:
+        drawn.extend(axes.get_legend_handles_labels()[1] for axes in figure.axes)
+
+    monkeypatch.setattr(contest_table, "save", kept)
+    contest_table.draw_structures(tmp_path / "chart.png")
+    assert [len(labels) for labels in drawn] == [6, 5]
+    assert all(contest_table.DEFAULT in labels for labels in drawn)
