@@ -121,6 +121,8 @@ DRAWN = ("compiled", "llama.cpp")
 
 def draw_structures(path: Path) -> None:
     """Loss against the time of a prompt: a line for each structure through its sizes."""
+    from matplotlib.ticker import FormatStrFormatter
+
     found = by_name(read_committed(HERE / "results" / "contest.json"))
     told = read_committed(TIMES)["rows"]
     figure = canvas(7.4, 3.6 * len(DRAWN))
@@ -140,8 +142,8 @@ def draw_structures(path: Path) -> None:
                 linewidth=2.4 if name == DEFAULT else 1.4,
             )  # fmt: skip
         axes.set_yscale("log")
-        axes.set_yticks([1.5, 2, 2.5, 3], ["×1.5", "×2", "×2.5", "×3"])
-        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(FormatStrFormatter("×%g"))
+        axes.yaxis.set_minor_formatter(FormatStrFormatter("×%g"))
         axes.set_ylabel("times the original's perplexity")
         axes.set_xlabel(f"times as fast, a prompt of 512 tokens, {way}")
         axes.legend(frameon=False, fontsize=8)
