@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from conftest import run_command, tiny_model
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import disp_llm
@@ -17,7 +18,6 @@ from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import eval_windows
 from disp_llm.training.losses import in_fewer_tokens
-from tests.conftest import run_command, tiny_model
 
 WORDS = [f"{a}{b}{c}" for a in ("st", "tr", "m", "") for b in "aeiou" for c in ("nd", "rk", "t")]
 SIZE, FEWER = 340, 300

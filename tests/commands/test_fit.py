@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import run_command, tiny_model
+from test_fewer_tokens import place as place_of_words
 
 from disp_llm.commands.room import expected_loss, stored
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
-from tests.commands.test_fewer_tokens import place as place_of_words
-from tests.conftest import run_command, tiny_model
 
 place = place_of_words
 
