@@ -32,3 +32,17 @@ def test_logits_of_what_stays_are_the_same(model_type):
     assert model.get_input_embeddings().num_embeddings == VOCABULARY  # it is left as it was
     shared = set(map(id, small.parameters())) & set(map(id, model.parameters()))
     assert shared
+
+
+def test_tokens_that_settings_name_have_their_new_numbers_once():
+    """Where a new number is an old one of another token, too."""
+    model = unusual_prunable("llama").model
+    last = VOCABULARY - 1
+    model.config.eos_token_id, model.config.bos_token_id = [last, 7], last
+    model.generation_config.eos_token_id = last
+    kept = sorted({*range(0, VOCABULARY, 2), 7, last})
+    small = with_tokens(model, kept)
+    numbers = {old: new for new, old in enumerate(kept)}
+    assert small.config.eos_token_id == [numbers[last], numbers[7]]
+    assert small.config.bos_token_id == small.generation_config.eos_token_id == numbers[last]
+    assert model.config.bos_token_id == last

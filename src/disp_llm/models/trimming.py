@@ -36,13 +36,7 @@ def trimmed(loaded: Loaded, kept: Sequence[int]) -> Loaded:
         InputError: more of the model than its embedding and its head has a row for each token, or
             its tokenizer is of a kind that cannot be cut.
     """
-    require_rows(loaded.model)
-    if loaded.family.tower:
-        raise InputError(
-            "what sees or hears names tokens by their numbers",
-            field="vocabulary",
-            hint="leave it out, or prune the language model alone",
-        )
+    require_trimmable(loaded)
     tokenizer = trimmed_tokenizer(loaded.tokenizer, kept)
     return replace(loaded, model=with_tokens(loaded.model, kept), tokenizer=tokenizer)
 
@@ -51,7 +45,8 @@ def with_tokens(model: Any, kept: Sequence[int]) -> Any:
     """The model with the embedding and the head of these tokens alone, under new numbers."""
     made = _with_rows(model, torch.tensor(kept, device=model.device))
     config, new = made.config.get_text_config(), {old: at for at, old in enumerate(kept)}
-    for described in (made.config, config, made.generation_config):
+    every = (made.config, config, made.generation_config)  # the second may be the first
+    for described in {id(one): one for one in every}.values():
         renumber(described, new)
     config.vocab_size = len(kept)
     for module in made.modules():
@@ -69,6 +64,22 @@ def trimmed_like(loaded: Loaded, small: Any) -> Loaded:
     if loaded.tokenizer.get_vocab() == small.get_vocab():
         return loaded
     return trimmed(loaded, shared(small, loaded.tokenizer))
+
+
+def require_trimmable(loaded: Loaded) -> None:
+    """Refuses what cannot do with fewer tokens.
+
+    Raises:
+        InputError: as `trimmed`.
+    """
+    tables_of(loaded.tokenizer)
+    require_rows(loaded.model)
+    if loaded.family.tower:
+        raise InputError(
+            "what sees or hears names tokens by their numbers",
+            field="vocabulary",
+            hint="leave it out, or prune the language model alone",
+        )
 
 
 def require_rows(model: Any) -> None:
