@@ -122,6 +122,8 @@ def test_bytes_are_foretold(place, bits, tied, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         folder = tmp_path / bits
+    done = run_command("eval", folder, "--text", place / "new.txt", "--context", 64, "--json")
+    assert json.loads(done.stdout)["parameters"] == model.num_parameters()  # tied ones once
     foretold = way.rest + way.blocks + way.token * len(tokenizer)
     assert 0 <= foretold - weight_bytes(folder) <= 3 * 256 * len(model.state_dict())
 

@@ -20,7 +20,7 @@ from transformers.utils import quantization_config
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, family_of_any
-from disp_llm.models.devices import resolve_device, resolve_dtype
+from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
 from disp_llm.models.embedded import MODEL, path_of
 from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
@@ -64,6 +64,11 @@ class Loaded:
     def bos_token_id(self) -> int | None:
         """The token that every window begins with, where the model needs one."""
         return required_bos(self.model, self.family)
+
+    def machine(self, settings: MachineConfig, device: torch.device | str) -> MachineConfig:
+        """The settings for that device, and for the data type that the model was loaded in."""
+        dtype: Any = dtype_name(self.dtype)
+        return replace(settings, device=str(device), dtype=dtype)
 
     def as_recorded(self, source: dict[str, str]) -> "Loaded":
         """The same, known by its numbers where a record says that it lay in memory then."""
@@ -238,9 +243,11 @@ def _whole_model(
 
 def _unpack(model: Any) -> None:
     """Unpacks weights, for which the library would wait until the model runs, and drops scales."""
+    from compressed_tensors.offload import remove_dispatch
     from compressed_tensors.quantization import QuantizationMetadata
 
     model.hf_quantizer.compressor.decompress_model(model)
+    remove_dispatch(model)  # under which a weight that is assigned is copied
     for module in model.modules():
         QuantizationMetadata.clear_all_qparams(module)
     if model.config.get_text_config().tie_word_embeddings:  # each was unpacked by itself
