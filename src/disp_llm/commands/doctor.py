@@ -17,6 +17,7 @@ from disp_llm.commands.planning import (
     require_possible,
     shapes_of,
 )
+from disp_llm.commands.room import outlook
 from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
@@ -79,8 +80,6 @@ def _fits(config: DoctorConfig, empty: PrunableModel, itemsize: int) -> dict[str
     """What an amount leaves of the model, where one is given."""
     if not config.fit:
         return {}
-    from disp_llm.commands.room import outlook
-
     settings = PruneConfig(config.model, budget=config.fitting)
     return {"fit": str(settings.sizes[0]), "fits": outlook(settings, empty, itemsize)}
 
@@ -153,8 +152,6 @@ def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
         stages["learn"] = learning
     names = map(config.budget.size_name, config.sizes)
     if config.budget.decides:
-        from disp_llm.commands.room import outlook
-
         ways = outlook(config, empty, itemsize)
         stages["measure vocabularies and roundings"] = 0
         names = (f"{one['keep']:g}, {one['bits']}" for one in ways)

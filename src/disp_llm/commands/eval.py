@@ -18,9 +18,9 @@ from disp_llm.data.examples import ExampleStream
 from disp_llm.data.sources import Given, characters_for, named_examples, read_given
 from disp_llm.data.spelling import Spelling, byte_lengths
 from disp_llm.data.tokens import load_tokens, stream_of
-from disp_llm.data.windows import Stream, eval_windows, require_length
+from disp_llm.data.windows import Stream, require_length
 from disp_llm.evaluation.answers import scored, written_answers
-from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.evaluation.perplexity import perplexity, windows_of
 from disp_llm.evaluation.suites import Scoreboard, against
 from disp_llm.exporter.exported import original_of
 from disp_llm.masks.prunable import PrunableModel
@@ -82,7 +82,7 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
         measured = perplexity(target, stream, config.evaluation, counting(progress, "perplexity"))
         result |= names | as_json(measured)
         if isinstance(stream, Tensor):
-            windows = eval_windows(stream, config.evaluation, target.bos_token_id)
+            windows = windows_of(target, stream, config.evaluation)
             scored_bytes = int(byte_lengths(loaded.tokenizer)[windows[:, 1:]].sum())
             nats = math.log(measured.perplexity) * measured.tokens
             result["bits_per_byte"] = nats / math.log(2) / scored_bytes

@@ -25,17 +25,17 @@ from disp_llm.commands.room import Room, expected_loss
 from disp_llm.commands.vocabulary import chosen_tokens
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
-from disp_llm.config.parts import BudgetConfig, MachineConfig, PerplexityConfig
+from disp_llm.config.parts import BudgetConfig, PerplexityConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.data.sources import HELD_OUT
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import Corpus, Stream
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.budget import TooSmall, project
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load
-from disp_llm.models.trimming import require_rows, trimmed
+from disp_llm.models.trimming import require_trimmable, trimmed
 from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.job import Job
@@ -49,9 +49,6 @@ logger = logging.getLogger(__name__)
 
 RUNGS = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.1)
 """Shares of the vocabulary that are tried."""
-
-HELD_OUT = 0.1
-"""Share of the learning text, at its end, that decides."""
 
 WINDOW, WINDOWS = 512, 16
 """Tokens of a window of it, and how many are read."""
@@ -77,11 +74,15 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
     config, whole = job.config, len(loaded.tokenizer)
     target = PrunableModel.of(loaded, sites_of(config, loaded.family))
     room = Room.of(config, target, target.head_weight.element_size())
-    least, held = least_keep(job, loaded), HeldOut.of(corpus, loaded)
-    ladder = list(_ladder(job, loaded, held))
+    least, asked = least_keep(job, loaded), _rungs(config.vocabulary.vocabulary, loaded)
+    if all(room.keep(bits, min(asked)) < least for bits in room.ways):
+        raise room.too_small(least, min(asked))  # before anything is measured
+    held = HeldOut.of(corpus, loaded)
+    before = held.loss(loaded)
+    ladder = list(_ladder(job, loaded, held, before, asked))
     found = dict[tuple[Bits, int], Choice]()
     for bits in room.ways:
-        rounding = _lost_by_rounding(loaded, held, bits)
+        rounding = _lost_by_rounding(loaded, held, bits, before)
         for tokens, lost in ladder:
             keep = room.keep(bits, tokens)
             if keep >= least:
@@ -157,20 +158,30 @@ class HeldOut:
         return math.log(found.perplexity)
 
 
-def _ladder(job: Job[PruneConfig], loaded: Loaded, held: HeldOut) -> Iterator[tuple[int, float]]:
+def _rungs(asked: int, loaded: Loaded) -> list[int]:
+    """Sizes of the vocabulary that may be measured, the largest first: the whole one and shares of
+    it or, where a size is asked for, that one."""
+    whole = len(loaded.tokenizer)
+    if asked:
+        return [min(asked, whole)]
+    try:
+        require_trimmable(loaded)
+    except InputError as error:
+        logger.warning("the vocabulary stays whole: %s", error)
+        return [whole]
+    shares = (128 * round(share * whole / 128) for share in RUNGS)
+    return [whole, *filter(None, dict.fromkeys(shares))]
+
+
+def _ladder(
+    job: Job[PruneConfig], loaded: Loaded, held: HeldOut, before: float, asked: list[int]
+) -> Iterator[tuple[int, float]]:
     """Sizes of the vocabulary, and by how much each raises the loss."""
-    config, whole = job.config.vocabulary, len(loaded.tokenizer)
-    asked = [config.vocabulary] if 0 < config.vocabulary < whole else []
-    if not asked:
-        yield whole, 0.0
-    if not config.vocabulary:
-        try:
-            require_rows(loaded.model)
-            asked = [128 * round(share * whole / 128) for share in RUNGS]
-        except InputError as error:
-            logger.warning("the vocabulary stays whole: %s", error)
-    ticks, before = job.count("measuring vocabularies"), held.loss(loaded)
+    config, ticks = job.config.vocabulary, job.count("measuring vocabularies")
     for done, tokens in enumerate(asked, start=1):
+        if tokens == len(loaded.tokenizer):
+            yield tokens, 0.0
+            continue
         try:
             kept = chosen_tokens(replace(config, vocabulary=tokens), loaded, held.before)
         except InputError:
@@ -183,11 +194,10 @@ def _ladder(job: Job[PruneConfig], loaded: Loaded, held: HeldOut) -> Iterator[tu
         ticks(done, len(asked))
 
 
-def _lost_by_rounding(loaded: Loaded, held: HeldOut, bits: Bits) -> float:
+def _lost_by_rounding(loaded: Loaded, held: HeldOut, bits: Bits, before: float) -> float:
     """By how much so many bits raise the loss of the original."""
     if bits == "as-is":
         return 0.0
-    before = held.loss(loaded)
     with rounded(PrunableModel.of(loaded), bits, loaded.dtype):
         return held.loss(loaded) - before
 
@@ -205,7 +215,8 @@ def settle(opened: "Opened", fit: Fit) -> None:
     figures = job.run.figures
     assert figures is not None, "sizes have been written"
     sizes = {one.size: one for one in figures.models}
-    machine, made = MachineConfig(str(job.process.device), _dtype(opened.loaded)), list[Choice]()
+    machine = opened.loaded.machine(job.config.machine, job.process.device)
+    made = list[Choice]()
     with atomic(folder) as place:
         for number, choice in enumerate(fit.choices):
             job.progress("storing in fewer bits", number, len(fit.choices), {})
@@ -218,10 +229,6 @@ def settle(opened: "Opened", fit: Fit) -> None:
         target = PrunableModel.of(load(str(place), machine))
         measured = opened.measuring(None).perplexity(target, "perplexity of what fits")
     job.run.update(folder, fit=replace(fit, choices=made, chosen=best.bits, measured=measured))
-
-
-def _dtype(loaded: Loaded) -> Any:
-    return dtype_name(loaded.dtype)
 
 
 def _store(job: Job[PruneConfig], size: SizeResult, bits: Bits, new: Path) -> None:

@@ -16,7 +16,6 @@ from disp_llm.commands.recovery_models import (
     Dtypes,
     dtypes_of,
     load_models,
-    machine_of,
     trained_model,
 )
 from disp_llm.commands.report import RecoverResult
@@ -92,26 +91,27 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     sources = read_texts(job, inputs)
     student, original = load_models(job, inputs, sources.writes)
     job = with_windows(job, student, original)
-    texts = write_texts(job, student, original, sources)
+    spelling = spelling_of(student, original)
+    texts = write_texts(job, student, original, sources, spelling)
     source, distill = student.source | texts.names, job.config.training.distill
     measuring = Measuring.of(job, texts, (original or student).tokenizer, board)
-    corpus, teacher, whole = texts.corpus, None, None
-    spelling = spelling_of(student, original)
+    corpus, teacher = texts.corpus, None
     if original is not None:
-        revision = source["teacher_revision"] = original.source["revision"]
+        source["teacher_revision"] = original.source["revision"]
         if distill:
-            whole = PrunableModel.of(original)
             with model_is("teacher"):
                 teaching = PrunableModel.of(trimmed_like(original, student.tokenizer))
             head = None
             if spelling is not None:
-                head = in_fewer_tokens(whole.head, spelling.first, len(student.tokenizer))
-            teacher = Teacher(teaching, distill, revision=revision, head=head)
+                whole = PrunableModel.of(original).head
+                head = in_fewer_tokens(whole, spelling.first, len(student.tokenizer))
+            teacher = Teacher(teaching, distill, head=head)
         if spelling is not None:
             corpus = spelling.corpus(corpus, student.bos_token_id)
             measuring = replace(measuring, spelling=spelling)
     begin(job, student, files, **source)
-    first_alone(job, student, measure_before, job, student, measuring, teacher, whole)
+    teaches = original if distill else None
+    first_alone(job, student, measure_before, job, student, measuring, teaches)
     dtypes, target = dtypes_of(student.model), PrunableModel.of(student)
     before = tokens_before(job.config)
     steps = train_weights(job, target, teacher, corpus, student.dtype, before)
@@ -146,15 +146,20 @@ def with_windows(
 
 
 def write_texts(
-    job: Job[RecoverConfig], student: Loaded, original: Loaded | None, sources: Sources
+    job: Job[RecoverConfig],
+    student: Loaded,
+    original: Loaded | None,
+    sources: Sources,
+    spelling: Spelling | None,
 ) -> Texts:
-    """Learning and evaluation text, of which the original writes what is its own."""
+    """Learning and evaluation text, of which the original writes what is its own; in its tokens,
+    where the student has fewer."""
     config, training = job.config, job.config.training
     learning = config.steps(job.process.count) * training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
     # Masks and earlier trainings have read other text: this one measures what is won.
     noise = "recovery words", config.machine.seed, tokens_before(config)
-    reader = student if spelling_of(student, original) is None else original
+    reader = student if spelling is None else original
     texts = load_texts(job, reader or student, sources, original or student, needs, *noise)
     texts.corpus.require_length(training.length, "length")
     for one in (student, original or student):
@@ -179,39 +184,31 @@ def measure_before(
     job: Job[RecoverConfig],
     loaded: Loaded,
     measuring: Measuring,
-    teacher: Teacher | None,
-    whole: PrunableModel | None,
+    teacher: Loaded | None,
 ) -> None:
     """What the model is before it is trained, what its teacher is and, with a suite, what the
-    original scores; measured once a run.
-
-    Args:
-        whole: the teacher with all of its tokens.
-    """
+    original scores; measured once a run."""
     student, found = PrunableModel.of(loaded), job.run.result()
     if "before" not in found:
         measured = measuring.perplexity(student, "perplexity before")
         scores, known = measuring.scores(student, "before"), {}
         if scores is not None:
             folder = Path(job.config.model)
-            original = scores_of_original(measuring, folder, scores, teacher, whole)
+            original = scores_of_original(measuring, folder, scores, teacher)
             if original is not None:
                 from disp_llm.evaluation.suites import against
 
                 scores = against(scores, original)
                 known = {"original_scores": original}
         job.run.update(before=MeasuredResult(measured, scores), **known)
-    if whole is not None and "teacher" not in found:
+    if teacher is not None and "teacher" not in found:
+        whole = PrunableModel.of(teacher)
         measured = measuring.of_original.perplexity(whole, "perplexity of the teacher")
         job.run.update(teacher=measured)
 
 
 def scores_of_original(
-    measuring: Measuring,
-    folder: Path,
-    student: Scores,
-    teacher: Teacher | None,
-    whole: PrunableModel | None,
+    measuring: Measuring, folder: Path, student: Scores, teacher: Loaded | None
 ) -> Scores | None:
     """The scores that a trained model is held against: those in the card of its folder, if they are
     of this suite; else those of the teacher, if it is the original; else none. A model that was not
@@ -219,7 +216,6 @@ def scores_of_original(
 
     Args:
         student: what the pruned model scores before it is trained.
-        whole: the teacher with all of its tokens.
     """
     from disp_llm.evaluation.suites import difference
 
@@ -229,8 +225,9 @@ def scores_of_original(
         original = as_type(told["original"], OriginalResult, field=file, hint=MEASURED_AGAIN).scores
         if original is not None and not difference(student, original):
             return original
-    if teacher and whole and (not told or teacher.revision == told["source"]["revision"]):
-        return measuring.of_original.scores(whole, "original")
+    revision = told["source"]["revision"] if told else None
+    if teacher is not None and revision in (None, teacher.source["revision"]):
+        return measuring.of_original.scores(PrunableModel.of(teacher), "original")
     if not told:
         return student
     logger.warning("nothing tells what the original scores on the suite: name it as the teacher")
@@ -260,7 +257,7 @@ def export(
     with atomic(run.model_folder) as written:
         write_folder(made, loaded.tokenizer, written, loaded.processor)
         if sharding is not None:
-            machine = machine_of(config, loaded, str(loaded.model.device))
+            machine = loaded.machine(config.machine, loaded.model.device)
             made = sharding.load(str(written), machine).model
         model = PrunableModel(made, loaded.family)
         with rounded(model, config.bits, loaded.dtype):

@@ -25,7 +25,6 @@ from disp_llm.exporter.exported import named_by_run, original_of, run_of
 from disp_llm.exporter.facts import read_facts, size_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection_file import load_masks
-from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load, load_config, require_unquantised
 from disp_llm.models.sharding import Sharding
 from disp_llm.models.trimming import trimmed_like
@@ -196,16 +195,10 @@ def trained_model(
     """
     model = loaded.model
     if loaded.sharding is not None:
-        model = load(config.model, machine_of(config, loaded, "cpu"), empty=True).model
+        model = load(config.model, loaded.machine(config.machine, "cpu"), empty=True).model
         dtypes = dtypes_of(model)
         model.load_state_dict(tensors, assign=True)
         model.tie_weights()
     for name, parameter in model.requires_grad_(False).named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
     return model
-
-
-def machine_of(config: RecoverConfig, loaded: Loaded, device: str) -> MachineConfig:
-    """Another device, and the data type that a model was loaded in."""
-    dtype: Any = dtype_name(loaded.dtype)
-    return replace(config.machine, device=device, dtype=dtype)

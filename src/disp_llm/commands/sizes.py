@@ -25,7 +25,6 @@ from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
-from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load_model
 from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
@@ -155,9 +154,7 @@ class SizeWriter:
     @property
     def _machine(self) -> MachineConfig:
         """Where both models run, and in which data type."""
-        original, machine = self.problem.dense, self.problem.job.config.machine
-        dtype: Any = dtype_name(original.dtype)
-        return replace(machine, device=str(original.device), dtype=dtype)
+        return self.loaded.machine(self.problem.job.config.machine, self.problem.dense.device)
 
     def _record_masks(self, masks: Masks, name: str) -> None:
         """Adds the masks of a size to the selection file, if it has them not yet."""

@@ -5,7 +5,7 @@ mean losses: the loss of a window is the sum over all pieces, and counts as its 
 The tokenizer of the smaller vocabulary splits text alike but for about one token in ten thousand,
 where the next token would take over a piece (docs/experiment-log.md).
 
-N tokens of the whole vocabulary, M pieces, V tokens that there were.
+N tokens of the whole vocabulary, M pieces, V tokens that there were, W = V + 1.
 """
 
 from dataclasses import dataclass, replace
@@ -30,8 +30,8 @@ class Spelling:
 
     pieces: Int[Tensor, " P"]
     """Those of all tokens, one token's behind the other's."""
-    ends: Int[Tensor, " V"]
-    """Where those of each token end."""
+    bounds: Int[Tensor, " W"]
+    """Where those of each token begin, and where the last one's end."""
     tokenizer: Any
     """Of the smaller vocabulary."""
     bos_token_id: int | None
@@ -48,29 +48,25 @@ class Spelling:
         for token, number in numbers.items():
             one = has.get(token)
             spelled[number] = [piece.id for piece in split(token)] if one is None else [one]
-        ends = torch.tensor([len(pieces) for pieces in spelled]).cumsum(0)
+        bounds = torch.tensor([0, *(len(pieces) for pieces in spelled)]).cumsum(0)
         flat = torch.tensor([piece for pieces in spelled for piece in pieces])
-        return cls(flat, ends, small, bos_token_id)
+        return cls(flat, bounds, small, bos_token_id)
 
     def lengths(self, tokens: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
         """How many pieces spell each token."""
-        return self.ends[tokens] - self._starts[tokens]
+        return self.bounds[tokens + 1] - self.bounds[tokens]
 
     def __call__(self, tokens: Int[Tensor, " N"]) -> Int[Tensor, " M"]:
         """The pieces of a text."""
         lengths = self.lengths(tokens)
         before = lengths.cumsum(0) - lengths
-        shift = (self._starts[tokens] - before).repeat_interleave(lengths)
+        shift = (self.bounds[tokens] - before).repeat_interleave(lengths)
         return self.pieces[torch.arange(len(shift)) + shift]
 
     @property
     def first(self) -> Int[Tensor, " V"]:
         """The piece that each token begins with."""
-        return self.pieces[self._starts.clamp(max=len(self.pieces) - 1)]
-
-    @property
-    def _starts(self) -> Int[Tensor, " V"]:
-        return torch.cat([self.ends.new_zeros(1), self.ends[:-1]])
+        return self.pieces[self.bounds[:-1].clamp(max=len(self.pieces) - 1)]
 
     def corpus(self, corpus: Corpus, bos_token_id: int | None) -> Corpus:
         """Text to learn from, in pieces."""

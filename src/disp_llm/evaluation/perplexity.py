@@ -46,9 +46,20 @@ def perplexity(
         spelling: of the tokens in those of the model, where its vocabulary is a smaller one.
     """
     if isinstance(stream, Tensor):
-        bos = target.bos_token_id if spelling is None else spelling.bos_token_id
-        return of_windows(target, eval_windows(stream, config, bos), on_window, spelling)
+        windows = windows_of(target, stream, config, spelling)
+        return of_windows(target, windows, on_window, spelling)
     return of_answers(target, stream, config, on_window, spelling)
+
+
+def windows_of(
+    target: PrunableModel,
+    stream: Int[Tensor, " N"],
+    config: PerplexityConfig,
+    spelling: "Spelling | None" = None,
+) -> Int[Tensor, "B T"]:
+    """The windows of a text, in the tokens that it was given in."""
+    bos = target.bos_token_id if spelling is None else spelling.bos_token_id
+    return eval_windows(stream, config, bos)
 
 
 @torch.no_grad()

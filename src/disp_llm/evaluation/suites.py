@@ -28,8 +28,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.texts import Suite, SuiteText, naming
 from disp_llm.data.sources import GivenText, characters_for, read_dataset, read_given
 from disp_llm.data.tokens import stream_of_text
-from disp_llm.data.windows import eval_windows, require_length
-from disp_llm.evaluation.perplexity import of_windows
+from disp_llm.data.windows import require_length
+from disp_llm.evaluation.perplexity import of_windows, windows_of
 from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, counting, silent
@@ -99,8 +99,7 @@ class Scoreboard:
         given = self.texts[name]
         stream = stream_of_text(given, tokenizer)
         require_length(stream, 2, given.field, given.name)
-        bos = target.bos_token_id if spelling is None else spelling.bos_token_id
-        windows = eval_windows(stream, self.suite.evaluation, bos)
+        windows = windows_of(target, stream, self.suite.evaluation, spelling)
         windows = windows[:: self.suite.every]
         ticks = counting(progress, f"perplexity, {name}")
         measured = of_windows(target, windows, ticks, spelling)

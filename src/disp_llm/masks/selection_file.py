@@ -59,7 +59,7 @@ def save_selection(
 
 def load_vocabulary(path: Path) -> tuple[int, ...]:
     """The tokens that stay; () = all."""
-    return _vocabulary(read_tensors(path, MADE_AGAIN))
+    return _vocabulary(read_tensors(path, MADE_AGAIN, only="vocabulary"))
 
 
 def _vocabulary(file: TensorFile) -> tuple[int, ...]:

@@ -114,10 +114,11 @@ class TensorFile:
         return tensor
 
 
-def read_tensors(path: Path, hint: str) -> TensorFile:
-    """All tensors of a file."""
+def read_tensors(path: Path, hint: str, only: str = "") -> TensorFile:
+    """All tensors of a file, or the one that is named if it is there."""
     with opened(path, hint) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = {*file.keys()} & {only} if only else file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
         return TensorFile(path, hint, tensors, file.metadata() or {})
 
 

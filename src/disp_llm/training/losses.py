@@ -35,8 +35,6 @@ class Teacher:
     """Share of the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
     teaching: Callable[[], AbstractContextManager] = nullcontext
     """Makes the model what it teaches as, while it runs: a masked model teaches without masks."""
-    revision: str = ""
-    """Commit or hash of the model, where it is one of its own."""
     head: Head | None = None
     """In place of its own: `in_fewer_tokens`, where it knows more tokens than the student."""
 

@@ -22,13 +22,14 @@ from disp_llm.exporter.formats import Job
 from disp_llm.exporter.formats.int8 import (
     Rounded,
     layers_of,
+    to_nearest,
     write_quantised,
 )
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import SecondMoments, visit_with
 from disp_llm.methods.compensating import compensated, inverse_factor
 from disp_llm.models.loading import load, load_config
-from disp_llm.models.rounding import GROUP, best_scales, scales_of
+from disp_llm.models.rounding import GROUP, best_scales
 from disp_llm.models.windows import fitting
 
 ROWS = 32
@@ -54,13 +55,11 @@ def write(job: Job) -> None:
         rounded, on = _calibrated(job, layers.stored)
         told += f", calibrated on {on} (GPTQ)"
 
-    def round_to(name: str, weight: Tensor) -> Rounded:
-        if not rounded:
-            return weight.float(), scales_of(weight, "int4")
+    def calibrated(name: str, weight: Tensor) -> Rounded:
         made, scales = rounded[name]
         return made.float().cpu(), scales.cpu()
 
-    write_quantised(job, layers, how, round_to, told)
+    write_quantised(job, layers, how, calibrated if rounded else to_nearest("int4"), told)
 
 
 def fits(layer: nn.Linear) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError, model_is
+from disp_llm.config.names import Bits
 from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
 from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
@@ -65,7 +66,7 @@ def write(job: Job) -> None:
     )
 
     told = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
-    write_quantised(job, layers_of(job.folder), how, nearest, told)
+    write_quantised(job, layers_of(job.folder), how, to_nearest("int8"), told)
 
 
 def of_rows(names: list[str]) -> Any:
@@ -76,9 +77,9 @@ def of_rows(names: list[str]) -> Any:
     return QuantizationScheme(targets=names, weights=weights, format="int-quantized")
 
 
-def nearest(name: str, weight: Tensor) -> Rounded:
-    """A weight in 8 bits with a scale for each row."""
-    return weight.float(), scales_of(weight, "int8")
+def to_nearest(bits: Bits) -> Round:
+    """Rounds each number to the nearest."""
+    return lambda name, weight: (weight.float(), scales_of(weight, bits))
 
 
 def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: True) -> Layers:
@@ -134,7 +135,9 @@ def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: s
     schemes = dict.fromkeys(layers.stored, (how, round_to))
     if job.embeddings:
         told += "; embedding and head in 8 bits, a scale for each row"
-        schemes |= dict.fromkeys(layers.embeddings, (of_rows(layers.embeddings), nearest))
+        schemes |= dict.fromkeys(
+            layers.embeddings, (of_rows(layers.embeddings), to_nearest("int8"))
+        )
     for name in weights:
         stored = read_tensors(job.files[name], EXPORT_AGAIN).tensors
         tensors = _stored(stored, schemes)
