@@ -234,10 +234,10 @@ def test_a_file_stands_on_its_base(tmp_path):
     )
     assert mine.keep == (0.7,)
     assert mine.learn == replace(paper.learn, steps=9)
-    path.write_text("uniform = true\n")
-    flags = ([], ["--uniform"], ["--no-uniform"])
+    path.write_text('for_ = "anywhere"\n')
+    flags = ([], ["--for", "vllm"])
     given = [parse(["prune", "x", "--config", str(path), *flag]) for flag in flags]
-    assert [config.uniform for config in given] == [True, True, False]
+    assert [config.for_ for config in given] == ["anywhere", "vllm"]
     path.write_text('base = "papper"\n')
     with pytest.raises(InputError, match="nearest: paper"):
         parse(["prune", "x", "--config", str(path)])

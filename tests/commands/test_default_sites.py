@@ -17,7 +17,7 @@ def test_channels_and_heads_where_heads_can_go(family):
     in_time = PruneConfig("m", budget=BudgetConfig("latency", fit=(0.8,)))
     heads = (HEADS,) if family.can_lose_heads else ()
     assert sites_of(in_time, family) == (*SITES, *heads, *BRANCHES)
-    assert sites_of(PruneConfig("m", uniform=True), family)[0] == "mlp_mid"
+    assert sites_of(PruneConfig("m", for_="anywhere"), family)[0] == "mlp_mid"
 
 
 @pytest.mark.parametrize("recipe", ["disp", "domain", "paper"])

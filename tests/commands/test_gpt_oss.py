@@ -95,7 +95,7 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
 
 def test_uniform_gives_a_model_of_the_original_class(published, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
-    flags = ("--keep", 0.6, "--uniform", "--method", "fisher")
+    flags = ("--keep", 0.6, "--for", "anywhere", "--method", "fisher")
     done = run_command(
         "prune", published[0], "--text", text_file, "--output-dir", run, *SMALL, *flags
     )

@@ -57,7 +57,7 @@ def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path)
 
 def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
-    pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.6, "--uniform")
+    pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.6, "--for", "anywhere")
     config = json.loads((run / "keep-0.6" / "config.json").read_text())["disp_llm"]
     experts, middle = (config["widths"][site][::2] for site in ("experts", "mlp_mid"))
     assert len(set(experts)) == len(set(middle)) == 1
@@ -94,8 +94,8 @@ def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):
     [
         (("--method", "flap"), "the method flap does not know mixtures of experts"),
         (
-            ("--uniform", "--sites", "mlp_in"),
-            "--uniform: makes mlp_mid, heads and experts equal, and --sites names others",
+            ("--for", "anywhere", "--sites", "mlp_in"),
+            "--sites: names more than --for anywhere can run",
         ),
         (("--budget", "latency", "--fit", 0.5), "cannot be foretold of a mixture of experts"),
     ],

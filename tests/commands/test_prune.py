@@ -300,7 +300,7 @@ def test_damaged_checkpoint_is_one_line(killed, llama_folder, text_file, tmp_pat
     assert resume(folder, llama_folder, text_file).returncode == 0
 
 
-@pytest.mark.parametrize("flags", [["--chunk", "12"], ["--uniform", "--align", "4"]])
+@pytest.mark.parametrize("flags", [["--chunk", "12"], ["--for", "anywhere", "--align", "4"]])
 def test_the_same_command_goes_on_whatever_its_flags_come_to(
     flags, llama_folder, text_file, tmp_path
 ):

@@ -252,7 +252,7 @@ def test_reap_drops_experts_of_a_wrapper(mixture, text_file, tmp_path):
 
 def test_uniform_experts_give_a_plain_wrapper(mixture, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
-    widths = pruned(mixture, text_file, run, "--keep", 0.6, "--uniform", *FIXED)
+    widths = pruned(mixture, text_file, run, "--keep", 0.6, "--for", "anywhere", *FIXED)
     done = run_command("convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain)
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForMultimodalLM.from_pretrained(plain, output_loading_info=True)

@@ -338,7 +338,7 @@ def test_biases_that_flap_adds_are_refused(llama_folder, text_file, tmp_path):
 
 
 def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):
-    for folder, said in ((runs["everywhere"], "--sites mlp_mid heads"), (llama_folder, "FOLDER")):
+    for folder, said in ((runs["everywhere"], "--for llama.cpp"), (llama_folder, "FOLDER")):
         done = convert(folder, "gguf", tmp_path / "small")
         assert done.returncode == 2
         assert said in done.stderr
@@ -371,5 +371,5 @@ def test_plain_folder_is_the_native_architecture(runs, tmp_path):
     refused = convert(runs["variable"], "plain", tmp_path / "no")
     assert refused.returncode == 2
     assert "--to: intermediate_size differs" in refused.stderr
-    assert "--uniform" in refused.stderr
+    assert "--for anywhere" in refused.stderr
     assert not (tmp_path / "no").exists()

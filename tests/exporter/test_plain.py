@@ -77,7 +77,7 @@ def test_weights_that_are_unpacked_take_the_place_of_the_packed_ones(tmp_path):
     [
         ("helium", (), "ties another width"),
         ("qwen3_5_text", (), "a hybrid's blocks have several kinds"),
-        ("llama", (1,), r"heads differs between blocks \(1, 2\); prune with --uniform"),
+        ("llama", (1,), r"heads differs between blocks \(1, 2\); prune with --for anywhere"),
     ],
 )
 def test_heads_that_the_original_class_cannot_have_are_refused(model_type, whole, says, tmp_path):
@@ -89,7 +89,17 @@ def test_heads_that_the_original_class_cannot_have_are_refused(model_type, whole
 
 def test_pruned_uniformly_it_loads_without_our_code(llama_folder, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
-    flags = ("--uniform", "--sites", "mlp_mid", "heads", "--method", "random", "--keep", 0.5)
+    flags = (
+        "--for",
+        "anywhere",
+        "--sites",
+        "mlp_mid",
+        "heads",
+        "--method",
+        "random",
+        "--keep",
+        0.5,
+    )
     done = run_command(
         "prune", llama_folder, "--text", text_file, "--output-dir", run, *SMALL, *flags
     )

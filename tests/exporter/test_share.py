@@ -211,7 +211,7 @@ def test_every_format_has_its_file(name):
 @pytest.mark.parametrize("form", ["plain", "int8"])
 def test_another_format_of_a_run_is_pushed(form, hub, llama_folder, text_file, tmp_path):
     run = tmp_path / "run"
-    flags = ("--text", text_file, "--uniform", "--keep", 0.5, "--output-dir", run)
+    flags = ("--text", text_file, "--for", "anywhere", "--keep", 0.5, "--output-dir", run)
     done = run_command("prune", llama_folder, *flags, *SMALL)
     assert done.returncode == 0, done.stderr
     folder = run / "keep-0.5"

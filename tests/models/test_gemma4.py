@@ -232,7 +232,7 @@ def test_a_plain_model_has_heads_of_two_widths(text_file, tmp_path, wide):
     byte_tokenizer().save_pretrained(tmp_path / "model")
     done = run_command(
         "prune", tmp_path / "model", "--keep", 0.75, "--text", text_file, "--sites", "mlp_mid",
-        "--align", 8, "--uniform", "--output-dir", tmp_path / "run", *SMALL,
+        "--align", 8, "--for", "anywhere", "--output-dir", tmp_path / "run", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     done = run_command(

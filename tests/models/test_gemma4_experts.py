@@ -160,7 +160,9 @@ def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):
 def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_path):
     """The dense MLP stays as wide as it is."""
     run, plain = tmp_path / "run", tmp_path / "plain"
-    widths = pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.8, "--uniform")
+    widths = pruned(
+        mixture, text_file, run, "--method", "fisher", "--keep", 0.8, "--for", "anywhere"
+    )
     done = run_command("convert", run / "keep-0.8", "--to", "plain", "--output-dir", plain)
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)

@@ -31,7 +31,7 @@ from conftest import (
     without_branches,
 )
 from environments import CACHE, make_environment
-from in_memory import export_folder
+from in_memory import blocks_that_differ, export_folder
 
 from disp_llm.commands.convert import convert
 from disp_llm.config.commands import ConvertConfig
@@ -336,11 +336,13 @@ def assert_same_tokens(
     trust: bool,
     implementation: str = "auto",
     processes: int = 1,
+    reference: Path | None = None,
 ) -> None:
-    """vLLM generates offline what transformers generates, and finds it as likely."""
+    """vLLM generates offline what transformers generates, of the folder itself or of the one that
+    it was converted from, and finds it as likely."""
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(4, 300, (PROMPTS, 10), generator=generator).tolist()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(reference or folder)
     wanted = greedy(model, prompts, 8)
     done = run_offline(python, folder, tmp_path, prompts, trust, implementation, processes)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
@@ -390,21 +392,30 @@ SERVED_MIXTURES = {
 def test_a_uniform_mixture_is_served_as_the_original(
     model_type, implementation, without_package, text_file, tmp_path
 ):
-    """`--uniform`, then `convert --to plain`: vLLM's own class for Qwen 3 with experts runs it, and
+    """`--for anywhere`: vLLM's own class for Qwen 3 with experts runs it, and
     its Transformers backend gpt-oss, for which its own class has no kernels on a CPU. It sees
     neither this package nor any code in the folder."""
-    dense, run, plain = tmp_path / "dense", tmp_path / "run", tmp_path / "plain"
+    dense, run = tmp_path / "dense", tmp_path / "run"
     model = tiny_model(model_type, hidden_size=128, head_dim=32, **SERVED_MIXTURES[model_type])
     model.save_pretrained(dense)
     byte_tokenizer().save_pretrained(dense)
-    flags = ("--method", "fisher", "--keep", 0.6, "--uniform")
+    flags = ("--method", "fisher", "--keep", 0.6, "--for", "anywhere")
     done = run_command("prune", dense, "--text", text_file, "--output-dir", run, *SMALL, *flags)
     assert done.returncode == 0, done.stderr
-    done = run_command("convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain)
-    assert done.returncode == 0, done.stderr
+    plain = run / "keep-0.6-plain"
     config = json.loads((plain / "config.json").read_text())
     assert config["architectures"] == model.config.architectures
     width = config.get("moe_intermediate_size", config["intermediate_size"])
     assert config["num_local_experts"] * width < 8 * 32
     assert not list(plain.glob("*.py"))
     assert_same_tokens(without_package, plain, tmp_path, False, implementation)
+
+
+def test_its_own_class_of_blocks_that_differ(without_package, tmp_path):
+    """Blocks of other widths, one without attention and one without an MLP, as Nemotron-NAS: vLLM's
+    own class runs them, and the only code in the folder is that of the configuration."""
+    folder, to = blocks_that_differ(tmp_path / "ours"), "nemotron-nas"
+    convert(folder, to=to, output_dir=tmp_path / to)
+    code = [path.name for path in (tmp_path / to).glob("*.py")]
+    assert code == ["configuration_decilm.py"]
+    assert_same_tokens(without_package, tmp_path / to, tmp_path, trust=True, reference=folder)

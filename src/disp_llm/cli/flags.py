@@ -93,7 +93,7 @@ def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None
         how |= {"nargs": "+", "action": "extend"}
     elif setting.is_switch_too:
         how |= {"nargs": "?", "const": True}
-    parser.add_argument(setting.flag, required=setting.is_required, **how)
+    parser.add_argument(setting.flag, dest=setting.name, required=setting.is_required, **how)
 
 
 def _metavar(setting: Setting) -> str:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from disp_llm.commands.sizes import masks_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
@@ -119,7 +118,7 @@ def masks_in_time(
 
     def measure(share: float) -> float:
         job.progress(stage, 0, 1, {})
-        compact = compact_model(problem.dense, masks_of(problem, selection, share))
+        compact = compact_model(problem.dense, problem.masks(selection, share))
         found, seconds[share] = measured_time(problem.dense.model, compact, workloads)
         return found
 
@@ -137,4 +136,4 @@ def masks_in_time(
         "measured_ms": 1e3 * seconds[share],
         "attempts": attempts,
     }
-    return masks_of(problem, selection, share), timing
+    return problem.masks(selection, share), timing

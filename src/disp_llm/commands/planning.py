@@ -38,14 +38,15 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     the architecture and the method can do without: KV heads and whole branches."""
     if config.sites:
         return config.sites
-    method = method_named(config.method)
-    if config.uniform:
+    method, demands = method_named(config.method), config.demands
+    if demands.uniform:
         experts = family.experts and method.knows_experts and not config.draws_masks
         return ("mlp_mid", EXPERTS) if experts else ("mlp_mid",)
+    usual = method.sites or (COUPLED if family.can_lose_heads else SITES)
     if config.budget.kind in ("latency", "memory"):
         more = further_sites(family, method.drops_branches)
-        return tuple(dict.fromkeys((*(method.sites or SITES), *more)))
-    return method.sites or (COUPLED if family.can_lose_heads else SITES)
+        usual = tuple(dict.fromkeys((*(method.sites or SITES), *more)))
+    return tuple(site for site in usual if site in demands.sites)
 
 
 def shapes_of(config: PruneConfig) -> PrunableModel:
@@ -60,13 +61,14 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
     sharded = loaded.sharding is not None
     require_possible(config, config.sizes, dense.layout.has_experts, sharded)
-    align = config.export.align or default_align(dense)
-    if config.uniform:
+    align, alike = config.export.align or default_align(dense), config.demands.uniform
+    align = math.lcm(align, config.demands.align)
+    if alike:
         from disp_llm.compact.experts_disp_llm import ALIGNED
 
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     chunk = chunk_of(config, dense, align)
-    budget = Budget(dense.layout, None, dense.sites, config.uniform, config.least_cut, chunk)
+    budget = Budget(dense.layout, None, dense.sites, alike, config.least_cut, chunk)
     if config.budget.kind != "params":
         from disp_llm.commands.budgets import with_costs
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
+from disp_llm.commands.engines import require_engine
 from disp_llm.commands.planning import (
     load_original,
     own_needs,
@@ -29,7 +30,7 @@ from disp_llm.commands.session import (
     load_texts,
     run_in_folder,
 )
-from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
+from disp_llm.commands.sizes import SizeWriter, keep_by_penalty
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
@@ -175,6 +176,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
         problem = problem_of(replace(job, config=counted), loaded)
     if not fewer:
         require_room(problem)
+    require_engine(problem, loaded)
     for field, tokens in windows_of(config).items():
         require_positions(loaded.model, tokens, field)
     asked = job.asked or job.config  # what is left open is stored as it was found
@@ -297,7 +299,7 @@ def choose(problem: PruningProblem) -> Selection:
         if config.budget.kind != "latency":  # by which models are timed first
             for size in config.sizes:
                 share = problem.budget.share_of(size)
-                masks[config.budget.size_name(size)] = masks_of(problem, selection, share)
+                masks[config.budget.size_name(size)] = problem.masks(selection, share)
         save_selection(path, selection, problem.budget.layout, masks)
         job.run.update(path, *job.run.log)
     return selection

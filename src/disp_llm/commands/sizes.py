@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.convert import convert
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
@@ -20,7 +21,6 @@ from disp_llm.exporter.card import write_card
 from disp_llm.exporter.cutting import fold_into_weights
 from disp_llm.exporter.facts import size_of
 from disp_llm.exporter.folders import stream_folder, weight_bytes
-from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
@@ -37,14 +37,6 @@ from disp_llm.training.problem import PruningProblem
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
-
-
-def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Masks:
-    """The masks of a size: the projection of the importance onto its budget, and nothing inside of
-    a branch that is pruned as a whole."""
-    kept = project(selection.importance, problem.budget, share, problem.align).kept
-    layout = problem.budget.layout
-    return Masks(layout, layout.without_dropped(kept), selection)
 
 
 @dataclass(frozen=True)
@@ -75,19 +67,41 @@ class SizeWriter:
                 raise InputError(
                     f"{folder} exists and holds something else", field="keep", hint="move it away"
                 )
-            run.forget(folder)
+            run.forget(folder, folder.with_name(f"{folder.name}-{job.config.demands.format}"))
             timing = None
             if settings.kind == "latency":
                 from disp_llm.commands.budgets import masks_in_time
 
                 masks, timing = masks_in_time(self.problem, selection, size)
             else:
-                masks = masks_of(self.problem, selection, self.problem.budget.share_of(size))
+                masks = self.problem.masks(selection, self.problem.budget.share_of(size))
             written = self._write_one(masks, size, timing)
             # The card has no provenance: the same model has the same bytes whenever it is written.
             made_by = provenance(job.config.machine.seed, job.command)
             found[name] = replace(written, provenance=made_by)
             run.update(folder, models=list(found.values()))
+        self._convert(sizes)
+
+    def _convert(self, sizes: tuple[Target, ...]) -> None:
+        """Writes every size in the format of the program that is to run it, unless it is there."""
+        job, settings = self.problem.job, self.problem.job.config.budget
+        form, run = job.config.demands.format, job.run
+        if form == "folder":
+            return
+        for size in sizes:
+            folder = run.size_folder(settings.size_name(size))
+            place = folder.with_name(f"{folder.name}-{form}")
+            if run.has(place):
+                continue
+            with atomic(place) as new:
+                convert(folder, to=form, output_dir=new, progress=job.progress)
+            figures = run.figures
+            assert figures is not None, "sizes have been written"
+            models = [
+                replace(one, converted=str(place)) if one.folder == str(folder) else one
+                for one in figures.models
+            ]
+            run.update(place, models=models)
 
     def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""

@@ -91,9 +91,10 @@ class ConvertConfig:
     folder: Annotated[Path, POSITIONAL]
     """An exported folder, such as run/keep-0.5."""
     to: Format
-    """folder is a copy to share. plain has the original's own class (prune with --uniform). gguf is
-    for llama.cpp (prune with --sites mlp_mid heads). int8 and int4 are for transformers and vLLM;
-    int4 needs widths that are multiples of 32 (--align 32)."""
+    """folder is a copy to share. plain has the original's own class (prune --for anywhere). gguf is
+    for llama.cpp (--for llama.cpp), nemotron-nas for vLLM, SGLang, TensorRT-LLM and mlx-lm (--for
+    nemotron-nas). int8 and int4 are for transformers and vLLM; int4 needs widths that are multiples
+    of 32 (--align 32)."""
     output_dir: Path
     """The new folder."""
     text: tuple[Path, ...] = ()

@@ -62,8 +62,11 @@ Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 Resume = bool | Literal["auto"]
 """Whether to go on with a run; "auto" = if there is one."""
 
-Format = Literal["folder", "plain", "gguf", "int8", "int4"]
+Format = Literal["folder", "plain", "gguf", "nemotron-nas", "int8", "int4"]
 """What an exported folder can be converted to; each is a module of `disp_llm.exporter.formats`."""
+
+Engine = Literal["transformers", "vllm", "llama.cpp", "nemotron-nas", "anywhere"]
+"""What a model can be made for; what each can run stands in `disp_llm.config.engines`."""
 
 WeightKind = Literal["int8", "int4"]
 

@@ -6,10 +6,11 @@ from typing import Annotated, ClassVar
 
 from disp_llm.config.bounds import AnyMultiple, Rounds, ShareBelowOne, Size, Some, Word
 from disp_llm.config.checks import Use
+from disp_llm.config.engines import DEMANDS, Demands
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.methods import Reads, reads_of
-from disp_llm.config.names import EXPERTS, HEADS, Bits, Resume, Site, Tracker
+from disp_llm.config.names import EXPERTS, Bits, Engine, Resume, Site, Tracker
 from disp_llm.config.parts import (
     KEEP_OR_TARGET,
     BudgetConfig,
@@ -98,10 +99,16 @@ class PruneConfig:
             instead="use the `estimator` projected",
         ),
         Use(
-            "uniform",
-            when=lambda config: {*config.sites} <= {"mlp_mid", EXPERTS, HEADS},
-            what="makes mlp_mid, heads and experts equal, and `sites` names others",
+            "sites",
+            when=lambda config: {*config.sites} <= {*config.demands.sites},
+            what="names more than `for_` {0.for_} can run, which is {0.demands.sites}",
             instead="name some of these",
+        ),
+        Use(
+            "for_",
+            when=lambda config: config.demands.format == "folder" or not config.budget.decides,
+            what="has a format of its own, and the answer to `fit` would be stored in another",
+            instead="name a `budget`, which decides no bits",
         ),
     )
     USUAL: ClassVar = (
@@ -121,14 +128,15 @@ class PruneConfig:
     method: str = "learned"
     """Method that chooses masks: learned, fisher, or one that a package adds."""
     sites: tuple[Site, ...] = ()
-    """Where the method prunes. Default: the sites of the method. mlp_mid and heads alone leave the
-    residual stream whole, as GGUF needs. heads shrinks the KV cache, experts drops experts,
-    attention and mlp drop whole branches."""
+    """Where the method prunes. Default: the sites of the method, as far as --for can run them.
+    heads shrinks the KV cache, experts drops experts, attention and mlp drop whole branches."""
     bits: Annotated[tuple[Bits, ...], Some] = ("as-is", "int8", "int4")
     """Ways to store weights that --fit chooses between."""
-    uniform: bool = False
-    """Give every block the same widths, so that the result has the original's own class. Prunes
-    mlp_mid and experts; --sites mlp_mid heads adds heads."""
+    for_: Engine = "transformers"
+    """Program that is to run the result: prune what it can run, and write its format beside each
+    size. vllm: no attention as a whole. llama.cpp: GGUF. nemotron-nas: read by vLLM, SGLang,
+    TensorRT-LLM and mlx-lm; MLP widths in steps of 256. anywhere: the original's own class, one
+    width for all blocks; --sites mlp_mid heads adds heads."""
     least_cut: ShareBelowOne = 0.1
     """Skip a gather or scatter that would drop less than this share of the stream. 0 = skip
     none."""
@@ -154,6 +162,11 @@ class PruneConfig:
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
+
+    @property
+    def demands(self) -> Demands:
+        """What the program asks for that is to run the result."""
+        return DEMANDS[self.for_]
 
     @property
     def reads(self) -> Reads:

@@ -50,7 +50,7 @@ class Setting:
     @property
     def flag(self) -> str:
         """`--eval-text`, or `MODEL` where it has no flag."""
-        name = self.name.replace("_", "-")
+        name = self.name.rstrip("_").replace("_", "-")  # `for` is a word of Python's
         return name.upper() if self.is_positional else f"--{name}"
 
     @property

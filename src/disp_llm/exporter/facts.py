@@ -19,7 +19,7 @@ TOLD = (
 )
 """Parts of a run's result that the card tells; the folder carries no others."""
 
-UNTOLD = ("folder", "sample", "prompt", "system")
+UNTOLD = ("folder", "converted", "sample", "prompt", "system")
 """What it leaves out of these and of the figures: where things lie, what the text says, and the
 operating system."""
 

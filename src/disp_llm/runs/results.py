@@ -115,6 +115,8 @@ class SizeResult:
     widths_full: dict[str, Size]
     """Width of every site in the original, of the block where it is widest."""
     folder: str = ""
+    converted: str = ""
+    """The same in the format that `for` names; "" = in none."""
     asked: str | None = None
     """`6GB` or `80ms`, of which `share_asked` is what it means for this original; None where a
     share was asked for."""

@@ -11,8 +11,9 @@ from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.windows import Corpus, Windows
-from disp_llm.masks.budget import Budget
+from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
 from disp_llm.training.losses import Head
@@ -61,6 +62,13 @@ class PruningProblem:
     def seed(self) -> int:
         """Seed of every random draw."""
         return self.job.config.machine.seed
+
+    def masks(self, selection: Selection, share: float) -> Masks:
+        """The masks of a size: the projection of the importance onto its budget, and nothing inside
+        of a branch that is pruned as a whole."""
+        kept = project(selection.importance, self.budget, share, self.align).kept
+        layout = self.budget.layout
+        return Masks(layout, layout.without_dropped(kept), selection)
 
     def keep_at(self, noise: torch.Generator) -> float:
         """The size that a step holds."""

@@ -1,8 +1,9 @@
 """Formats that an exported folder can be written in: a file each, and its name as the row.
 
-A format is a module here with two functions. `check(folder)` refuses in one line what the format
-cannot hold. `write(job)` fills the new folder. Its row is its name in
-`disp_llm.config.names.Format`.
+A format is a module here with two functions, named as it is (`-` becomes `_`). `check(folder)`
+refuses in one line what the format cannot hold. `write(job)` fills the new folder. Its row is its
+name in `disp_llm.config.names.Format`, and that of a program that reads it alone in
+`disp_llm.config.engines`.
 """
 
 import shutil
@@ -54,7 +55,7 @@ class Job:
 
 def writer_of(name: Format) -> Any:
     """The module of a format, imported when it is asked for."""
-    return import_module(f"{__name__}.{name}")
+    return import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def share_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> None:

@@ -79,13 +79,13 @@ def check(folder: Path) -> None:
             wrong = f"has rotary embeddings of the type {rope}"
     if wrong:
         raise InputError(wrong, field="folder", hint="serve it with vLLM or transformers")
-    whole_stream(folder, "--sites mlp_mid heads")
+    whole_stream(folder, "--for llama.cpp")
     splitter_of(read_json(folder / "tokenizer.json", EXPORT_AGAIN))
 
 
 def write(job: Job) -> None:
     """Writes the file, and the card."""
-    _, widths = whole_stream(job.folder, "--sites mlp_mid heads")
+    _, widths = whole_stream(job.folder, "--for llama.cpp")
     config: Any = load_config(str(job.folder))
     blocks = _blocks(widths, config)
     path = job.new / FILE

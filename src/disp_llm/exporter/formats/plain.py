@@ -104,12 +104,12 @@ def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> 
 
 def plain_config(folder: Path) -> dict[str, Any]:
     """The folder's configuration with the original's architecture and one number for all blocks."""
-    config, cut = whole_stream(folder, "--uniform")
+    config, cut = whole_stream(folder, "--for anywhere")
     if not all(all(cut[name]) for name in BRANCHES):
         raise InputError(
             "whole branches are pruned, which only our own architecture can hold",
             field="to",
-            hint="prune with --uniform",
+            hint="prune with --for anywhere",
         )
     native = {
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
@@ -187,7 +187,7 @@ def _one(name: str, numbers: Iterable[int]) -> int:
         raise InputError(
             f"{name} differs between blocks ({', '.join(map(str, several))})",
             field="to",
-            hint="prune with --uniform",
+            hint="prune with --for anywhere",
         )
     return several[0]
 
