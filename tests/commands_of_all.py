@@ -17,6 +17,8 @@ LEAST = {
     "eval": ["eval", "m"],
     "doctor": ["doctor", "m"],
     "bench": ["bench", "m", "--against", "m"],
+    "generate": ["generate", "m", "p"],
+    "chat": ["chat", "m"],
     "convert": ["convert", "f", "--to", "int4", "--output-dir", "new"],
     "push": ["push", "f", "a/b"],
     "verify": ["verify", "f"],

@@ -1,6 +1,6 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
-The tasks of the command line are functions here: `prune`, `recover`, `eval`, `bench`,
+The tasks of the command line are functions here: `prune`, `recover`, `eval`, `bench`, `generate`,
 `doctor`, `export`, `convert`, `push`, `report` and `verify` (docs/api.md). Each is imported when
 it is first asked for.
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from disp_llm.commands.doctor import doctor as doctor
     from disp_llm.commands.eval import eval as eval
     from disp_llm.commands.export import export as export
+    from disp_llm.commands.generate import generate as generate
     from disp_llm.commands.prune import prune as prune
     from disp_llm.commands.recover import recover as recover
     from disp_llm.commands.report import report as report
@@ -36,6 +37,7 @@ _LAZY = {
     "recover": "commands.recover",
     "eval": "commands.eval",
     "bench": "commands.bench",
+    "generate": "commands.generate",
     "convert": "commands.convert",
     "push": "commands.convert",
     "doctor": "commands.doctor",

@@ -29,9 +29,9 @@ from disp_llm.reporting.terminal import progress_bar
 SOURCE = Path(disp_llm.__file__).parent
 COMMANDS = [
     "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "convert", "push",
-    "verify",
+    "verify", "generate", "chat",
 ]  # fmt: skip
-USUAL, ALL = 20, 83
+USUAL, ALL = 20, 84
 """Most settings that a short help lists, and that all commands have together."""
 
 

@@ -9,7 +9,7 @@ from disp_llm.cli.errors import flags_of, with_flags
 from disp_llm.cli.parsing import command_line
 from disp_llm.cli.signals import stop_signals
 from disp_llm.reporting.run_tables import show_page, show_run
-from disp_llm.reporting.terminal import progress_bar, say
+from disp_llm.reporting.terminal import pieces, progress_bar, say, typed_lines
 from disp_llm.runs.folder import Run
 
 Figures = dict[str, Any]
@@ -80,6 +80,26 @@ def bench(config: Any) -> Figures:
         result = bench(config, progress=progress)
     show_bench(result)
     return result
+
+
+def generate(config: Any) -> Figures:
+    """Shows what models answer, as they answer it."""
+    from disp_llm.commands.generate import answer
+
+    result = answer(config, pieces())
+    for one in result["answers"]:
+        say(
+            f"{one['model']}: {one['tokens']} tokens, {one['tokens_per_s'] or 0:.1f} a second after the first"
+        )
+    return result
+
+
+def chat(config: Any) -> Figures:
+    """Answers lines as they are typed."""
+    from disp_llm.commands.generate import chat
+
+    chat(config, typed_lines(), pieces())
+    return {}
 
 
 def doctor(config: Any) -> Figures:

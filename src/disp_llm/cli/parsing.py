@@ -44,6 +44,8 @@ COMMANDS = {
     "eval": "commands:EvalConfig",
     "doctor": "commands:DoctorConfig",
     "bench": "commands:BenchConfig",
+    "generate": "commands:GenerateConfig",
+    "chat": "commands:ChatConfig",
     "convert": "commands:ConvertConfig",
     "push": "commands:PushConfig",
     "verify": "commands:VerifyConfig",

@@ -198,6 +198,40 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class GenerateConfig:
+    """Answer a prompt, the likeliest token at a time."""
+
+    model: Annotated[Word, POSITIONAL]
+    """Exported folder, or any model."""
+    prompt: Annotated[Word, POSITIONAL]
+    """What it answers."""
+    against: str = ""
+    """Model that answers too; `original` is what an exported folder was made from."""
+    tokens: Length = 128
+    """Most tokens of an answer."""
+    template: Template = "auto"
+    """How the prompt is written: by the tokenizer's chat template, or as it is. auto takes the
+    template where there is one."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Answer what is typed, line after line; an empty line begins anew."""
+
+    model: Annotated[Word, POSITIONAL]
+    """Exported folder, or any model."""
+    against: str = ""
+    """Model that answers too; `original` is what an exported folder was made from."""
+    tokens: Length = 256
+    """Most tokens of an answer."""
+    template: Template = "auto"
+    """How lines are written: by the tokenizer's chat template, or as they are. auto takes the
+    template where there is one."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+@dataclass(frozen=True)
 class BenchConfig:
     """Measure speed, memory and load time of a folder against its original, on this machine."""
 

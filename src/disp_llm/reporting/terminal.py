@@ -1,7 +1,8 @@
 """Results on standard output; progress and messages on standard error, or in a notebook."""
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +49,30 @@ if not (results.is_terminal or results.is_jupyter):
 def say(line: str) -> None:
     """Prints one line of a result, which the terminal may wrap but which holds no line break."""
     results.print(line, soft_wrap=True)
+
+
+def pieces() -> Callable[[str, str], None]:
+    """Prints pieces of several texts as they come, one text after another, each below its name."""
+    last = ""
+
+    def show(name: str, piece: str) -> None:
+        nonlocal last
+        if name != last:
+            last = name
+            say(f"[{name}]")
+        results.file.write("".join(one for one in piece if one.isprintable() or one in "\n\t"))
+        results.file.flush()
+
+    return show
+
+
+def typed_lines() -> Iterator[str]:
+    """The lines of standard input, each asked for where somebody types them."""
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
 
 
 @contextmanager

@@ -1,0 +1,135 @@
+"""What a model answers, the likeliest token at a time, with its original beside it."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from disp_llm.commands.api import called, takes
+from disp_llm.config.commands import ChatConfig, GenerateConfig
+from disp_llm.config.errors import InputError, model_is
+from disp_llm.evaluation.sample import likeliest
+from disp_llm.exporter.exported import original_of
+from disp_llm.models.loading import Loaded, load
+from disp_llm.models.windows import fitting
+
+Show = Callable[[str], None]
+"""Called with every piece of an answer as it comes."""
+
+ORIGINAL = "original"
+"""What `against` calls the model that an exported folder was made from."""
+
+Messages = list[dict[str, str]]
+
+
+@takes(GenerateConfig)
+def generate(model: GenerateConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Answers a prompt.
+
+    Returns:
+        `answers`: of each model `model`, `text`, `tokens`, and `tokens_per_s` after the first.
+    """
+    config = called(GenerateConfig, model, options).config
+    return answer(config, lambda name, text: None)
+
+
+def answer(config: GenerateConfig, show: Callable[[str, str], None]) -> dict[str, Any]:
+    """The same, shown piece by piece: the model's name and the text."""
+    answers = []
+    for name, loaded in _loaded(config).items():
+        asked = _as_asked(loaded, [{"role": "user", "content": config.prompt}], config.template)
+        found = _answered(loaded, asked, config.tokens, lambda text, of=name: show(of, text))
+        answers.append({"model": name} | found)
+    return {"answers": answers}
+
+
+def chat(config: ChatConfig, lines: Iterable[str], show: Callable[[str, str], None]) -> None:
+    """Answers line after line. Each model reads what was said before and what it answered itself.
+
+    Args:
+        lines: what a user says; an empty line begins anew.
+        show: called with the name of a model and a piece of its answer.
+    """
+    models = _loaded(config)
+    said: dict[str, Messages] = {name: [] for name in models}
+    for line in lines:
+        if not line.strip():
+            said = {name: [] for name in models}
+            continue
+        for name, loaded in models.items():
+            said[name].append({"role": "user", "content": line.strip()})
+            asked = _as_asked(loaded, said[name], config.template)
+            found = _answered(loaded, asked, config.tokens, lambda text, of=name: show(of, text))
+            said[name].append({"role": "assistant", "content": found["text"]})
+
+
+def _loaded(config: GenerateConfig | ChatConfig) -> dict[str, Loaded]:
+    """The models by the names that they were asked for by."""
+    against = config.against
+    if against == ORIGINAL:
+        folder = Path(config.model)
+        against = original_of(folder) if folder.is_dir() else ""
+        if not against:
+            what = f"nothing says what {config.model} was made from"
+            raise InputError(what, field="against", hint="name the original")
+    models = {config.model: load(config.model, config.machine)}
+    if against:
+        with model_is("against"):
+            models[against] = load(against, config.machine)
+    return models
+
+
+def _as_asked(loaded: Loaded, said: Messages, template: str) -> list[int]:
+    """What was said as tokens: by the tokenizer's chat template or, without one, line by line."""
+    tokenizer: Any = loaded.tokenizer
+    if template == "chat" and not tokenizer.chat_template:
+        raise InputError("has no chat template", field="model", hint="use a `template` of plain")
+    if template != "plain" and tokenizer.chat_template:
+        found = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)
+        return found["input_ids"]
+    return tokenizer("\n".join(message["content"] for message in said))["input_ids"]
+
+
+class _Timed(TextStreamer):
+    """Hands on text as it becomes whole words, and knows when tokens came."""
+
+    def __init__(self, tokenizer: Any, show: Show) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.show = show
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.times.append(time.perf_counter())
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.show(text + "\n" * stream_end)
+
+
+def _answered(loaded: Loaded, asked: list[int], new_tokens: int, show: Show) -> dict[str, Any]:
+    """An answer of at most so many tokens, as many as the model has positions for."""
+    model: Any = loaded.model
+    room = fitting(model, len(asked) + new_tokens) - len(asked)
+    if room < 1:
+        what = f"has {len(asked)} tokens, and the model reads no more"
+        raise InputError(what, field="prompt", hint="say less")
+    prompt, streamer = torch.tensor([asked], device=model.device), _Timed(loaded.tokenizer, show)
+    with likeliest(model) as write, torch.no_grad():
+        made = write(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=min(new_tokens, room),
+            pad_token_id=0,
+            streamer=streamer,
+        )[0, len(asked) :]
+    times = streamer.times
+    seconds = times[-1] - times[0]
+    return {
+        "text": loaded.tokenizer.decode(made, skip_special_tokens=True),
+        "tokens": len(made),
+        "tokens_per_s": (len(times) - 1) / seconds if seconds else None,
+    }

@@ -1,0 +1,73 @@
+"""What models answer at the command line, and how it is asked for."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from conftest import SMALL, environment, run_command
+
+import disp_llm
+from disp_llm.config.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def pruned(llama_folder, text_file, tmp_path_factory):
+    run = tmp_path_factory.mktemp("generated") / "run"
+    flags = ("--method", "fisher", "--text", text_file, "--output-dir", run)
+    done = run_command("prune", llama_folder, *flags, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return run / "keep-0.5"
+
+
+def likeliest(folder, prompt: str, tokens: int) -> str:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    asked = tokenizer(prompt, return_tensors="pt").input_ids
+    made = model.generate(asked, do_sample=False, max_new_tokens=tokens, pad_token_id=0)
+    return tokenizer.decode(made[0, asked.shape[1] :], skip_special_tokens=True)
+
+
+def test_both_answer_as_transformers_does(pruned, llama_folder):
+    flags = ("--against", "original", "--tokens", 9, "--dtype", "float32", "--json")
+    done = run_command("generate", pruned, "How many", *flags)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)["answers"]
+    assert [one["model"] for one in answers] == [str(pruned), str(llama_folder)]
+    for one, folder in zip(answers, (pruned, llama_folder), strict=True):
+        assert one["text"] == likeliest(folder, "How many", 9)
+        assert one["tokens_per_s"] > 0
+
+
+def test_answers_are_shown_below_their_names(pruned):
+    done = run_command("generate", pruned, "How many", "--tokens", 5, "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    name, *_, last = done.stdout.splitlines()
+    assert name == f"[{pruned}]"
+    assert last.startswith(f"{pruned}: 5 tokens, ")
+
+
+def test_a_chat_remembers_until_an_empty_line(pruned):
+    command = [sys.executable, "-m", "disp_llm", "chat", pruned, "--tokens", "6"]
+    done = subprocess.run(
+        [*map(str, command), "--dtype", "float32"], input="one\ntwo\n\none\n", text=True,
+        capture_output=True, env=environment(), timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first = likeliest(pruned, "one", 6)
+    second = likeliest(pruned, f"one\n{first}\ntwo", 6)
+    assert done.stdout == f"[{pruned}]\n{first}\n{second}\n{first}\n"
+
+
+def test_more_than_the_positions_is_refused(pruned):
+    with pytest.raises(InputError, match="reads no more"):
+        disp_llm.generate(pruned, prompt="a" * 5000)
+
+
+def test_an_original_that_nobody_knows_is_refused(llama_folder):
+    with pytest.raises(InputError, match="nothing says what"):
+        disp_llm.generate(llama_folder, prompt="a", against="original")
+    with pytest.raises(InputError, match="no chat template"):
+        disp_llm.generate(llama_folder, prompt="a", template="chat")
