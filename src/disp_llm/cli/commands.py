@@ -88,9 +88,8 @@ def generate(config: Any) -> Figures:
 
     result = answer(config, pieces())
     for one in result["answers"]:
-        say(
-            f"{one['model']}: {one['tokens']} tokens, {one['tokens_per_s'] or 0:.1f} a second after the first"
-        )
+        speed = f"{one['tokens_per_s'] or 0:.1f} a second after the first"
+        say(f"{one['model']}: {one['tokens']} tokens, {speed}")
     return result
 
 
