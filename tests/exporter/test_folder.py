@@ -129,7 +129,8 @@ def test_lora_trains_merges_saves_and_reloads(model_type, targets, tmp_path):
     torch.manual_seed(0)
     folder = folder_of(model_type, tmp_path / "model")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
+    settings = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    tuned = peft.get_peft_model(model, settings)
     tokens = torch.randint(4, VOCABULARY, (4, 20))
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -142,6 +143,9 @@ def test_lora_trains_merges_saves_and_reloads(model_type, targets, tmp_path):
     assert losses[-1] < losses[0] - 0.2
     tuned.eval()
     wanted = tuned(tokens).logits
+    tuned.save_pretrained(tmp_path / "adapter")
+    by_itself = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(by_itself(tokens).logits, wanted, rtol=0, atol=1e-6)
     merged = tuned.merge_and_unload()
     torch.testing.assert_close(merged(tokens).logits, wanted, rtol=1e-4, atol=1e-4)
     merged.save_pretrained(tmp_path / "merged")
