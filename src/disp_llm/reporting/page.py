@@ -13,8 +13,8 @@ from typing import Any
 import jinja2
 
 from disp_llm.config.names import name_of
-from disp_llm.reporting.run_data import Step, read_run
-from disp_llm.reporting.run_tables import run_table
+from disp_llm.reporting.run_data import RunData, Step, read_run
+from disp_llm.reporting.run_tables import run_table, verdicts
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import PAGE
@@ -49,11 +49,25 @@ def write_page(run: Run, path: Path | None = None) -> Path:
     environment.filters |= {"name_of": name_of, "shown": _shown}
     template = environment.from_string(source.read_text(encoding="utf-8"))
     table = run_table(found.figures) if found.figures else None
+    told = verdicts(found.figures) if found.figures else []
     path = path or run.page_file
     with atomic(path, PAGE) as temporary:
-        text = template.render(run=found, table=table, chart=loss_chart(found.steps))
+        text = template.render(
+            run=found,
+            table=table,
+            verdicts=told,
+            folder=_a_folder(found),
+            chart=loss_chart(found.steps),
+        )
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _a_folder(run: RunData) -> str:
+    """One of the run's models, by its place in the folder that holds the run."""
+    if run.figures is not None and run.figures.model is not None:
+        return f"{run.name}/model"
+    return f"{run.name}/{Path(run.sizes[-1].figures.folder).name}" if run.sizes else ""
 
 
 def _shown(value: Any) -> Any:

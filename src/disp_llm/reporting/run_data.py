@@ -32,8 +32,10 @@ class SizeData:
     figures: SizeResult
     widths: dict[str, list[int]]
     """Kept entries of every site, block by block."""
+    whole: list[str]
+    """Sites of which no block has lost anything."""
     stream: dict[str, str]
-    """Pictures of the sites of the residual stream, as data URLs."""
+    """Pictures of the sites of the residual stream that are cut, as data URLs."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ def _size(selection: Path, figures: SizeResult) -> SizeData:
         what = f"models: widths_full lacks {', '.join(sorted(missing))}"
         raise InputError(what, field="result.json", hint=PUT_BACK)
     kept = kept_by_site(selection, figures.size)
-    return SizeData(
-        figures,
-        widths={site: [len(part) for part in kept[site]] for site in full},
-        stream={site: _bitmap(kept[site], full[site]) for site in STREAM_SITES},
-    )
+    widths = {site: [len(part) for part in kept[site]] for site in full}
+    whole = [site for site, numbers in widths.items() if min(numbers) == full[site]]
+    cut = [site for site in STREAM_SITES if site not in whole]
+    stream = {site: _bitmap(kept[site], full[site]) for site in cut}
+    return SizeData(figures, widths, whole, stream)
 
 
 def _bitmap(rows: list[Tensor], width: int) -> str:

@@ -80,6 +80,27 @@ def run_table(found: RunFigures) -> Table | None:
     return replace(table, title=title)
 
 
+def verdicts(found: RunFigures) -> list[tuple[str, list[str]]]:
+    """Of each model its name and, in few words, what it is of the original: bytes, perplexity, and
+    times as fast, as far as they were measured."""
+    original, said = found.original, list[tuple[str, list[str]]]()
+    if original is None:
+        return said
+    for model in found.models:
+        words = [f"{megabytes(model.bytes)} of {megabytes(original.bytes)}"]
+        if model.scores is not None:
+            words.append(f"perplexity {ratio_said(model.scores)} over a suite of texts")
+        elif model.measured is not None:
+            words.append(
+                f"perplexity ×{model.measured.perplexity / original.measured.perplexity:.2f}"
+            )
+        for phase, name in (("prefill", "a prompt"), ("decode", "a token")):
+            if model.speed:
+                words.append(f"{name} ×{model.speed[f'{phase}_speedup']:.2f} as fast")
+        said.append((_column_name(model), words))
+    return said
+
+
 def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     """A column for every model; rows of which no pruned model has a figure are left out."""
     rows: list[tuple[str, ...]] = []
