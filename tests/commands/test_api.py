@@ -240,13 +240,21 @@ def test_steps_are_logged_to_a_tracker(llama_folder, text_file, tmp_path):
         "--track", "tensorboard", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (folder,) = {path.parent for path in (tmp_path / "run").rglob("events.out.tfevents.*")}
+    run = tmp_path / "run"
+    (folder,) = {path.parent for path in (run / "disp-llm").glob("events.out.tfevents.*")}
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    (model,) = json.loads((run / "result.json").read_text())["models"]
+    measured = {"bytes": model["bytes"], "perplexity": model["measured"]["perplexity"]}
+    for name, value in measured.items():
+        (event,) = events.Scalars(f"keep-0.5/{name}")
+        assert (event.step, event.value) == (6, pytest.approx(value))
+    (settings,) = (run / "disp-llm").rglob("hparams.yml")
+    assert "learn.steps: 6" in settings.read_text()
 
 
 def test_a_tracker_that_is_not_installed_is_refused_first(llama_folder, text_file, tmp_path):

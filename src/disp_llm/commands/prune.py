@@ -25,6 +25,7 @@ from disp_llm.commands.report import PruneResult
 from disp_llm.commands.session import (
     as_begun,
     begin,
+    end,
     first_alone,
     input_hashes,
     load_texts,
@@ -116,7 +117,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
         settle(opened, opened.fit)
     if job.process.is_main:
         _say_if_late(job)
-    job.process.accelerator.end_training()
+    end(job, job.run.result().get("steps", job.config.learn.steps))
 
 
 def _say_if_late(job: Job[PruneConfig]) -> None:

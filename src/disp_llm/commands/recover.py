@@ -22,6 +22,7 @@ from disp_llm.commands.report import RecoverResult
 from disp_llm.commands.session import (
     as_begun,
     begin,
+    end,
     first_alone,
     input_hashes,
     load_texts,
@@ -119,7 +120,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     parts = {} if student.sharding is None else student.model.state_dict()
     tensors = gathered(parts, job.process.is_main)
     first_alone(job, student, export, job, student, dtypes, tensors, measuring, steps)
-    job.process.accelerator.end_training()
+    end(job, steps)
 
 
 def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:

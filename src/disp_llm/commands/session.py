@@ -13,6 +13,7 @@ from disp_llm.commands.report import PruneResult, RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import flat, resolved
 from disp_llm.config.schema import require_file
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.reading import files_under, naming
@@ -28,6 +29,7 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.progress import silent
 from disp_llm.runs.provenance import peak_memory_bytes
+from disp_llm.runs.results import SizeResult
 from disp_llm.runs.settings import available, begin_run
 from disp_llm.runs.sums import sha256_of
 
@@ -142,9 +144,25 @@ def begin(job: Job, loaded: Loaded, files: dict[str, Any], **source: Any) -> Non
     if main:
         _open_folder(job, loaded)
     job.process.wait()
-    start_tracking(job.process, job.config.track, run.folder)
+    start_tracking(job.process, job.config.track, run.folder, dict(flat(resolved(job.config))))
     if main and ("source" not in run.result() or job.config.anyway):
         run.update(source=source, inputs=files)
+
+
+def end(job: Job, steps: int) -> None:
+    """Hands what was measured of the models to the tracker, after so many steps, and closes it."""
+    figures = job.run.figures
+    if figures is not None and job.process.is_main and job.config.track != "none":
+        for model in (*figures.models, *filter(None, [figures.model])):
+            numbers = {"keep": model.keep, "parameters": model.parameters, "bytes": model.bytes}
+            if model.measured is not None:
+                numbers["perplexity"] = model.measured.perplexity
+            if model.scores is not None:
+                numbers |= {"general_ratio": model.scores.general_ratio, "kept": model.scores.kept}
+            if isinstance(model, SizeResult):
+                numbers |= model.speed or {}
+            job.process.track(Path(model.folder).name, numbers, steps)
+    job.process.accelerator.end_training()
 
 
 def _open_folder(job: Job, loaded: Loaded) -> None:

@@ -2,6 +2,7 @@
 made a configuration at the end."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def resolved(config: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return plain(dataclasses.asdict(config))
+
+
+def flat(tables: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of tables with its place: `learn.steps`."""
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def configured(tables: dict[str, Any], kind: type) -> Any:

@@ -3,6 +3,7 @@
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -44,17 +45,25 @@ def require_tracker(tracker: Tracker) -> None:
         )
 
 
-def start_tracking(process: Process, tracker: Tracker, folder: Path) -> None:
-    """Makes every step be logged to a tracker too, through accelerate.
+def start_tracking(
+    process: Process, tracker: Tracker, folder: Path, settings: dict[str, Any]
+) -> None:
+    """Makes steps and figures be logged to a tracker too, through accelerate.
 
     Args:
-        folder: where a tracker that writes files writes them.
+        folder: where a tracker that writes files writes them; its name is the run's.
+        settings: by their places, as the tracker is to show them.
     """
     if tracker != "none":
         accelerator = process.accelerator
         accelerator.project_configuration.set_directories(str(folder))
         accelerator.log_with = filter_trackers([tracker], str(folder))
-        accelerator.init_trackers("disp-llm")
+        plain = {
+            key: value if isinstance(value, int | float | str) else str(value)
+            for key, value in settings.items()
+        }
+        named = {"name": folder.resolve().name}
+        accelerator.init_trackers("disp-llm", plain, {"wandb": named, "trackio": named})
 
 
 def resolve_device(name: str) -> torch.device:

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.recipes import resolved
+from disp_llm.config.recipes import flat, resolved
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
@@ -73,7 +72,7 @@ def read_run(run: Run) -> RunData:
         figures=found,
         sizes=[_size(run.selection_file, model) for model in found.models] if found else [],
         steps=_steps(run.metrics_file),
-        settings=dict(_flat(resolved(settings))),
+        settings=dict(flat(resolved(settings))),
     )
 
 
@@ -121,11 +120,3 @@ def _steps(path: Path) -> list[Step]:
             raise InputError(f"line {number} is damaged", field=field, hint=hint) from error
         found.append(as_type(values, Step, field=field, hint=hint, place=f"line {number}"))
     return found
-
-
-def _flat(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value

@@ -41,9 +41,14 @@ class Process:
         """How many processes there are."""
         return self.accelerator.num_processes
 
-    def track(self, figures: dict[str, Any], step: int) -> None:
-        """Hands the numbers of a step to the trackers of the accelerator, if it has any."""
-        numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
+    def track(self, of: str, figures: dict[str, Any], step: int) -> None:
+        """Hands numbers to the trackers of the accelerator, if it has any: `train/loss` or
+        `keep-0.5/perplexity`."""
+        numbers = {
+            f"{of}/{key}": value
+            for key, value in figures.items()
+            if isinstance(value, int | float) and key != "step"
+        }
         self.accelerator.log(numbers, step=step)
 
     def own(self, batch: Tensor) -> Tensor:

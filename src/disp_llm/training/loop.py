@@ -176,7 +176,7 @@ def _report(figures: Figures, schedule: Schedule, job: Job, log: MetricsLog) -> 
     """Hands on the figures of a step: to the log, to trackers, and to who watches."""
     log.append(figures)
     if not job.is_trial:
-        job.process.track(figures, figures["step"])
+        job.process.track("train", figures, figures["step"])
     job.progress(schedule.stage, figures["step"], schedule.steps, figures)
 
 
