@@ -22,21 +22,20 @@ def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_s
     figures = json.loads(done.stdout)["tasks"]["arc_easy"]
     assert figures["n"] == 12
     assert figures["metric"] == "acc_norm"
+    task = {
+        "task": "local_arc",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(questions)}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_target": "{{choices.label.index(answerKey)}}",
+        "doc_to_choice": "{{choices.text}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
     direct = lm_eval.simple_evaluate(
         model=HFLM(pretrained=str(llama_folder), dtype="float32", device="cpu"),
-        tasks=[
-            {
-                "task": "local_arc",
-                "dataset_path": "json",
-                "dataset_kwargs": {"data_files": {"test": str(questions)}},
-                "output_type": "multiple_choice",
-                "test_split": "test",
-                "doc_to_text": "Question: {{question}}\nAnswer:",
-                "doc_to_target": "{{choices.label.index(answerKey)}}",
-                "doc_to_choice": "{{choices.text}}",
-                "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-            }
-        ],
+        tasks=[task],
         task_manager=index_of_some_tasks(),
         bootstrap_iters=10,  # without any, no error of a mean either
     )["results"]["local_arc"]
@@ -44,6 +43,25 @@ def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_s
     assert figures["acc_norm"] == direct["acc_norm,none"]
     assert figures["stderr"] == pytest.approx(direct["acc_norm_stderr,none"])
     assert figures["stderr"] > 0
+    own = questions.with_name("own.yaml")
+    own.write_text(json.dumps(task))  # JSON is YAML
+    done = run_command("eval", llama_folder, "--tasks", own, "--dtype", "float32", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tasks"]["local_arc"]["acc"] == figures["acc"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "cannot be read"), ("a: 1", "cannot be read"), (None, "states no task")],
+)
+def test_a_file_that_states_no_task_is_refused(text, said, llama_folder, tmp_path):
+    own = tmp_path / "own.yaml"
+    if text is not None:
+        own.write_text(text)
+    done = run_command("eval", llama_folder, "--tasks", own)
+    assert done.returncode == 2
+    assert f"{own}: {said}" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_metrics_of_the_paper():

@@ -178,8 +178,8 @@ class EvalConfig:
     """How an example is written: by the tokenizer's chat template, or as prompt and answer. auto
     takes the template where there is one."""
     tasks: tuple[Word, ...] = ()
-    """Tasks or groups of lm-evaluation-harness, such as arc_easy or mmlu; paper is the paper's
-    five."""
+    """Tasks or groups of lm-evaluation-harness, such as arc_easy or mmlu, or a task of yours by its
+    .yaml file; paper is the paper's five."""
     shots: Number | None = None
     """Solved questions before each question of --tasks. Default: the task's own number."""
     limit: AnyTokens = 0

@@ -50,7 +50,8 @@ def run_tasks(
     and if filters find the answers in the words, one for each: `{"exact_match,strict-match": …}`.
 
     Args:
-        names: tasks or groups of them, or lists of these with commas; `paper` is the paper's five.
+        names: tasks or groups of them, files that state one, or lists of these with commas;
+            `paper` is the paper's five.
         limit: number of questions of each task; 0 = all.
         shots: solved questions in front of each; None = as many as the task says itself.
     """
@@ -65,14 +66,31 @@ def require_tasks(names: Iterable[str]) -> list[str]:
     Raises:
         InputError: lm-eval is not installed, or has no such task.
     """
-    known = _task_manager().all_tasks
     given = [name for part in names for name in part.split(",") if name]
     wanted = [task for name in given for task in (PAPER_TASKS if name == "paper" else (name,))]
+    wanted = [_own_task(Path(name)) if name.endswith(".yaml") else name for name in wanted]
+    known = _task_manager().task_index
     for name in wanted:
         if name not in known:
-            near = nearest(name, known)
+            near = nearest(name, sorted(known))
             raise InputError(f"no task '{name}'{near}", field="tasks", hint="use lm-eval's names")
     return wanted
+
+
+def _own_task(path: Path) -> str:
+    """The name of a task that a file states as lm-eval's own do; from then on it is one of them."""
+    from lm_eval.tasks._index import TaskIndex
+
+    try:
+        entry = TaskIndex.entry_from_path(path) if path.is_file() else None
+    except Exception as error:  # of every kind, as the file is damaged
+        raise InputError(
+            f"cannot be read ({error})", field=str(path), hint="correct the file"
+        ) from error
+    if entry is None:
+        raise InputError("states no task", field=str(path), hint="see lm-eval's guide to new tasks")
+    _task_manager().task_index[entry.name] = entry
+    return entry.name
 
 
 def score_task(
