@@ -27,7 +27,7 @@ vLLM: {served}.
 """
 SERVED = """### Not in vLLM
 
-What vLLM 0.32 does not serve beside hybrids. [What was tried](guide.md#serve).
+What vLLM 0.32 does not serve beside hybrids. [What was tried](run.md#vllm).
 """
 WRAPPED = """## Wrappers
 
