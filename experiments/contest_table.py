@@ -60,6 +60,30 @@ def structures() -> list[str]:
     return [chart, "", *contest_tables(results), note]
 
 
+ADAPTED, SCALED = "ours, with adapters", "ours, masks and scales"
+"""The contest's default, and what the rivals are paired with: they learn masks and scales too."""
+
+
+def rival_tables(results: list[dict]) -> list[str]:
+    """Losses of the strongest others and of ours from as many tokens: on the test suite and, where
+    all have chosen their settings, on the development suite."""
+    contest = read_committed(HERE / "results" / "contest.json")
+    default = [one for one in contest if one["name"].startswith(f"{DEFAULT}, seed")]
+    folder, lines = HERE / "results", list[str]()
+    of_suites = {
+        "test suite": (
+            on_test_suite("rivals", results, folder),
+            on_test_suite("contest", default, folder),
+        ),
+        "development suite": (results, default),
+    }
+    for title, (others, ours) in of_suites.items():
+        found = by_name(others)
+        if SCALED in found and ours:
+            lines += [*losses(found | {ADAPTED: by_name(ours)[DEFAULT]}, title, SCALED), ""]
+    return lines
+
+
 def losses(found: dict[str, Any], title: str, beside: str = DEFAULT) -> list[str]:
     """A row a structure, the least loss first: means over seeds, and pairs with one of them, which
     also say the order, since not all may have the same seeds.

@@ -17,7 +17,7 @@ from architectures_page import architectures_page
 from committed import as_compared, read_committed
 from comparison_rows import HERE, figure, ratio
 from comparison_tables import baselines_page, general_table, headline, results_tables
-from contest_table import contest_tables, draw_structures, structures
+from contest_table import contest_tables, draw_structures, rival_tables, structures
 from costs_table import costs
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
@@ -138,7 +138,8 @@ def result_page(path: Path) -> str:
         for result in results:
             lines += comparison_section(result)
     else:
-        lines += contest_tables(results) if path.stem == "contest" else []
+        own = {"contest": contest_tables, "rivals": rival_tables}.get(path.stem)
+        lines += own(results) if own else []
         lines += of_variants(results, experiment)
     return "\n".join(lines).rstrip() + "\n"
 
