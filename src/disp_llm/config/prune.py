@@ -112,8 +112,8 @@ class PruneConfig:
         ),
     )
     USUAL: ClassVar = (
-        "keep text eval_text examples output_dir recipe method sites fit vocabulary "
-        "suite steps minutes seed device resume"
+        "keep text eval_text examples output_dir recipe method sites for_ fit vocabulary "
+        "suite steps minutes device resume"
     )
     """Settings that a short help lists."""
 
