@@ -63,7 +63,7 @@ def share_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Non
     figures goes along as it is; a copy keeps what was added by hand.
 
     Args:
-        form: `folder`, `quantised`, `plain` or `gguf`.
+        form: `folder`, `quantised`, `plain`, `gguf` or `nemotron-nas`.
         size: bytes of the weights; 0 = as before.
         quantised: how, if they are.
     """
