@@ -36,23 +36,17 @@ def logarithmic(axes: Any) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def panels(width: float, height: float, values: Sequence[str] = ("",)) -> tuple[Any, list[Any]]:
-    """A figure of so many inches, and the axes of its panels.
+def panels(width: float, height: float, value: str, count: int) -> tuple[Any, list[Any]]:
+    """A figure of so many inches, and the axes of its panels, one below the other.
 
     Args:
-        values: what each panel shows; those that show the same share its scale, which is labelled
-            once.
+        value: what all panels show.
     """
     figure, axes = canvas(width, height), []
-    first: dict[str, Any] = {}
-    for place, name in enumerate(values, start=1):
-        axis = figure.add_subplot(1, len(values), place, sharey=first.get(name))
+    for place in range(1, count + 1):
+        axis = figure.add_subplot(count, 1, place)
         axis.spines[["top", "right"]].set_visible(False)
-        if name in first:
-            axis.tick_params(labelleft=False)
-        else:
-            first[name] = axis
-            axis.set_ylabel(name)
+        axis.set_ylabel(value)
         axes.append(axis)
     return figure, axes
 

@@ -34,60 +34,86 @@ def draw_frontier(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool = False) -> None:
-    """One panel a cost, with a line for each method."""
+    """One panel a cost below the other, with a line for each method and its name beside it."""
     original = frontier.of_original
-    figure, axes = panels(1.2 + 2.7 * len(costs), 4.8, [frontier.value_name] * len(costs))
+    figure, axes = panels(7.4, 3.6 * len(costs), frontier.value_name, len(costs))
     methods = list(dict.fromkeys(row.method for row in frontier.rows))
     beyond: dict[str, None] = {}
     for axis, cost in zip(axes, costs, strict=True):
         points = frontier.points(cost)
         drawn = [point for point in points if point.value <= CEILING * original]
         beyond |= dict.fromkeys(point.row.method for point in points if point not in drawn)
-        for method in methods:
-            of_method = [p for p in drawn if p.row.method == method]
-            _draw_method(axis, cost, of_method, _look(method, methods))
+        ends = [
+            end
+            for method in methods
+            for end in _draw_method(
+                axis, cost, [p for p in drawn if p.row.method == method], _look(method, methods)
+            )
+        ]
         if fronts:
             _draw_front(axis, cost, [p for p in frontier.front(cost) if p in drawn])
-        axis.axhline(original, color=GREY, linewidth=1, linestyle="--", label="as the original")
-        axis.set_xlabel(cost.label, fontsize=9)
-    logarithmic(axes[0])
+        axis.axhline(original, color=GREY, linewidth=1, linestyle="--")
+        axis.set_xlabel(cost.label)
+        logarithmic(axis)
+        axis.margins(y=0.1)
+        _name(axis, ends)
     worse = f"; above {CEILING} times the original, some of {', '.join(beyond)}" if beyond else ""
-    figure.suptitle(f"{name_of(frontier.found.asked.model)}{worse}", fontsize=9)
-    handles = {
-        label: handle
-        for axis in axes
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(),
-        frameon=False, fontsize=9, loc="outside lower center", ncols=2 * len(costs),
-    )  # fmt: skip
+    steps = "; hollow: quantised; grey steps: the front" * fronts
+    figure.suptitle(f"{name_of(frontier.found.asked.model)}{steps}{worse}", fontsize=9)
     save(figure, path)
 
 
-def _draw_method(axis: Any, cost: Cost, points: list[Point], look: tuple[str, str]) -> None:
-    """The sizes of a method as a line, and what is quantised of them as hollow marks with names."""
+End = tuple[float, float, str, str]
+"""Where the line of a method ends, its name and its colour."""
+
+
+def _draw_method(axis: Any, cost: Cost, points: list[Point], look: tuple[str, str]) -> list[End]:
+    """The sizes of a method as a line, and what is quantised of them as hollow marks with names;
+    where its name belongs."""
     if not points:
-        return
+        return []
     color, marker = look
     method = points[0].row.method
+    is_ours = method in OURS
     plain = sorted((p for p in points if not p.row.weights), key=lambda p: p.row.keep or 0)
     axis.plot(
         [cost.shown(p.cost) for p in plain], [p.value for p in plain],
-        label=method, color=color, marker=marker, markersize=6, linewidth=1,
-        linestyle="-" if method in OURS else (0, (4, 2)), zorder=3 if method in OURS else 2,
+        color=color, marker=marker, markersize=6, linewidth=1.8 if is_ours else 1,
+        linestyle="-" if is_ours else (0, (4, 2)), zorder=3 if is_ours else 2,
     )  # fmt: skip
     packed = [p for p in points if p.row.weights]
-    if packed:
-        axis.plot(
-            [cost.shown(p.cost) for p in packed], [p.value for p in packed],
-            label=f"{method}, quantised", color=color, marker=marker, markersize=7,
-            markerfacecolor="white", linestyle="", zorder=4,
-        )  # fmt: skip
     for point in packed:
+        place = (cost.shown(point.cost), point.value)
+        axis.plot(
+            *place, color=color, marker=marker, markersize=7, markerfacecolor="white", zorder=4
+        )
         axis.annotate(
-            point.row.weights, (cost.shown(point.cost), point.value), xytext=(5, 3),
+            point.row.weights, place, xytext=(5, 4) if is_ours else (5, -10),
             textcoords="offset points", fontsize=8, color=color,
+        )  # fmt: skip
+    if not plain:
+        return []
+    return [(cost.shown(plain[0].cost), plain[0].value, SHOWN.get(method, method), color)]
+
+
+SHOWN = {"learned": "ours", "latency": "ours, time as the budget"}
+"""What pictures call a method of ours."""
+
+APART = 0.075
+"""Least distance of names beside a panel, as a share of its height."""
+
+
+def _name(axis: Any, ends: list[End]) -> None:
+    """Writes names right of a panel, none over another, each tied to the end of its line."""
+    to_panel = axis.transData + axis.transAxes.inverted()
+    last = -1.0
+    for x, y, name, color in sorted(ends, key=lambda end: end[1]):
+        last = max(float(to_panel.transform((x, y))[1]), last + APART)
+        axis.annotate(
+            name, (x, y), xytext=(1.04, last), textcoords="axes fraction", color=color,
+            fontsize=9, va="center", annotation_clip=False,
+            fontweight="bold" if color == PRUNED else "normal",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.5},
         )  # fmt: skip
 
 
@@ -108,5 +134,5 @@ def _draw_front(axis: Any, cost: Cost, front: list[Point]) -> None:
     if front:
         axis.step(
             [cost.shown(p.cost) for p in front], [p.value for p in front],
-            where="post", color="#222222", linewidth=2.5, alpha=0.25, zorder=1, label="the front",
+            where="post", color="#222222", linewidth=2.5, alpha=0.25, zorder=1,
         )  # fmt: skip
