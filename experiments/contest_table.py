@@ -11,7 +11,7 @@ from markdown_table import table
 from over_seeds import by_name, paired
 from test_suite import on_test_suite
 
-from disp_lab.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, save
+from disp_lab.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, name_lines, save
 
 ALONE = "scales alone: "
 """How the names of variants begin whose adapters are left out."""
@@ -139,6 +139,11 @@ def times() -> list[str]:
     return [*table(columns, rows), "", note]
 
 
+SHOWN = {
+    "five sites, chunks of 32, least cut of a tenth": "five sites, chunks",
+    "five sites, single dimensions": "five sites, dimensions",
+}
+"""Shorter names beside the panels."""
 DRAWN = ("compiled", "llama.cpp")
 """Ways of running that the chart has, a panel each."""
 
@@ -154,6 +159,7 @@ def draw_structures(path: Path) -> None:
         axes = figure.add_subplot(len(DRAWN), 1, place)
         axes.spines[["top", "right"]].set_visible(False)
         colors = iter((COUNTED, *OTHERS))
+        ends = []
         for name in sorted({row["structure"] for row in told if row["in"] == way}):
             color = PRUNED if name == DEFAULT else next(colors)
             points = sorted(
@@ -162,13 +168,14 @@ def draw_structures(path: Path) -> None:
                 if (row["structure"], row["in"]) == (name, way)
             )
             axes.plot(
-                *zip(*points, strict=True), color=color, marker="o", label=name,
+                *zip(*points, strict=True), color=color, marker="o",
                 linewidth=2.4 if name == DEFAULT else 1.4,
             )  # fmt: skip
+            ends.append((*points[-1], SHOWN.get(name, name), color))
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FormatStrFormatter("×%g"))
         axes.yaxis.set_minor_formatter(FormatStrFormatter("×%g"))
         axes.set_ylabel("times the original's perplexity")
         axes.set_xlabel(f"times as fast, a prompt of 512 tokens, {way}")
-        axes.legend(frameon=False, fontsize=8)
+        name_lines(axes, ends)
     save(figure, path)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from disp_lab.reporting import plots as comparison_plots
-from disp_lab.reporting.canvas import canvas, logarithmic
+from disp_lab.reporting.canvas import APART, canvas, logarithmic
 from disp_lab.reporting.frontier import COSTS, KEEP
 from disp_lab.reporting.plots import draw_comparison
 from disp_lab.reporting.tables import markdown
@@ -93,7 +93,7 @@ def test_panels(suite, timed, tmp_path, monkeypatch):
     for axis in axes:
         names = {text.get_text(): text.xyann[1] for text in axis.texts}
         assert names.keys() == {"ours", "flap"}
-        assert names["flap"] >= names["ours"] + comparison_plots.APART  # none over another
+        assert names["flap"] >= names["ours"] + APART  # none over another
 
 
 def test_a_size_that_is_too_bad_to_be_drawn_is_named(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """What all plots of the lab share: colours, panels, files."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,36 @@ def panels(width: float, height: float, value: str, count: int) -> tuple[Any, li
         axis.set_ylabel(value)
         axes.append(axis)
     return figure, axes
+
+
+End = tuple[float, float, str, str]
+"""Where a line ends, its name and its colour."""
+
+APART = 0.075
+"""Least distance of names beside a panel, as a share of its height."""
+
+
+def name_lines(axis: Any, ends: list[End]) -> None:
+    """Writes names right of a panel, none over another, each tied to the end of its line."""
+    to_panel = axis.transData + axis.transAxes.inverted()
+    ends = sorted(ends, key=lambda end: end[1])
+    places = [float(to_panel.transform(end[:2])[1]) for end in ends]
+    for number in range(1, len(places)):
+        places[number] = max(places[number], places[number - 1] + APART)
+    highest = 1.0
+    for number in reversed(range(len(places))):
+        places[number] = min(places[number], highest)
+        highest = places[number] - APART
+    for (x, y, name, color), place in zip(ends, places, strict=True):
+        axis.annotate(
+            name, (x, y), xytext=(1.04, place), textcoords="axes fraction", color=color,
+            fontsize=9, va="center", annotation_clip=False,
+            fontweight="bold" if color == PRUNED else "normal",
+            arrowprops={
+                "arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.5,
+                "relpos": (0, 0.5),
+            },
+        )  # fmt: skip
 
 
 def save(figure: Any, path: Path) -> None:

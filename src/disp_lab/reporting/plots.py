@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from disp_lab.names import ORIGINAL, OURS
-from disp_lab.reporting.canvas import GREY, OTHERS, PRUNED, logarithmic, panels, save
+from disp_lab.reporting.canvas import (
+    GREY,
+    OTHERS,
+    PRUNED,
+    End,
+    logarithmic,
+    name_lines,
+    panels,
+    save,
+)
 from disp_lab.reporting.frontier import COSTS, KEEP, Cost, Frontier, Point
 from disp_lab.results import of_sizes
 from disp_llm.config.names import name_of
@@ -56,15 +65,11 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
         axis.set_xlabel(cost.label)
         logarithmic(axis)
         axis.margins(y=0.1)
-        _name(axis, ends)
+        name_lines(axis, ends)
     worse = f"; above {CEILING} times the original, some of {', '.join(beyond)}" if beyond else ""
     steps = "; hollow: quantised; grey steps: the front" * fronts
     figure.suptitle(f"{name_of(frontier.found.asked.model)}{steps}{worse}", fontsize=9)
     save(figure, path)
-
-
-End = tuple[float, float, str, str]
-"""Where the line of a method ends, its name and its colour."""
 
 
 def _draw_method(axis: Any, cost: Cost, points: list[Point], look: tuple[str, str]) -> list[End]:
@@ -78,17 +83,19 @@ def _draw_method(axis: Any, cost: Cost, points: list[Point], look: tuple[str, st
     plain = sorted((p for p in points if not p.row.weights), key=lambda p: p.row.keep or 0)
     axis.plot(
         [cost.shown(p.cost) for p in plain], [p.value for p in plain],
-        color=color, marker=marker, markersize=6, linewidth=1.8 if is_ours else 1,
+        label=method, color=color, marker=marker, markersize=6, linewidth=1.8 if is_ours else 1,
         linestyle="-" if is_ours else (0, (4, 2)), zorder=3 if is_ours else 2,
     )  # fmt: skip
     packed = [p for p in points if p.row.weights]
+    axis.plot(
+        [cost.shown(p.cost) for p in packed], [p.value for p in packed],
+        label=f"{method}, quantised", color=color, marker=marker, markersize=7,
+        markerfacecolor="white", linestyle="", zorder=4,
+    )  # fmt: skip
     for point in packed:
-        place = (cost.shown(point.cost), point.value)
-        axis.plot(
-            *place, color=color, marker=marker, markersize=7, markerfacecolor="white", zorder=4
-        )
         axis.annotate(
-            point.row.weights, place, xytext=(5, 4) if is_ours else (5, -10),
+            point.row.weights, (cost.shown(point.cost), point.value),
+            xytext=(5, 4) if is_ours else (5, -10),
             textcoords="offset points", fontsize=8, color=color,
         )  # fmt: skip
     if not plain:
@@ -98,23 +105,6 @@ def _draw_method(axis: Any, cost: Cost, points: list[Point], look: tuple[str, st
 
 SHOWN = {"learned": "ours", "latency": "ours, time as the budget"}
 """What pictures call a method of ours."""
-
-APART = 0.075
-"""Least distance of names beside a panel, as a share of its height."""
-
-
-def _name(axis: Any, ends: list[End]) -> None:
-    """Writes names right of a panel, none over another, each tied to the end of its line."""
-    to_panel = axis.transData + axis.transAxes.inverted()
-    last = -1.0
-    for x, y, name, color in sorted(ends, key=lambda end: end[1]):
-        last = max(float(to_panel.transform((x, y))[1]), last + APART)
-        axis.annotate(
-            name, (x, y), xytext=(1.04, last), textcoords="axes fraction", color=color,
-            fontsize=9, va="center", annotation_clip=False,
-            fontweight="bold" if color == PRUNED else "normal",
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.5},
-        )  # fmt: skip
 
 
 def _look(method: str, methods: list[str]) -> tuple[str, str]:
@@ -134,5 +124,5 @@ def _draw_front(axis: Any, cost: Cost, front: list[Point]) -> None:
     if front:
         axis.step(
             [cost.shown(p.cost) for p in front], [p.value for p in front],
-            where="post", color="#222222", linewidth=2.5, alpha=0.25, zorder=1,
+            where="post", color="#222222", linewidth=2.5, alpha=0.25, zorder=1, label="the front",
         )  # fmt: skip
