@@ -93,6 +93,25 @@ def test_a_model_that_an_engine_cannot_run_is_refused_first(engine, text_file, t
     assert not run.exists()
 
 
+def test_a_recovered_model_is_written_for_an_engine(wide, text_file, tmp_path):
+    text = ("--text", text_file)
+    done = run_command("prune", wide, *text, "--output-dir", tmp_path / "run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    pruned, better = tmp_path / "run" / "keep-0.5", tmp_path / "better"
+    asked = ("recover", pruned, *text, "--tokens", 64, "--length", 16, "--windows", 1)
+    done = run_command(*asked, "--output-dir", better, "--for", "llama.cpp", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["converted"] == str(better / "model-gguf")
+    shutil.rmtree(better / "model-gguf")
+    done = run_command(*asked, "--output-dir", better, "--for", "llama.cpp", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (better / "model-gguf" / "model.gguf").is_file()
+    done = run_command(*asked, "--output-dir", tmp_path / "no", "--for", "nemotron-nas")
+    assert done.returncode == 2
+    assert "--for: " in done.stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_what_an_engine_cannot_run_is_refused(wide, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", *SMALL)
     done = run_command("prune", wide, *flags, "--for", "llama.cpp", "--sites", "attn_in")

@@ -1,21 +1,27 @@
-"""Whether the program that is to run the result can run it, before anything is learned."""
+"""The program that is to run the result: whether it can, before anything is learned, and models in
+its format, beside the folders that can be trained and exported further.
+"""
 
 import tempfile
 from pathlib import Path
 
 import torch
 
+from disp_llm.commands.convert import convert
+from disp_llm.config.engines import Demands
 from disp_llm.config.errors import InputError
 from disp_llm.exporter.cutting import empty_compact_model
 from disp_llm.exporter.folders import write_readers
 from disp_llm.exporter.formats import writer_of
 from disp_llm.masks.selection import Selection
 from disp_llm.models.loading import Loaded
+from disp_llm.runs.files import atomic
+from disp_llm.runs.job import Job
 from disp_llm.training.problem import PruningProblem
 
 
 def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
-    """Refuses a model that the program cannot run even when it is pruned as that asks for: the
+    """Refuses a model that the program cannot run even when it is pruned as that asks for: its
     format is asked about a folder of the widths that masks of equal scores have."""
     demands = problem.job.config.demands
     if demands.format == "folder":
@@ -25,8 +31,26 @@ def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         empty_compact_model(problem.dense, masks).save_pretrained(temporary, state_dict={})
         write_readers(loaded.tokenizer, problem.dense.processor, Path(temporary))
-        try:
-            writer_of(demands.format).check(Path(temporary))
-        except InputError as error:
-            hint = "name another program, such as vllm"
-            raise InputError(error.what, field="for_", hint=hint) from error
+        require_readable(Path(temporary), demands)
+
+
+def require_readable(folder: Path, demands: Demands) -> None:
+    """Refuses an exported folder that the program cannot run."""
+    try:
+        writer_of(demands.format).check(folder)
+    except InputError as error:
+        hint = "name another program, such as vllm"
+        raise InputError(error.what, field="for_", hint=hint) from error
+
+
+def converted(job: Job, folder: Path) -> Path | None:
+    """Writes an exported folder in the format of the program, unless it is there, and returns
+    where; None where that is the folder itself."""
+    form = job.config.demands.format
+    if form == "folder":
+        return None
+    place = folder.with_name(f"{folder.name}-{form}")
+    if not job.run.has(place):
+        with atomic(place) as new:
+            convert(folder, to=form, output_dir=new, progress=job.progress)
+    return place

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from disp_llm.commands.api import Inputs, Model, called_with, takes
+from disp_llm.commands.engines import converted, require_readable
 from disp_llm.commands.recovery_models import (
     Dtypes,
     dtypes_of,
@@ -88,6 +89,8 @@ def recover(
 def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
     files = input_hashes(job.config) if job.process.is_main else {}
+    if job.config.demands.format != "folder" and "model" not in inputs.models:
+        require_readable(Path(job.config.model), job.config.demands)
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
     student, original = load_models(job, inputs, sources.writes)
@@ -120,6 +123,10 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     parts = {} if student.sharding is None else student.model.state_dict()
     tensors = gathered(parts, job.process.is_main)
     first_alone(job, student, export, job, student, dtypes, tensors, measuring, steps)
+    place = converted(job, job.run.model_folder) if job.process.is_main else None
+    if place is not None:
+        told = job.run.result()["model"] | {"converted": str(place)}
+        job.run.update(place, model=told)
     end(job, steps)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.convert import convert
+from disp_llm.commands.engines import converted
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
@@ -80,28 +80,11 @@ class SizeWriter:
             made_by = provenance(job.config.machine.seed, job.command)
             found[name] = replace(written, provenance=made_by)
             run.update(folder, models=list(found.values()))
-        self._convert(sizes)
-
-    def _convert(self, sizes: tuple[Target, ...]) -> None:
-        """Writes every size in the format of the program that is to run it, unless it is there."""
-        job, settings = self.problem.job, self.problem.job.config.budget
-        form, run = job.config.demands.format, job.run
-        if form == "folder":
-            return
         for size in sizes:
-            folder = run.size_folder(settings.size_name(size))
-            place = folder.with_name(f"{folder.name}-{form}")
-            if run.has(place):
-                continue
-            with atomic(place) as new:
-                convert(folder, to=form, output_dir=new, progress=job.progress)
-            figures = run.figures
-            assert figures is not None, "sizes have been written"
-            models = [
-                replace(one, converted=str(place)) if one.folder == str(folder) else one
-                for one in figures.models
-            ]
-            run.update(place, models=models)
+            name = settings.size_name(size)
+            if place := converted(job, run.size_folder(name)):
+                found[name] = replace(found[name], converted=str(place))
+                run.update(place, models=list(found.values()))
 
     def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""

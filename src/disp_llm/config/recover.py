@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar
 
 from disp_llm.config.bounds import Tokens, Word
 from disp_llm.config.checks import Use
+from disp_llm.config.engines import DEMANDS, Demands
 from disp_llm.config.learning import TrainingConfig
-from disp_llm.config.names import Bits, Resume, Tracker
+from disp_llm.config.names import Bits, Engine, Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
 from disp_llm.config.settings import POSITIONAL
 
@@ -50,6 +51,9 @@ class RecoverConfig:
     bits: Bits = "as-is"
     """Train with the rounding of int8 or int4, by which `convert` then stores the model; figures
     are of it so rounded."""
+    for_: Engine = "transformers"
+    """Program that is to run the result, as `prune` has them: write its format beside the
+    model."""
     suite: str = ""
     """Texts and tasks to measure the model on before and after: general, commonsense, or a .toml
     file."""
@@ -63,6 +67,11 @@ class RecoverConfig:
     text: TextConfig = field(default_factory=TextConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
+
+    @property
+    def demands(self) -> Demands:
+        """What the program asks for that is to run the result."""
+        return DEMANDS[self.for_]
 
     def steps(self, processes: int) -> int:
         """Optimiser steps in which all processes together read the tokens."""

@@ -40,7 +40,7 @@ def show_run(figures: dict[str, Any], file: Path) -> None:
     _say_what_is_slow(found.models)
     for model in (*found.models, *filter(None, [found.model])):
         say(f"model   {model.folder}")
-        if isinstance(model, SizeResult) and model.converted:
+        if model.converted:
             say(f"        {model.converted}")
     if found.fit is not None and found.fit.chosen is not None:
         _say_what_fits(found.fit, found.run)

@@ -215,6 +215,8 @@ class TrainedResult:
     block_parameters: Size
     bytes: Size
     folder: str
+    converted: str = ""
+    """The same in the format that `for` names; "" = in none."""
     scores: Scores | None = None
     """On the suite of the run, against the original's; None where it has none."""
 
