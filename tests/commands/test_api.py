@@ -224,7 +224,10 @@ def test_progress_reaches_the_callback_and_a_named_folder_resumes(text_file, tmp
         disp_llm.prune(model, tokenizer, progress=stop_after_four, stop_requested=asked, **call)
     assert ("learning masks", 4, 6) in seen
     assert ("learning masks", 5, 6) not in seen
+    told = tmp_path / "run" / "result.json"
+    assert json.loads(told.read_text())["status"] == "stopped"
     resumed = disp_llm.prune(model, tokenizer, progress=silent, resume=True, **call)
+    assert json.loads(told.read_text())["status"] == "done"
     whole = disp_llm.prune(
         model, tokenizer, progress=silent, **call | {"output_dir": tmp_path / "b"}
     )

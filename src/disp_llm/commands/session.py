@@ -1,6 +1,7 @@
 """What `prune` and `recover` have in common: a run folder that is locked, fits the settings and the
 files that they name, and is gone on with or answered from."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -70,7 +71,7 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
             progress = progress if process.is_main else silent
             ending = call.stop_requested, call.command
             job = Job(config, run, process, progress, *ending, asked=config)
-            with clock(run, "seconds", process.is_main):
+            with clock(run, "seconds", process.is_main), _stopped_said(job):
                 stages(job, inputs)
         figures = {}
         if process.is_main:
@@ -78,6 +79,17 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
             if prunes:
                 write_page(run)
         return result(run.folder, figures, str(process.device), call.temporary)
+
+
+@contextlib.contextmanager
+def _stopped_said(job: Job) -> Iterator[None]:
+    """Records that a run was stopped and does not go on by itself."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if job.process.is_main and job.run.figures is not None:
+            job.run.update(status="stopped")
+        raise
 
 
 def as_begun(job: Job) -> Job:

@@ -225,7 +225,7 @@ class TrainedResult:
 class RunFigures:
     """All that `result.json` of a run holds, as far as the run has come."""
 
-    status: Literal["running", "done"]
+    status: Literal["running", "stopped", "done"]
     run: str
     dtype: str
     command: str
