@@ -163,7 +163,7 @@ def test_several_processes_agree_on_the_steps(llama_folder, text_file, tmp_path)
 def test_steps_that_are_timed_are_not_tracked(text_file, tmp_path, monkeypatch):
     problem = problem_of("llama", text_file.read_text(), tmp_path)
     tracked = []
-    monkeypatch.setattr(Process, "track", lambda self, figures, step: tracked.append(step))
+    monkeypatch.setattr(Process, "track", lambda self, of, figures, step: tracked.append(step))
     start = torch.zeros(problem.budget.layout.entries)
     seconds = pace._seconds_per_step(problem, lambda p, steps: learn(p, start, steps), "no")
     assert seconds > 0
