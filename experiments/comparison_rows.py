@@ -131,13 +131,6 @@ class Row:
         return "disp-llm" in self.name
 
 
-def original_perplexity() -> float:
-    """The original's, over the first windows of the WikiText-2 test text."""
-    comparison = compared(AS_USED)
-    assert comparison is not None
-    return comparison["original"]["perplexity"]
-
-
 def original_of(experiment: str) -> dict:
     """The original as an experiment has measured it first, with all its texts."""
     results = read_committed(HERE / "results" / f"{experiment}.json")

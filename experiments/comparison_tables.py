@@ -14,15 +14,14 @@ from comparison_rows import (
     domain_rows,
     mix_rows,
     original_of,
-    original_perplexity,
     page_settings,
     ratio,
     span,
-    variants_of,
 )
 from machines import Times, origin_of_rows
 from markdown_table import table
 from seeds_table import ahead_in
+from test_suite import measured_in
 
 
 def general_table() -> list[str]:
@@ -34,8 +33,8 @@ def general_table() -> list[str]:
         [
             ", ".join(
                 [
-                    row.name.partition(", ")[2],
-                    *[f"{WORDS[row.seeds]} seeds"] * (row.seeds > 1),
+                    row.name.partition(", ")[2] or row.name,
+                    f"{WORDS[row.seeds]} seed{'s' * (row.seeds > 1)}",
                     f"{row.tokens_said} tokens",
                 ]
             ),
@@ -43,22 +42,22 @@ def general_table() -> list[str]:
         ]
         for row in rows
     ]
-    (alike,) = variants_of(told["alike"])
-    (model,) = alike["models"]
-    figures = {"texts": WORDS[len(model["texts"])], "alike": f"{model['general_ratio']:.2f}"}
-    return [*table(columns, cells), "", told["note"].strip().format(**figures)]
+    (suite,) = {len(one["texts"]) for one in measured_in(HERE / "results")["models"]}
+    return [*table(columns, cells), "", told["note"].strip().format(texts=WORDS[suite])]
 
 
 def headline() -> list[str]:
-    """The result of README.md: half of the model, beside the strongest others."""
-    rows = {row.plain_name: row.perplexity["0.5"].mean for row in domain_rows()}
-    ours, *others = rows.values()
-    original = original_perplexity()
-    said = ", ".join(f"{name} {value:.0f}" for name, value in list(rows.items())[1:4:2])
-    assert ours < min(others)
+    """The result of README.md: ours beside the strongest other, over texts that chose nothing."""
+    rows, sizes = mix_rows("general"), [f"{one:g}" for one in page_settings()["general"]["sizes"]]
+    ours, other = rows[0], next(row for row in rows if not row.ours)
+
+    def said(row: Row) -> str:
+        return ", ".join(f"×{row.general[size].mean:.2f}" for size in sizes)
+
+    assert ours.ours
     return [
-        f"**Half of SmolLM2-135M, `--recipe domain`: WikiText-2 perplexity {ours:.0f}, original "
-        f"{original:.0f}, {said}.**"
+        f"**SmolLM2-135M at keep {', '.join(sizes)}: {said(ours)} its perplexity on new text, "
+        f"{other.plain_name} {said(other)}.**"
     ]
 
 

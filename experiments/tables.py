@@ -46,8 +46,8 @@ flags is of what was removed since; commit de57855 has it. `learned` in `seeds-m
 is today's `disp`, which was the default. Variables in flags name folders: `TEST` that of the test
 suite, `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train split, `C4` two
 JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
-`experiments/general_texts.py` writes, `RUNS` the run folders of other experiments, `MODELS` the GGUF
-files of other models.
+`experiments/general_texts.py` writes, `RUNS` the run folders of other experiments, `MODELS` the
+GGUF files of other models.
 
 The paper's tables were not run. Times are the paper's, or scaled from these by parameters.
 OPT-125M of Table 1 is the first to run.

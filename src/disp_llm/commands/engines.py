@@ -22,12 +22,13 @@ from disp_llm.training.problem import PruningProblem
 
 def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
     """Refuses a model that the program cannot run even when it is pruned as that asks for: its
-    format is asked about a folder of the widths that masks of equal scores have."""
+    format is asked about a folder of the widths that random masks have, which cut every site."""
     demands = problem.job.config.demands
     if demands.format == "folder":
         return
-    scores = Selection(torch.zeros(problem.budget.layout.entries))
-    masks = problem.masks(scores, problem.keeps[0])
+    noise = torch.Generator().manual_seed(0)
+    scores = torch.rand(problem.budget.layout.entries, generator=noise)
+    masks = problem.masks(Selection(scores), problem.keeps[0])
     with tempfile.TemporaryDirectory() as temporary:
         empty_compact_model(problem.dense, masks).save_pretrained(temporary, state_dict={})
         write_readers(loaded.tokenizer, problem.dense.processor, Path(temporary))

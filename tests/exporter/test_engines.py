@@ -1,0 +1,47 @@
+"""Every program that `--for` names, for every kind of structure: its format, or one line."""
+
+import json
+
+import gguf
+import pytest
+from configurations import KINDS
+from conftest import byte_tokenizer, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import disp_llm
+from disp_llm.config.engines import DEMANDS
+from disp_llm.config.errors import InputError
+from disp_llm.runs.progress import silent
+
+
+@pytest.mark.parametrize("engine", DEMANDS)
+@pytest.mark.parametrize("model_type", KINDS)
+def test_it_is_made_and_read_or_refused_in_one_line(model_type, engine, tmp_path):
+    text = "A model may be pruned for a program that is to run it. " * 40
+    try:
+        result = disp_llm.prune(
+            tiny_model(model_type), byte_tokenizer(), text=text, keep=0.8, method="fisher",
+            for_=engine, calibration_sequences=1, calibration_length=16, context=16, windows=1,
+            rounds=0, align=1 if engine != "nemotron-nas" else 0, progress=silent,
+            output_dir=tmp_path / "run",
+        )  # fmt: skip
+    except InputError as error:
+        assert "\n" not in str(error)
+        assert engine not in ("transformers", "vllm"), "which run every folder"
+        assert not (tmp_path / "run" / "keep-0.8").exists(), error
+        return
+    (size,) = result.figures["models"]
+    folder, form = size.get("converted", size["folder"]), DEMANDS[engine].format
+    if form == "gguf":
+        gguf.GGUFReader(f"{folder}/model.gguf")
+    elif form == "nemotron-nas":
+        assert AutoConfig.from_pretrained(folder, trust_remote_code=True).block_configs
+    else:
+        AutoModelForCausalLM.from_pretrained(folder)
+        stated = json.loads((result.folder / "keep-0.8" / "config.json").read_text())
+        cut = {
+            site
+            for site, widths in stated["disp_llm"]["widths"].items()
+            if min(widths) < size["widths_full"].get(site, 1)
+        }
+        assert cut <= {*DEMANDS[engine].sites}
