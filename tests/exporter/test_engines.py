@@ -17,7 +17,7 @@ from disp_llm.runs.progress import silent
 @pytest.mark.parametrize("engine", DEMANDS)
 @pytest.mark.parametrize("model_type", KINDS)
 def test_it_is_made_and_read_or_refused_in_one_line(model_type, engine, tmp_path):
-    text = "A model may be pruned for a program that is to run it. " * 40
+    text, refused = "A model may be pruned for a program that is to run it. " * 40, None
     try:
         result = disp_llm.prune(
             tiny_model(model_type), byte_tokenizer(), text=text, keep=0.8, method="fisher",
@@ -26,9 +26,11 @@ def test_it_is_made_and_read_or_refused_in_one_line(model_type, engine, tmp_path
             output_dir=tmp_path / "run",
         )  # fmt: skip
     except InputError as error:
-        assert "\n" not in str(error)
+        refused = error
+    if refused is not None:
+        assert "\n" not in str(refused)
         assert engine not in ("transformers", "vllm"), "which run every folder"
-        assert not (tmp_path / "run" / "keep-0.8").exists(), error
+        assert not (tmp_path / "run" / "keep-0.8").exists(), "it has learned in vain"
         return
     (size,) = result.figures["models"]
     folder, form = size.get("converted", size["folder"]), DEMANDS[engine].format
