@@ -22,11 +22,20 @@ def export_folder(target, tokenizer, masks, folder: Path, largest: str = "5GB") 
         write_sums(temporary)
 
 
+LLAMA_3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
 def blocks_that_differ(folder: Path) -> Path:
-    """A Llama whose MLPs are 256 and 512 wide; its second block has no attention, its third no MLP.
-    Nothing else is pruned."""
-    changes = {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-    dense = tiny_model("llama", hidden_size=128, intermediate_size=1024, **changes)
+    """A Llama 3 whose MLPs are 256 and 512 wide; its second block has no attention, its third no
+    MLP. Nothing else is pruned."""
+    changes = {
+        "hidden_size": 128, "intermediate_size": 1024, "head_dim": 32, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "rope_parameters": LLAMA_3_ROPE,
+    }  # fmt: skip
+    dense = tiny_model("llama", **changes)
     target = PrunableModel(dense, family_of(dense.config), sites_with(branches=True))
     layout = target.layout
     kept = torch.ones(layout.entries, dtype=torch.bool)
