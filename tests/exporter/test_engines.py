@@ -34,6 +34,9 @@ def test_it_is_made_and_read_or_refused_in_one_line(model_type, engine, tmp_path
         return
     (size,) = result.figures["models"]
     folder, form = size.get("converted", size["folder"]), DEMANDS[engine].format
+    assert form == "folder" or form in size["formats"]
+    card = (result.folder / "keep-0.8" / "README.md").read_text()
+    assert all(f"- `{name}`: " in card for name in size.get("formats", []))
     if form == "gguf":
         gguf.GGUFReader(f"{folder}/model.gguf")
     elif form == "nemotron-nas":

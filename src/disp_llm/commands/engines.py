@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from disp_llm.commands.convert import convert
-from disp_llm.config.engines import Demands
+from disp_llm.config.engines import DEMANDS, Demands
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import Format
 from disp_llm.exporter.cutting import empty_compact_model
 from disp_llm.exporter.folders import write_readers
 from disp_llm.exporter.formats import writer_of
@@ -42,6 +43,18 @@ def require_readable(folder: Path, demands: Demands) -> None:
     except InputError as error:
         hint = "name another program, such as vllm"
         raise InputError(error.what, field="for_", hint=hint) from error
+
+
+def formats_of(folder: Path) -> list[Format]:
+    """The formats of single programs that can hold an exported folder."""
+    found = []
+    for form in dict.fromkeys(demands.format for demands in DEMANDS.values()):
+        try:
+            writer_of(form).check(folder)
+        except InputError:
+            continue
+        found.append(form)
+    return [form for form in found if form != "folder"]
 
 
 def converted(job: Job, folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.engines import converted
+from disp_llm.commands.engines import converted, formats_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
@@ -98,6 +98,7 @@ class SizeWriter:
             if masks.compensation.mean_inputs is None:  # else layers may have gained a bias
                 assert predicted == compact.parameters, (predicted, compact.parameters)
             figures |= {"bytes": weight_bytes(written), "latency": timing}
+            figures["formats"] = formats_of(written)
             result = self._result(compact, masks, size, **figures)
             write_card(written, result, job.run.result())
             write_sums(written)

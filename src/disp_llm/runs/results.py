@@ -6,7 +6,7 @@
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
-from disp_llm.config.names import Bits, BudgetKind
+from disp_llm.config.names import Bits, BudgetKind, Format
 from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
 from disp_llm.runs.scores import Perplexity, Scores
 
@@ -117,6 +117,8 @@ class SizeResult:
     folder: str = ""
     converted: str = ""
     """The same in the format that `for` names; "" = in none."""
+    formats: list[Format] = field(default_factory=list)
+    """Of single programs, that can hold it."""
     asked: str | None = None
     """`6GB` or `80ms`, of which `share_asked` is what it means for this original; None where a
     share was asked for."""
