@@ -4,13 +4,19 @@ import json
 
 import gguf
 import pytest
-from configurations import KINDS
-from conftest import byte_tokenizer, tiny_model
+import torch
+from configurations import ARCHITECTURES, KINDS, cases
+from conftest import byte_tokenizer, tiny_model, tiny_prunable
+from in_memory import export_folder
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import disp_llm
+from disp_llm.commands.engines import formats_of
 from disp_llm.config.engines import DEMANDS
 from disp_llm.config.errors import InputError
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.progress import silent
 
 
@@ -50,3 +56,17 @@ def test_it_is_made_and_read_or_refused_in_one_line(model_type, engine, tmp_path
             if min(widths) < size["widths_full"].get(site, 1)
         }
         assert cut <= {*DEMANDS[engine].sites}
+
+
+@pytest.mark.parametrize("model_type", cases(ARCHITECTURES))
+def test_what_can_hold_a_folder_is_known_of_every_architecture(model_type, tmp_path):
+    """MLP channels alone are cut, so that only the architecture may stand in the way."""
+    target = tiny_prunable(model_type)
+    inside = PrunableModel(target.model, target.family, ("mlp_mid",))
+    budget = Budget(inside.layout, sites=inside.sites, uniform=True)
+    scores = torch.rand(inside.layout.entries, generator=torch.Generator().manual_seed(0))
+    masks = Masks(inside.layout, project(scores, budget, 0.9, 8).kept, Selection(scores))
+    export_folder(inside, byte_tokenizer(), masks, tmp_path / "model")
+    found = formats_of(tmp_path / "model")
+    assert set(found) <= {"gguf", "nemotron-nas", "plain"}
+    assert "gguf" not in found or model_type == "llama"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from disp_llm.compact import CODE
 from disp_llm.compact.configuration_disp_llm import PREFIX
@@ -173,8 +173,8 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
 
 def _original_widths(config: dict[str, Any]) -> list[int]:
     """The width inside the MLP of every block of the original."""
-    values = _without((*OURS, *OF_HEADS, "model_type"), config)
-    native = AutoConfig.for_model(config["model_type"].removeprefix(PRUNED_PREFIX), **values)
+    values = _without((*OURS, *OF_HEADS), config)
+    native = _read(values | {"model_type": config["model_type"].removeprefix(PRUNED_PREFIX)})
     target = PrunableModel(empty_model(native), family_of(native))
     mlps = ((block, target.branches_of(block)[1]) for block in target.blocks)
     return [widths_of(linear_at(block, mlp.writes))[0] for block, mlp in mlps]
@@ -192,12 +192,17 @@ def _one(name: str, numbers: Iterable[int]) -> int:
     return several[0]
 
 
+def _read(values: dict[str, Any]) -> PreTrainedConfig:
+    """A configuration as transformers reads it from a file."""
+    with tempfile.TemporaryDirectory() as temporary:
+        write_json(Path(temporary) / "config.json", values)
+        return load_config(temporary)
+
+
 def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
     """The original's model of a plain configuration, without weights. Another width may follow
     there from one that is cut: a shared expert's from the others', a head's from their number."""
-    with tempfile.TemporaryDirectory() as temporary:
-        write_json(Path(temporary) / "config.json", plain)
-        native = empty_model(load_config(temporary))
+    native = empty_model(_read(plain))
     stated = empty_model(load_config(str(folder))).state_dict()
     shapes = {name: tensor.shape for name, tensor in native.state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in stated.items()}:
