@@ -124,7 +124,7 @@ def test_interrupted_while_it_writes_and_resumed(own_run, llama_folder, tmp_path
     call = SETTINGS | {"keep": [0.5], "output_dir": tmp_path / "run"}
     with pytest.raises(KeyboardInterrupt):
         disp_llm.prune(str(llama_folder), progress=progress, **call)
-    assert Run(tmp_path / "run").result()["status"] == "running"
+    assert Run(tmp_path / "run").result()["status"] == "stopped"
     done = run_command("prune", llama_folder, "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
     assert torch.equal(written_in(tmp_path / "run"), written_in(own_run[0]))
