@@ -60,6 +60,20 @@ def structures() -> list[str]:
     return [chart, "", *contest_tables(results), note]
 
 
+def rivals() -> list[str]:
+    """The block of docs/results.md."""
+    results = read_committed(HERE / "results" / "rivals.json")
+    (tokens,) = {round(result["tokens_seen"], -3) for result in results}
+    note = (
+        f"From some {tokens / 1e3:.0f} k tokens of the [mix](../experiments/results/general.md) for "
+        "everybody, with what [five trials each](../experiments/results/rival-trials.md) chose for "
+        "the others. DDP and GRASPrune learn each size by itself, ours and GISP all from one run. "
+        "Means over as many seeds as the last column says; pairs are of the same seed, with the "
+        "standard error over seeds and Student's t. [Every run](../experiments/results/rivals.md)."
+    )
+    return [*rival_tables(results), note]
+
+
 ADAPTED, SCALED = "ours, with adapters", "ours, masks and scales"
 """The contest's default, and what the rivals are paired with: they learn masks and scales too."""
 

@@ -17,7 +17,7 @@ from architectures_page import architectures_page
 from committed import as_compared, read_committed
 from comparison_rows import HERE, figure, ratio
 from comparison_tables import baselines_page, general_table, headline, results_tables
-from contest_table import contest_tables, draw_structures, rival_tables, structures
+from contest_table import contest_tables, draw_structures, rival_tables, rivals, structures
 from costs_table import costs
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
@@ -203,6 +203,7 @@ def blocks() -> dict[Path, dict[str, list[str]]]:
         ROOT / "README.md": {"headline": headline(), "results": general_table()},
         docs / "results.md": {
             "structures": structures(),
+            "rivals": rivals(),
             "results": results_tables(),
             "specialists": specialists_table(),
         },
