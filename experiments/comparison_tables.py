@@ -56,8 +56,8 @@ def headline() -> list[str]:
 
     assert ours.ours
     return [
-        f"**SmolLM2-135M at keep {', '.join(sizes)}: {said([ours])} its perplexity on new text; "
-        f"the best of others {said(others)}.**"
+        f"**Keep {', '.join(sizes)} of SmolLM2-135M: perplexity {said([ours])}, best other "
+        f"{said(others)}.**"
     ]
 
 

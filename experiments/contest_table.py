@@ -65,7 +65,7 @@ def rivals() -> list[str]:
     results = read_committed(HERE / "results" / "rivals.json")
     (tokens,) = {round(result["tokens_seen"], -3) for result in results}
     note = (
-        f"From some {tokens / 1e3:.0f} k tokens of the [mix](../experiments/results/general.md) for "
+        f"From {tokens / 1e3:.0f} k tokens of the [mix](../experiments/results/general.md) for "
         "everybody, with what [five trials each](../experiments/results/rival-trials.md) chose for "
         "the others. DDP and GRASPrune learn each size by itself, ours and GISP all from one run. "
         "Means over as many seeds as the last column says; pairs are of the same seed, with the "

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from disp_llm.commands.convert import convert
 from disp_llm.config.engines import DEMANDS, Demands
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Format
@@ -65,6 +64,8 @@ def converted(job: Job, folder: Path) -> Path | None:
         return None
     place = folder.with_name(f"{folder.name}-{form}")
     if not job.run.has(place):
+        from disp_llm.commands.convert import convert
+
         with atomic(place) as new:
             convert(folder, to=form, output_dir=new, progress=job.progress)
     return place
