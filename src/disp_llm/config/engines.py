@@ -28,6 +28,11 @@ class Demands:
     align: int = 1
     """What widths are multiples of."""
 
+    @property
+    def sites_said(self) -> str:
+        """The sites as a sentence has them."""
+        return ", ".join(self.sites)
+
 
 DEMANDS: dict[Engine, Demands] = {
     "transformers": Demands((*SITES, HEADS, EXPERTS, *BRANCHES)),

@@ -101,7 +101,7 @@ class PruneConfig:
         Use(
             "sites",
             when=lambda config: {*config.sites} <= {*config.demands.sites},
-            what="names more than `for_` {0.for_} can run, which is {0.demands.sites}",
+            what="names more than `for_` {0.for_} can run, which is {0.demands.sites_said}",
             instead="name some of these",
         ),
         Use(
