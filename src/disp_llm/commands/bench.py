@@ -18,7 +18,7 @@ from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
-from disp_llm.exporter.exported import original_of
+from disp_llm.exporter.exported import require_original
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
@@ -39,7 +39,8 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
     """Measures a folder against its original, or against the model that is named."""
     call = called(BenchConfig, model, options)
     config = call.config
-    asked = {"against": _against(config), "model": config.model}
+    against = config.against or require_original(config.model)
+    asked = {"against": against, "model": config.model}
     names, alone = list(asked.values()), []
     for field, name in asked.items():  # before either is loaded, which takes long
         with model_is(field):
@@ -71,16 +72,6 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
         "hardware": hardware(),
         "versions": versions(),
     }
-
-
-def _against(config: BenchConfig) -> str:
-    """What the folder is compared with."""
-    folder = Path(config.model)
-    found = config.against or (original_of(folder) if folder.is_dir() else "")
-    if not found:
-        what = f"nothing says what {config.model} was made from"
-        raise InputError(what, field="against", hint="name the original")
-    return found
 
 
 def _target(name: str, config: BenchConfig) -> PrunableModel:

@@ -24,7 +24,7 @@ def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
     """Refuses a model that the program cannot run even when it is pruned as that asks for: its
     format is asked about a folder of the widths that random masks have, which cut every site."""
     demands = problem.job.config.demands
-    if demands.format == "folder":
+    if not demands.has_own_format:
         return
     noise = torch.Generator().manual_seed(0)
     scores = torch.rand(problem.budget.layout.entries, generator=noise)
@@ -46,24 +46,27 @@ def require_readable(folder: Path, demands: Demands) -> None:
 
 def formats_of(folder: Path) -> list[Format]:
     """The formats of single programs that can hold an exported folder."""
-    found = []
-    for form in dict.fromkeys(demands.format for demands in DEMANDS.values()):
+    found: list[Format] = []
+    for form in {demands.format: None for demands in DEMANDS.values() if demands.has_own_format}:
         try:
             writer_of(form).check(folder)
         except InputError:
             continue
         found.append(form)
-    return [form for form in found if form != "folder"]
+    return found
+
+
+def place_of(job: Job, folder: Path) -> Path | None:
+    """Where the same model lies in the format of the program; None where that is the folder."""
+    demands = job.config.demands
+    return folder.with_name(f"{folder.name}-{demands.format}") if demands.has_own_format else None
 
 
 def converted(job: Job, folder: Path) -> Path | None:
     """Writes an exported folder in the format of the program, unless it is there, and returns
     where; None where that is the folder itself."""
-    form = job.config.demands.format
-    if form == "folder":
-        return None
-    place = folder.with_name(f"{folder.name}-{form}")
-    if not job.run.has(place):
+    form, place = job.config.demands.format, place_of(job, folder)
+    if place is not None and not job.run.has(place):
         from disp_llm.commands.convert import convert
 
         with atomic(place) as new:

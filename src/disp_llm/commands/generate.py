@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import torch
 from transformers import TextStreamer
 
 from disp_llm.commands.api import called, takes
-from disp_llm.config.commands import ChatConfig, GenerateConfig
+from disp_llm.config.commands import AnswerConfig, ChatConfig, GenerateConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.evaluation.sample import likeliest
-from disp_llm.exporter.exported import original_of
+from disp_llm.exporter.exported import require_original
 from disp_llm.models.loading import Loaded, load
 from disp_llm.models.windows import fitting
 
@@ -40,8 +41,8 @@ def answer(config: GenerateConfig, show: Callable[[str, str], None]) -> dict[str
     """The same, shown piece by piece: the model's name and the text."""
     answers = []
     for name, loaded in _loaded(config).items():
-        asked = _as_asked(loaded, [{"role": "user", "content": config.prompt}], config.template)
-        found = _answered(loaded, asked, config.tokens, lambda text, of=name: show(of, text))
+        said = [{"role": "user", "content": config.prompt}]
+        found = _answered(loaded, said, config.answers, partial(show, name))
         answers.append({"model": name} | found)
     return {"answers": answers}
 
@@ -61,20 +62,15 @@ def chat(config: ChatConfig, lines: Iterable[str], show: Callable[[str, str], No
             continue
         for name, loaded in models.items():
             said[name].append({"role": "user", "content": line.strip()})
-            asked = _as_asked(loaded, said[name], config.template)
-            found = _answered(loaded, asked, config.tokens, lambda text, of=name: show(of, text))
+            found = _answered(loaded, said[name], config.answers, partial(show, name))
             said[name].append({"role": "assistant", "content": found["text"]})
 
 
 def _loaded(config: GenerateConfig | ChatConfig) -> dict[str, Loaded]:
     """The models by the names that they were asked for by."""
-    against = config.against
+    against = config.answers.against
     if against == ORIGINAL:
-        folder = Path(config.model)
-        against = original_of(folder) if folder.is_dir() else ""
-        if not against:
-            what = f"nothing says what {config.model} was made from"
-            raise InputError(what, field="against", hint="name the original")
+        against = require_original(config.model)
     models = {config.model: load(config.model, config.machine)}
     if against:
         with model_is("against"):
@@ -110,10 +106,11 @@ class _Timed(TextStreamer):
         self.show(text + "\n" * stream_end)
 
 
-def _answered(loaded: Loaded, asked: list[int], new_tokens: int, show: Show) -> dict[str, Any]:
-    """An answer of at most so many tokens, as many as the model has positions for."""
+def _answered(loaded: Loaded, said: Messages, how: AnswerConfig, show: Show) -> dict[str, Any]:
+    """An answer to what was said, of as many tokens as the model has positions for at most."""
     model: Any = loaded.model
-    room = fitting(model, len(asked) + new_tokens) - len(asked)
+    asked = _as_asked(loaded, said, how.template)
+    room = fitting(model, len(asked) + how.tokens) - len(asked)
     if room < 1:
         what = f"has {len(asked)} tokens, and the model reads no more"
         raise InputError(what, field="prompt", hint="say less")
@@ -122,7 +119,7 @@ def _answered(loaded: Loaded, asked: list[int], new_tokens: int, show: Show) -> 
         made = write(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=min(new_tokens, room),
+            max_new_tokens=min(how.tokens, room),
             pad_token_id=0,
             streamer=streamer,
         )[0, len(asked) :]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.engines import converted, formats_of
+from disp_llm.commands.engines import converted, formats_of, place_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
@@ -67,7 +67,7 @@ class SizeWriter:
                 raise InputError(
                     f"{folder} exists and holds something else", field="keep", hint="move it away"
                 )
-            run.forget(folder, folder.with_name(f"{folder.name}-{job.config.demands.format}"))
+            run.forget(*filter(None, (folder, place_of(job, folder))))
             timing = None
             if settings.kind == "latency":
                 from disp_llm.commands.budgets import masks_in_time

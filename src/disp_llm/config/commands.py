@@ -198,6 +198,19 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class AnswerConfig:
+    """How models answer."""
+
+    against: str = ""
+    """Model that answers too; `original` is what an exported folder was made from."""
+    tokens: Length = 128
+    """Most tokens of an answer."""
+    template: Template = "auto"
+    """How what is said is written: by the tokenizer's chat template, or as it is. auto takes the
+    template where there is one."""
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """Answer a prompt, the likeliest token at a time."""
 
@@ -205,13 +218,7 @@ class GenerateConfig:
     """Exported folder, or any model."""
     prompt: Annotated[Word, POSITIONAL]
     """What it answers."""
-    against: str = ""
-    """Model that answers too; `original` is what an exported folder was made from."""
-    tokens: Length = 128
-    """Most tokens of an answer."""
-    template: Template = "auto"
-    """How the prompt is written: by the tokenizer's chat template, or as it is. auto takes the
-    template where there is one."""
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 
@@ -221,13 +228,7 @@ class ChatConfig:
 
     model: Annotated[Word, POSITIONAL]
     """Exported folder, or any model."""
-    against: str = ""
-    """Model that answers too; `original` is what an exported folder was made from."""
-    tokens: Length = 256
-    """Most tokens of an answer."""
-    template: Template = "auto"
-    """How lines are written: by the tokenizer's chat template, or as they are. auto takes the
-    template where there is one."""
+    answers: AnswerConfig = AnswerConfig(tokens=256)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 

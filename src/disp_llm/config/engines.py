@@ -29,6 +29,11 @@ class Demands:
     """What widths are multiples of."""
 
     @property
+    def has_own_format(self) -> bool:
+        """Whether it reads another format than the folder that every run writes."""
+        return self.format != "folder"
+
+    @property
     def sites_said(self) -> str:
         """The sites as a sentence has them."""
         return ", ".join(self.sites)

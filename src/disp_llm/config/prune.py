@@ -106,7 +106,7 @@ class PruneConfig:
         ),
         Use(
             "for_",
-            when=lambda config: config.demands.format == "folder" or not config.budget.decides,
+            when=lambda config: not (config.demands.has_own_format and config.budget.decides),
             what="has a format of its own, and the answer to `fit` would be stored in another",
             instead="name a `budget`, which decides no bits",
         ),

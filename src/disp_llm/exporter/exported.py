@@ -126,6 +126,20 @@ def original_of(folder: Path) -> str:
     return name if of_hub or name == embedded.MODEL else ""
 
 
+def require_original(model: str) -> str:
+    """The original of an exported folder, which is compared with it.
+
+    Raises:
+        InputError: it is no such folder, or nobody knows.
+    """
+    folder = Path(model)
+    found = original_of(folder) if folder.is_dir() else ""
+    if not found:
+        what = f"nothing says what {model} was made from"
+        raise InputError(what, field="against", hint="name the original")
+    return found
+
+
 def named_by_run(folder: Path) -> str:
     """What the run of `prune` was given as its model that an exported folder comes from; empty
     where there is no such run.
