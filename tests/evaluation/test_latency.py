@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import EXPERTS
-from disp_llm.evaluation import latency
+from disp_llm.evaluation import latency, timing
 from disp_llm.evaluation.latency import (
     SHAPES,
     cache_folder,
@@ -141,11 +141,11 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     measured = []
 
-    def fake(dense, compact, workload, rounds):
+    def fake(dense, compact, workload, rounds, *_):
         measured.append(by_parameters(dense, compact))
         return taking(measured[-1])
 
-    monkeypatch.setattr(latency, "paired", fake)
+    monkeypatch.setattr(timing, "paired", fake)
     workload = Workload("decode", 16, 1)
     first = latency.latency_costs(llama, [workload], align=1)
     again = latency.latency_costs(llama, [workload], align=1)
@@ -158,7 +158,7 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
 def test_costs_are_seconds_of_the_original(llama, monkeypatch, tmp_path):
     """Its time is the median over everything that it was timed beside."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(latency, "paired", in_milliseconds())
+    monkeypatch.setattr(timing, "paired", in_milliseconds())
     lengths = torch.tensor(llama.layout.lengths)
     first, again = (latency.latency_costs(llama, [WORK], align=1) for _ in range(2))
     for costs in (first, again):
@@ -174,7 +174,7 @@ def in_milliseconds():
     """A machine on which the original takes 200 ms, but for one time that something else ran."""
     first = iter([900.0])
 
-    def timed(dense, compact, workload, rounds) -> Pair:
+    def timed(dense, compact, workload, rounds, *_) -> Pair:
         of_dense = next(first, 200.0)
         return Pair([1e-3 * of_dense], [1e-3 * of_dense * by_parameters(dense, compact)])
 
@@ -186,10 +186,10 @@ def test_two_workloads_cost_the_mean_of_both(llama, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shares = {"prefill": 0.3, "decode": 0.1}
 
-    def fake(dense, compact, workload, rounds):
+    def fake(dense, compact, workload, rounds, *_):
         return taking(shares[workload.phase] + 0.5 * by_parameters(dense, compact))
 
-    monkeypatch.setattr(latency, "paired", fake)
+    monkeypatch.setattr(timing, "paired", fake)
     parts = (Workload("prefill", 16, 1), Workload("decode", 16, 1))
     mixed = latency.latency_costs(llama, parts, align=1)
     alone = [latency.latency_costs(llama, [part], align=1) for part in parts]
@@ -205,7 +205,7 @@ def cache(monkeypatch, tmp_path):
     """The user's cache, and machines that are measured at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency, "compact_model", lambda target, masks: masks)
-    monkeypatch.setattr(latency, "paired", by_entries)
+    monkeypatch.setattr(timing.Stopwatch, "paired", lambda self, *asked: by_entries(*asked))
     return cache_folder()
 
 
@@ -267,7 +267,7 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     llama_folder, text_file, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(latency, "paired", lambda *asked: taking(by_parameters(*asked[:2])))
+    monkeypatch.setattr(timing, "paired", lambda *asked: taking(by_parameters(*asked[:2])))
     done = run_command(
         "prune", llama_folder, "--budget", "latency", "--fit", 0.6, 0.8,
         "--workload", "prefill", "decode", "--workload-length", 100,

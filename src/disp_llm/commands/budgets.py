@@ -3,14 +3,16 @@ whose time is measured."""
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from disp_llm.commands.engines import stopwatch_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
-from disp_llm.evaluation.timing import Workload
+from disp_llm.evaluation.timing import Stopwatch, Workload
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, TooSmall, project
 from disp_llm.masks.costs import (
@@ -31,12 +33,17 @@ from disp_llm.training.problem import PruningProblem
 logger = logging.getLogger(__name__)
 
 
-def with_costs(budget: Budget, job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget:
+def with_costs(
+    budget: Budget, job: Job[PruneConfig], dense: PrunableModel, align: int, tokenizer: Any
+) -> Budget:
     """The budget that counts what the settings name; times compact models first where that is
     latency. Sizes that it cannot have are refused."""
     settings, sizes = job.config.budget, job.config.sizes
     timed = settings.kind == "latency"
-    costs = _timed(job, dense, align, budget.chunk) if timed else _counted(settings, dense)
+    if timed:
+        costs = _timed(job, dense, align, budget.chunk, stopwatch_of(job.config, dense, tokenizer))
+    else:
+        costs = _counted(settings, dense)
     budget = replace(budget, costs=costs)
     for size in sizes:
         if size.unit:
@@ -63,7 +70,9 @@ def _counted(settings: BudgetConfig, dense: PrunableModel) -> CostModel:
     return active_costs(layout)
 
 
-def _timed(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) -> CostModel:
+def _timed(
+    job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int, stopwatch: Stopwatch
+) -> CostModel:
     settings = job.config.budget
     if dense.layout.has_experts:
         raise InputError(
@@ -77,7 +86,7 @@ def _timed(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) 
     from disp_llm.evaluation.latency import latency_costs
 
     progress = job.count("timing compact models")
-    return latency_costs(dense, _workloads(settings), align, chunk, progress)
+    return latency_costs(dense, _workloads(settings), align, chunk, progress, stopwatch)
 
 
 def _workloads(settings: BudgetConfig) -> list[Workload]:
@@ -107,7 +116,7 @@ def _require_between(size: Target, budget: Budget, align: int) -> None:
 
 
 def masks_in_time(
-    problem: PruningProblem, selection: Selection, size: Target
+    problem: PruningProblem, selection: Selection, size: Target, stopwatch: Stopwatch
 ) -> tuple[Masks, Timing]:
     """Masks whose compact model, measured, takes the asked share of the dense one's time."""
     from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
@@ -119,7 +128,7 @@ def masks_in_time(
     def measure(share: float) -> float:
         job.progress(stage, 0, 1, {})
         compact = compact_model(problem.dense, problem.masks(selection, share))
-        found, seconds[share] = measured_time(problem.dense.model, compact, workloads)
+        found, seconds[share] = measured_time(problem.dense.model, compact, workloads, stopwatch)
         return found
 
     share, attempts = corrected(target, measure)
@@ -132,6 +141,7 @@ def masks_in_time(
         )  # fmt: skip
     timing: Timing = {
         "work": " and ".join(workload.name for workload in workloads),
+        "program": stopwatch.program,
         "measured_share": measured,
         "measured_ms": 1e3 * seconds[share],
         "attempts": attempts,

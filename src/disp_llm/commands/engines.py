@@ -2,17 +2,22 @@
 its format, beside the folders that can be trained and exported further.
 """
 
+import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from disp_llm.config.engines import DEMANDS, Demands
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Format
+from disp_llm.config.prune import PruneConfig
+from disp_llm.evaluation.timing import IN_TRANSFORMERS, Stopwatch
 from disp_llm.exporter.cutting import empty_compact_model
 from disp_llm.exporter.folders import write_readers
 from disp_llm.exporter.formats import writer_of
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.models.loading import Loaded
 from disp_llm.runs.files import atomic
@@ -33,6 +38,17 @@ def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
         empty_compact_model(problem.dense, masks).save_pretrained(temporary, state_dict={})
         write_readers(loaded.tokenizer, problem.dense.processor, Path(temporary))
         require_readable(Path(temporary), demands)
+
+
+def stopwatch_of(config: PruneConfig, original: PrunableModel, tokenizer: Any) -> Stopwatch:
+    """What times models in the program of `for_`, where we can; in transformers else. A budget of
+    time in a program asks for it."""
+    if config.for_ == "llama.cpp":
+        from disp_llm.evaluation.llama_bench import PROGRAM, LlamaBench
+
+        if shutil.which(PROGRAM) or config.budget.kind == "latency":
+            return LlamaBench(original, tokenizer)
+    return IN_TRANSFORMERS
 
 
 def require_readable(folder: Path, demands: Demands) -> None:

@@ -72,7 +72,7 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     if config.budget.kind != "params":
         from disp_llm.commands.budgets import with_costs
 
-        budget = with_costs(budget, job, dense, align)
+        budget = with_costs(budget, job, dense, align, loaded.tokenizer)
     shares = tuple(map(budget.share_of, config.sizes))
     return PruningProblem(dense, Corpus(()), budget, shares, align, job)
 

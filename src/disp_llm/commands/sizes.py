@@ -7,16 +7,17 @@ its parameters against what the budget says.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.engines import converted, formats_of, place_of
+from disp_llm.commands.engines import converted, formats_of, place_of, stopwatch_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.measuring import Measuring
-from disp_llm.evaluation.timing import speed_against
+from disp_llm.evaluation.timing import Stopwatch, speed_against
 from disp_llm.exporter.card import write_card
 from disp_llm.exporter.cutting import fold_into_weights
 from disp_llm.exporter.facts import size_of
@@ -72,7 +73,7 @@ class SizeWriter:
             if settings.kind == "latency":
                 from disp_llm.commands.budgets import masks_in_time
 
-                masks, timing = masks_in_time(self.problem, selection, size)
+                masks, timing = masks_in_time(self.problem, selection, size, self._stopwatch)
             else:
                 masks = self.problem.masks(selection, self.problem.budget.share_of(size))
             written = self._write_one(masks, size, timing)
@@ -141,13 +142,22 @@ class SizeWriter:
             "perplexity_masked": of_masked.perplexity,
             "logit_errors": errors,
             "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
-            "speed": speed_against(original.model, model, rounds, job.progress, f"{name}: "),
+            "speed": speed_against(
+                original.model, model, rounds, job.progress, f"{name}: ", self._stopwatch
+            ),
+            "timed_in": self._stopwatch.program,
             "scores": measuring.scores(compact, name, reference.scores),
             "sample": measuring.sample(model),
         }
         if sharding is not None:
             sharding.drop(model)
         return figures
+
+    @cached_property
+    def _stopwatch(self) -> Stopwatch:
+        """What times the models."""
+        job, original = self.problem.job, self.problem.dense
+        return stopwatch_of(job.config, original, self.loaded.tokenizer)
 
     @property
     def _machine(self) -> MachineConfig:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,10 +24,10 @@ from msgspec import Meta
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES, HEADS, SITES
+from disp_llm.config.names import BRANCHES, Site
 from disp_llm.config.schema import Positive, as_type
 from disp_llm.evaluation.latency_fit import fit
-from disp_llm.evaluation.timing import Workload, paired
+from disp_llm.evaluation.timing import IN_TRANSFORMERS, Stopwatch, Workload
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.costs import CostModel, weighted
@@ -85,7 +85,7 @@ class LatencyTable:
 
     dense_s: Positive
     """The dense model's time, the median over all rounds of all shapes."""
-    shares: Annotated[list[Positive], Meta(min_length=len(SHAPES), max_length=len(SHAPES))]
+    shares: Annotated[list[Positive], Meta(min_length=1)]
     """The time of each as a share of the dense model's."""
 
 
@@ -95,6 +95,7 @@ def latency_costs(
     align: int,
     chunk: int = 1,
     on_shape: Ticks = unwatched,
+    stopwatch: Stopwatch = IN_TRANSFORMERS,
 ) -> CostModel:
     """Costs in seconds of a workload, from the cache or measured now; of several, the mean of their
     shares of the dense model's time.
@@ -103,20 +104,22 @@ def latency_costs(
         align: widths are multiples of it.
         chunk: neighbours in the residual stream that stay together.
     """
-    total, found = len(workloads) * len(SHAPES), []
+    shapes = shapes_with(stopwatch.sites)
+    total, found = len(workloads) * len(shapes), []
     # Branches are timed by themselves also where none is to be pruned.
     timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
     layout = timed.layout
-    masks = [masks_of_shape(layout, shape, align, chunk) for shape in SHAPES]
+    masks = [masks_of_shape(layout, shape, align, chunk) for shape in shapes]
     whole = torch.tensor(layout.lengths)  # whose share is known without a watch
     counts = torch.stack([whole, *(one.counts for one in masks)])
     for number, workload in enumerate(workloads):
-        name = table_name(target.model, asdict(workload), align, chunk, layout.sites, SHAPES)
-        table = cached(name)
+        depends_on = (asdict(workload), align, chunk, layout.sites, shapes)
+        name = table_name(target.model, *depends_on, stopwatch.program, stopwatch.version)
+        table = cached(name, len(shapes))
         if table is None:
-            done = number * len(SHAPES)
+            done = number * len(shapes)
             table = _measured(
-                timed, masks, workload, lambda n, done=done: on_shape(done + n, total)
+                timed, masks, workload, stopwatch, lambda n, done=done: on_shape(done + n, total)
             )
             keep(name, {"workload": workload.name, "hardware": hardware()} | asdict(table))
         shares = torch.tensor([1.0, *table.shares], dtype=torch.float64)
@@ -131,11 +134,12 @@ def _measured(
     target: PrunableModel,
     masks: Sequence[Masks],
     workload: Workload,
+    stopwatch: Stopwatch,
     on_shape: Callable[[int], None],
 ) -> LatencyTable:
     of_dense, shares = [], []
     for done, shape in enumerate(masks, start=1):
-        pair = paired(target.model, compact_model(target, shape), workload, ROUNDS)
+        pair = stopwatch.paired(target.model, compact_model(target, shape), workload, ROUNDS)
         of_dense += pair.first
         shares.append(pair.least_share)
         on_shape(done)
@@ -156,13 +160,18 @@ def table_name(model: PreTrainedModel, *more: object) -> str:
     return f"{hashlib.sha256(described.encode()).hexdigest()[:24]}.json"
 
 
-def cached(name: str) -> LatencyTable | None:
-    """The table of that name; None where there is none that can be used."""
+def cached(name: str, shapes: int) -> LatencyTable | None:
+    """The table of that name and of so many shapes; None where there is none that can be used."""
     path = cache_folder() / name
     try:
         if not path.is_file():
             return None
-        return as_type(read_json(path, IGNORED), LatencyTable, field=str(path), hint=IGNORED)
+        table = as_type(read_json(path, IGNORED), LatencyTable, field=str(path), hint=IGNORED)
+        if len(table.shares) != shapes:
+            raise InputError(
+                f"has {len(table.shares)} times, not {shapes}", field=str(path), hint=IGNORED
+            )
+        return table
     except (InputError, OSError) as error:
         logger.warning("%s", error)
         return None
@@ -180,6 +189,18 @@ def keep(name: str, table: dict[str, Any]) -> None:
         logger.warning("%s: %s; what was measured is not kept", folder, error)
 
 
+def shapes_with(runnable: Collection[Site]) -> list[tuple[float, ...]]:
+    """The shapes that differ in what can be run with less of; everything else is whole."""
+    shapes = (
+        tuple(
+            share if site in runnable else 1.0
+            for site, share in zip(Stopwatch.sites, shape, strict=True)
+        )
+        for shape in SHAPES
+    )
+    return list(dict.fromkeys(shapes))
+
+
 def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: int = 1) -> Masks:
     """Random masks that keep these shares of the entries of each site; of the attention of a model
     that has none, the first of each kind stays.
@@ -188,7 +209,7 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: 
         align: widths are multiples of it.
         chunk: neighbours in the residual stream that stay together.
     """
-    shares: dict[str, float] = dict(zip((*SITES, HEADS, *BRANCHES), shape, strict=True))
+    shares: dict[str, float] = dict(zip(Stopwatch.sites, shape, strict=True))
     noise = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
     noise = layout.by_chunks(noise, chunk)
     kept = Budget(layout, sites=layout.sites).never_pruned.clone()
@@ -207,11 +228,14 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: 
 
 
 def measured_time(
-    dense: PreTrainedModel, compact: PreTrainedModel, workloads: Sequence[Workload]
+    dense: PreTrainedModel,
+    compact: PreTrainedModel,
+    workloads: Sequence[Workload],
+    stopwatch: Stopwatch = IN_TRANSFORMERS,
 ) -> tuple[float, float]:
     """The compact model's time as a share of the dense one's, and in seconds: means over the
     workloads."""
-    pairs = [paired(dense, compact, workload, ROUNDS) for workload in workloads]
+    pairs = [stopwatch.paired(dense, compact, workload, ROUNDS) for workload in workloads]
     seconds = (statistics.median(pair.second) for pair in pairs)
     return statistics.fmean(pair.share for pair in pairs), statistics.fmean(seconds)
 

@@ -9,15 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from disp_llm.config.names import BRANCHES, HEADS, SITES, Site
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.windows import fitting
 from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent, unwatched
 from disp_llm.runs.results import Phase, workload_said
+
+Measured = TypeVar("Measured")
 
 WARM_UP = 2
 """Runs of each model that are not timed."""
@@ -50,15 +54,16 @@ def fitted(workload: Workload, *models: PreTrainedModel) -> Workload:
 
 
 def in_turn(
-    runs: list[Callable[[], float]],
+    runs: list[Callable[[], Measured]],
     rounds: int,
     on_round: Ticks = unwatched,
-) -> list[list[float]]:
-    """Seconds of each of `runs`, one list for each; which one goes first alternates."""
+    warm_up: int = WARM_UP,
+) -> list[list[Measured]]:
+    """What each of `runs` measures, one list for each; which one goes first alternates."""
     for run in runs:
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             run()
-    times: list[list[float]] = [[] for _ in runs]
+    times: list[list[Measured]] = [[] for _ in runs]
     for turn in range(rounds):
         order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
         for index in order:
@@ -103,6 +108,31 @@ def paired(
     return Pair(*in_turn([runner(model, workload) for model in (first, second)], rounds, on_round))
 
 
+class Stopwatch:
+    """Times two models in turn: here as transformers runs them; others run them elsewhere."""
+
+    program = "transformers"
+    """What they run in."""
+    version = ""
+    """Of that program, unless provenance has it."""
+    sites: tuple[Site, ...] = (*SITES, HEADS, *BRANCHES)
+    """What can be pruned of a model that it can run."""
+
+    def paired(
+        self,
+        first: PreTrainedModel,
+        second: PreTrainedModel,
+        workload: Workload,
+        rounds: int,
+        on_round: Ticks = unwatched,
+    ) -> Pair:
+        """Seconds of both, the first of them the dense one."""
+        return paired(first, second, workload, rounds, on_round)
+
+
+IN_TRANSFORMERS = Stopwatch()
+
+
 def quartiles(values: list[float]) -> list[float]:
     """The quartiles of one number or more, none of them outside of what was measured."""
     return statistics.quantiles(values * (2 if len(values) == 1 else 1), n=4, method="inclusive")
@@ -114,6 +144,7 @@ def speed_against(
     rounds: int,
     progress: ProgressCallback = silent,
     name: str = "",
+    stopwatch: Stopwatch = IN_TRANSFORMERS,
 ) -> dict[str, float]:
     """How fast a model is beside the original, timed in turn; empty where there are no rounds.
 
@@ -125,7 +156,7 @@ def speed_against(
     for usual in USUAL if rounds else ():
         workload, phase = fitted(usual, original, model), usual.phase
         ticks = counting(progress, f"{name}timing {phase}")
-        pair = paired(original, model, workload, rounds, ticks)
+        pair = stopwatch.paired(original, model, workload, rounds, ticks)
         low, middle, high = pair.speedup
         figures |= {
             f"{phase}_ms": 1e3 * statistics.median(pair.second),

@@ -97,6 +97,8 @@ def verdicts(found: RunFigures) -> list[tuple[str, list[str]]]:
         for phase, name in (("prefill", "a prompt"), ("decode", "a token")):
             if model.speed:
                 words.append(f"{name} ×{model.speed[f'{phase}_speedup']:.2f} as fast")
+        if model.speed and model.timed_in != "transformers":
+            words[-1] += f" in {model.timed_in}"
         said.append((_column_name(model), words))
     return said
 
@@ -122,9 +124,11 @@ def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     row("whole branches pruned", "", dropped_said)
     row("weights on disk", megabytes(original.bytes), lambda m: megabytes(m.bytes))
     row("KV cache, of the original's", "", lambda m: f"{m.kv_cache:.0%}")
-    timed = next((model.speed for model in models if model.speed), {})
+    timed = next((model for model in models if model.speed), None)
     for phase, name in (("prefill", "prefill, 512 tokens"), ("decode", "decode, one token")):
-        took = f"{timed[f'{phase}_original_ms']:.1f} ms" if timed else ""
+        took = f"{timed.speed[f'{phase}_original_ms']:.1f} ms" if timed else ""
+        if timed and timed.timed_in != "transformers":
+            name += f", in {timed.timed_in}"
         row(name, took, lambda m, phase=phase: _speed_said(m, phase))
     for kind in dict.fromkeys(model.budget for model in models if model.budget != "params"):
         row(

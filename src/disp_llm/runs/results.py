@@ -75,10 +75,11 @@ class OriginalResult:
 
 
 class Timing(TypedDict):
-    """What was timed, the measured share of the original's time, what the model itself took (not
-    known in older results), and all attempts."""
+    """What was timed in which program, the measured share of the original's time, what the model
+    itself took (not known in older results), and all attempts."""
 
     work: str
+    program: NotRequired[str]
     measured_share: Positive
     measured_ms: NotRequired[Positive]
     attempts: list[dict[str, Amount]]
@@ -149,6 +150,8 @@ class SizeResult:
     """`prefill_ms`, `prefill_original_ms`, `prefill_speedup`, its quartiles `prefill_speedup_low`
     and `prefill_speedup_high`, and the same of decode, where the model was timed beside the
     original on the machine of the run."""
+    timed_in: str = "transformers"
+    """The program that these times are of."""
     scores: Scores | None = None
     """On the suite of the run, against the original's; None where it has none."""
     provenance: Provenance | None = None

@@ -85,26 +85,35 @@ def check(folder: Path) -> None:
 
 def write(job: Job) -> None:
     """Writes the file, and the card."""
-    _, widths = whole_stream(job.folder, "--for llama.cpp")
-    config: Any = load_config(str(job.folder))
-    blocks = _blocks(widths, config)
     path = job.new / FILE
+    write_file(job.folder, path, job.place)
+    share_card(job, "gguf", path.stat().st_size)
+
+
+def write_file(folder: Path, path: Path, name: str = "") -> None:
+    """Writes the file of an exported folder.
+
+    Args:
+        name: what the file calls the model.
+    """
+    _, widths = whole_stream(folder, "--for llama.cpp")
+    config: Any = load_config(str(folder))
+    blocks = _blocks(widths, config)
     writer = gguf.GGUFWriter(path, NATIVE if len(set(blocks)) == 1 else VARIABLE)
     _write_sizes(writer, config, blocks)
-    _write_vocabulary(writer, job.folder, config.vocab_size)
-    writer.add_name(job.place)
-    for name, tensor in _tensors(job.folder, config, blocks).items():
+    _write_vocabulary(writer, folder, config.vocab_size)
+    writer.add_name(name)
+    for own, tensor in _tensors(folder, config, blocks).items():
         half = gguf.GGMLQuantizationType.BF16
         if tensor.dtype != torch.bfloat16:
             half = gguf.GGMLQuantizationType.F16
         kind = half if tensor.dim() > 1 else gguf.GGMLQuantizationType.F32
         values = np.ascontiguousarray(tensor.float().numpy())
-        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(own, gguf.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    share_card(job, "gguf", path.stat().st_size)
 
 
 def _blocks(widths: dict[str, list[int]], config: Any) -> list[Block]:

@@ -1,0 +1,108 @@
+"""Seconds that models take in llama.cpp: its `llama-bench`, on files that are written for it."""
+
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import weakref
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from disp_llm.config.engines import DEMANDS
+from disp_llm.config.errors import InputError
+from disp_llm.evaluation.latency import masks_of_shape
+from disp_llm.evaluation.timing import Pair, Stopwatch, Workload, in_turn
+from disp_llm.exporter.cutting import compact_model
+from disp_llm.exporter.folders import write_readers
+from disp_llm.exporter.formats.gguf import write_file
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.runs.progress import Ticks, unwatched
+
+PROGRAM = "llama-bench"
+
+GENERATED = 16
+"""Tokens that are decoded in a row; a step takes their mean."""
+
+
+class LlamaBench(Stopwatch):
+    """Writes models as GGUF files, in 16 bits, and has them timed on as many threads as torch uses.
+    A process loads one file, warms up and runs the workload a few times; each model has two
+    processes, in the order A B B A.
+
+    Raises:
+        InputError: there is no `llama-bench` on the PATH.
+    """
+
+    program = "llama.cpp"
+    sites = DEMANDS["llama.cpp"].sites
+
+    def __init__(self, original: PrunableModel, tokenizer: Any) -> None:
+        found = shutil.which(PROGRAM)
+        if found is None:
+            raise InputError(
+                f"latency for llama.cpp is measured by {PROGRAM}, which is not on the PATH",
+                field="budget",
+                hint="install llama.cpp, or leave out `for_` to measure in transformers",
+            )
+        self._bench = Path(found).resolve()
+        self._original, self._tokenizer = original, tokenizer
+        self._place = Path(mkdtemp(prefix="disp-llm-"))
+        weakref.finalize(self, shutil.rmtree, self._place, ignore_errors=True)
+        self._whole: Path | None = None
+        changed = self._bench.stat()
+        self.version = f"{changed.st_size} {changed.st_mtime_ns}"
+
+    def paired(
+        self,
+        first: PreTrainedModel,
+        second: PreTrainedModel,
+        workload: Workload,
+        rounds: int,
+        on_round: Ticks = unwatched,
+    ) -> Pair:
+        """Seconds of both; the first is the original."""
+        if self._whole is None:
+            layout = self._original.layout
+            whole = masks_of_shape(layout, (1.0,) * len(Stopwatch.sites), align=1)
+            self._whole = self._written(compact_model(self._original, whole))
+        pruned = self._written(second)
+        files, repeats = (self._whole, pruned), math.ceil(rounds / 2)
+        runs = [partial(self._seconds, file, workload, repeats) for file in files]
+        times = in_turn(runs, 2, on_round, warm_up=0)  # every process warms up
+        pruned.unlink()
+        return Pair(*map(list, map(itertools.chain.from_iterable, times)))
+
+    def _written(self, model: PreTrainedModel) -> Path:
+        """A file of a compact model."""
+        with TemporaryDirectory(dir=self._place) as folder:
+            model.save_pretrained(folder)
+            write_readers(self._tokenizer, (), Path(folder))
+            file = Path(f"{folder}.gguf")
+            write_file(Path(folder), file)
+        return file
+
+    def _seconds(self, file: Path, workload: Workload, repeats: int) -> list[float]:
+        decoded = GENERATED if workload.phase == "decode" else 0
+        asked: dict[str, Any] = {
+            "-m": file, "-o": "json", "-r": repeats, "-t": torch.get_num_threads(), "-n": decoded,
+            "-p": 0 if decoded else workload.length, "-d": workload.length if decoded else 0,
+        }  # fmt: skip
+        arguments = [str(word) for pair in asked.items() for word in pair]
+        done = subprocess.run(
+            [self._bench, *arguments], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise InputError(
+                f"{PROGRAM} cannot run a model of this kind: {said}",
+                field="budget",
+                hint="leave out `for_` to measure in transformers",
+            )
+        (measured,) = json.loads(done.stdout)
+        return [1e-9 * taken / (decoded or 1) for taken in measured["samples_ns"]]
