@@ -3,12 +3,14 @@
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
 and the flags that are its own; `texts`, files by name, on which the exported folders are also to
 be measured (a variant may have its own), and `tasks`, which they are to be run on zero-shot (or
-a suite of tasks); `constants`, values that a variant tries in place of those of a method's module.
-`command` names another command than `prune`: `recover`, or `compare`, whose result is what
-`compare.json` holds. A variant that has finished is not run again unless its flags have changed;
-one that was interrupted goes on. Only the results are committed, the run folders are not. Each
-states its command, and the commit of disp-llm, seed, versions, hardware and date of the run that it
-comes from; so does every size or row in it.
+a suite of tasks), or `answers`, examples whose prompts they are to answer, as they are and in the
+`bits` that are named; `constants`, values that a variant tries in place of those of a method's
+module. `command` names another command than `prune`, of all variants or of one: `recover`, or
+`compare`, whose result is what `compare.json` holds. A variant that has finished is not run again
+unless its flags have changed; one that was interrupted goes on; one that begins with the model of
+another ($RUNS/NAME/VARIANT) waits for it. Only the results are committed, the run folders are not.
+Each states its command, and the commit of disp-llm, seed, versions, hardware and date of the run
+that it comes from; so does every size or row in it.
 
     python experiments/run.py seeds [--only NAME ...] [--runs runs/experiments] [--at-once 2]
 """
@@ -21,7 +23,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -42,7 +44,8 @@ KEPT = (
 def command_of(variant: dict, experiment: dict) -> str:
     """As it is written in the results, with names of variables in place of folders. Flags of a
     variant take the place of common ones."""
-    name, own = experiment.get("command", "prune"), variant["flags"]
+    own = variant["flags"]
+    name = variant.get("command", experiment.get("command", "prune"))
     common = re.split(r" (?=--)", experiment["common"])
     parts = [part for part in common if part.split()[0] not in own.split()]
     tried = [f"# {name} = {value}" for name, value in variant.get("constants", {}).items()]
@@ -76,9 +79,9 @@ def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
         return all(
             row.get("error") is None and texts <= set(row.get("other_texts", {})) for row in made
         )
+    wanted = {"tasks", "answers"} & set(experiment)
     return all(
-        texts <= set(model.get("texts", {})) and ("tasks" in model) >= ("tasks" in experiment)
-        for model in result["models"]
+        texts <= set(model.get("texts", {})) and wanted <= set(model) for model in result["models"]
     )
 
 
@@ -123,6 +126,8 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     made = [found["model"]] if recovered else found["models"]
     texts, tasks = texts_of(variant, experiment), experiment.get("tasks", "")
     models = [one | measure(one["folder"], texts, tasks) for one in made]
+    if "answers" in experiment:
+        models = [one | {"answers": answered(one, variant, experiment)} for one in models]
     for model in models:
         del model["folder"]  # a path of the machine that it ran on
         if "provenance" in model:
@@ -206,6 +211,23 @@ def measure(model: str, texts: dict[str, str], tasks: str) -> dict:
     return measured
 
 
+def answered(model: dict, variant: dict, experiment: dict) -> dict:
+    """What the answers of a model score, as it is and in bits that are named, with its bytes."""
+    asked = f"--examples {experiment['answers']}"
+    places = {"as-is": (Path(model["folder"]), model["bytes"])}
+    for bits in variant.get("bits", experiment.get("bits", ())):
+        place = Path(f"{model['folder']}-{bits}")
+        if not place.exists():
+            run = [sys.executable, "-m", "disp_llm", "convert", model["folder"], "--to", bits]
+            run += ["--output-dir", str(place), "--embeddings", "--quiet"]
+            subprocess.run(run, stdout=subprocess.DEVNULL, check=True)
+        places[bits] = place, sum(path.stat().st_size for path in place.glob("*.safetensors"))
+    return {
+        bits: {"bytes": size} | evaluate(str(place), asked)["answers"]
+        for bits, (place, size) in places.items()
+    }
+
+
 @cache
 def evaluate(model: str, flags: str) -> dict:
     """What `disp-llm eval` prints."""
@@ -227,13 +249,18 @@ def main() -> None:
     if arguments.at_once > 1:
         threads = max(1, len(os.sched_getaffinity(0)) // arguments.at_once)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("RUNS", str(arguments.runs.resolve()))
     experiment = tomllib.loads((HERE / f"{arguments.name}.toml").read_text())
     path = arguments.results / f"{arguments.name}.json"
     results = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
     writing = Lock()
+    waiting: dict[str, Future] = {}
 
     def run(variant: dict) -> None:
         name = variant["name"]
+        for other, made in list(waiting.items()):  # whose models it begins with
+            if f"/{other.replace(' ', '-')}/" in variant["flags"]:
+                made.result()
         print(f"{arguments.name}: {name}", file=sys.stderr)
         folder = arguments.runs / arguments.name / name.replace(" ", "-")
         made = run_variant(variant, experiment, folder)
@@ -252,7 +279,9 @@ def main() -> None:
     todo = [v for v in asked if not is_whole(results.get(v["name"], {}), v, experiment)]
     side_by_side = ThreadPoolExecutor(arguments.at_once)
     try:
-        for made in as_completed([side_by_side.submit(run, variant) for variant in todo]):
+        for variant in todo:
+            waiting[variant["name"]] = side_by_side.submit(run, variant)
+        for made in as_completed(waiting.values()):
             made.result()
     finally:  # after Ctrl-C, what waits does not begin
         side_by_side.shutdown(cancel_futures=True)

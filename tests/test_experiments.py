@@ -3,6 +3,7 @@ one machine in each column."""
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -424,3 +425,30 @@ def test_the_chart_of_structures_has_a_line_for_each(experiments, monkeypatch, t
     contest_table.draw_structures(tmp_path / "chart.png")
     assert [len(labels) for labels in drawn] == [6, 5]
     assert all(contest_table.DEFAULT in labels for labels in drawn)
+
+
+def test_what_begins_with_the_model_of_another_waits_for_it(experiments, tmp_path, monkeypatch):
+    run, _ = experiments
+    flags = ("m", "$RUNS/few/the-first/keep-0.5", "m")
+    lines = [
+        f'[[variant]]\nname = "{name}"\nflags = "{own}"\n'
+        for name, own in zip(("the first", "second", "third"), flags, strict=True)
+    ]
+    (tmp_path / "few.toml").write_text('common = "--keep 0.5"\n' + "".join(lines))
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    done: list[str] = []
+
+    def slow(variant, experiment, folder) -> dict:
+        if variant["name"] == "the first":
+            time.sleep(0.5)
+        done.append(variant["name"])
+        return {"name": variant["name"]}
+
+    monkeypatch.setattr(run, "run_variant", slow)
+    monkeypatch.setattr("sys.argv", ["run.py", "few", "--at-once", "3", "--results", str(tmp_path)])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("RUNS", raising=False)
+    run.main()
+    assert done == ["third", "the first", "second"]
+    written = json.loads((tmp_path / "few.json").read_text())
+    assert [one["name"] for one in written] == ["the first", "second", "third"]

@@ -230,7 +230,7 @@ def test_answers_are_counted_by_whole_token(place):
     tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
     spelling = Spelling.between(tokenizer, small)
     lost, tokens = 0.0, 0
-    for row in rows[-4:]:  # the last tenth is measured on
+    for row in rows[9::10]:  # every tenth is measured on
         prompt = torch.tensor(tokenizer(row["prompt"])["input_ids"])
         answer = torch.tensor([*tokenizer(row["answer"])["input_ids"], tokenizer.eos_token_id])
         ids, pieces = spelling(torch.cat([prompt, answer])), spelling(answer)

@@ -212,15 +212,15 @@ def test_windows_are_filled_with_examples_from_their_first_token_on():
     assert torch.equal(first.predicted.sum(1), torch.full((50,), 3))  # y, z and EOS
 
 
-def test_the_last_tenth_is_only_measured_on(tmp_path):
+def test_every_tenth_is_only_measured_on(tmp_path):
     rows = [{"prompt": f"{n:02}", "answer": "b"} for n in range(20)]
     path = written(tmp_path, rows)
     texts = load_tokens(TextConfig(examples=(path,)), byte_tokenizer())
     (learned,) = texts.corpus.streams
     assert (len(learned.examples), len(texts.evaluation.examples)) == (18, 2)
-    assert said(texts.evaluation)[0] == "18b</s>"
+    assert said(texts.evaluation)[0] == "09b</s>"
     assert texts.names["text"] == "train.jsonl"
-    assert texts.names["eval_text"] == "answers in the last 2 of train.jsonl"
+    assert texts.names["eval_text"] == "answers in every tenth of train.jsonl"
     assert texts.names["text_sha256"] != texts.names["eval_text_sha256"]
     with pytest.raises(InputError, match="holds one example"):
         read_sources(TextConfig(examples=(written(tmp_path, rows[:1], "one.jsonl"),)))

@@ -121,7 +121,7 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
     assert done.returncode == 0, done.stderr
     pruned = json.loads(done.stdout)
     assert pruned["source"]["text"] == "train.jsonl"
-    assert pruned["source"]["eval_text"] == "answers in the last 3 of train.jsonl"
+    assert pruned["source"]["eval_text"] == "answers in every tenth of train.jsonl"
     assert pruned["original"]["prompt"] == ROWS[3]["prompt"]
     folder, again = tmp_path / "run" / "keep-0.6", tmp_path / "again"
     flags = ["--examples", examples, "--context", 32, "--windows", 0, "--dtype", "float32"]

@@ -157,7 +157,7 @@ def test_a_program_prunes_and_measures_by_its_own_loss(tmp_path):
     size = result.size(0.6)
     assert size.measured.perplexity == pytest.approx(size.perplexity_masked, rel=1e-4)
     said = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert said["source"]["eval_text"].startswith("choices in the last 3 of")
+    assert said["source"]["eval_text"].startswith("choices in every tenth of")
 
 
 def _of(stream):

@@ -89,7 +89,7 @@ class TextConfig:
     """Examples of a task to learn from, alone or beside --text: .jsonl or .json files of prompts
     and answers. Only answers count; --weights takes one number more for them."""
     eval_examples: tuple[Path, ...] = ()
-    """Examples to measure answers on. Default: the last tenth of --examples, which is then not
+    """Examples to measure answers on. Default: every tenth of --examples, which is then not
     learned from."""
     template: Template = "auto"
     """How an example is written: by the tokenizer's chat template, or as prompt and answer. auto

@@ -107,17 +107,23 @@ class GivenExamples:
         return f"{'choices' if self.have_own_losses else 'answers'} in {self.name}"
 
     def parted(self) -> tuple["GivenExamples", "GivenExamples"]:
-        """What is left to learn from, and the last of them, which are only measured on."""
-        first = min(len(self.examples) - 1, int(len(self.examples) * (1 - HELD_OUT)))
-        if first < 1:
+        """What is left to learn from, and every tenth, which are only measured on: the last of
+        them would be of few kinds where a file is sorted by answers."""
+        held_out = set(range(len(self.examples))[:: -round(1 / HELD_OUT)])
+        if len(self.examples) < 2:
             raise InputError(
                 "holds one example, and none is left to measure on",
                 field=self.field,
                 hint="give more, or `eval_examples`",
             )
-        name = f"the last {len(self.examples) - first} of {self.name}"
-        left = replace(self, examples=self.examples[:first], named=self.name)
-        return left, replace(self, examples=self.examples[first:], named=name)
+        learned, measured = (
+            tuple(one for place, one in enumerate(self.examples) if (place in held_out) == measured)
+            for measured in (False, True)
+        )
+        return (
+            replace(self, examples=learned, named=self.name),
+            replace(self, examples=measured, named=f"every tenth of {self.name}"),
+        )
 
     @cached_property
     def sha256(self) -> str:
