@@ -3,12 +3,13 @@
     python experiments/final.py [--only NAME ...] [--runs runs/experiments]
 
 An experiment says `final = true`, and its models lie where run.py has put them. What was measured
-of the same weights is not measured again. The result is experiments/results/test.json: the original
+of the same weights is not measured again. The result is experiments/results/test.json: the originals
 and a row for every model.
 """
 
 import argparse
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -23,8 +24,13 @@ MODEL = "smollm2-135m"
 SUITE = HERE / "suites" / "test.toml"
 
 
+def original_of(command: str) -> str:
+    """What a command began with, or the original of what it began with."""
+    return next((word for word in command.split() if word.endswith(".gguf")), MODEL)
+
+
 def models(runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
-    """What identifies each model, and its folder: experiment, variant, method, keep and seed."""
+    """What identifies each model, its original, and its folder."""
     found = []
     for path in sorted(HERE.glob("*.toml")):
         results = folder_of_results / f"{path.stem}.json"
@@ -41,7 +47,8 @@ def models(runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
                     continue
                 seed = made.get("provenance", result).get("seed", 0)
                 named = {"experiment": path.stem, "variant": result["name"], "keep": keep}
-                found.append((named | {"method": made.get("method", ""), "seed": seed}, place))
+                named |= {"method": made.get("method", ""), "seed": seed}
+                found.append((named | {"original": original_of(result.get("command", ""))}, place))
     return found
 
 
@@ -72,8 +79,9 @@ def main() -> None:
         return board.measure(PrunableModel.of(loaded), loaded.tokenizer)
 
     known = {row["weights_sha256"]: row for row in told["models"]}
-    original, rows = None, []
+    originals, rows = {}, []
     for named, place in wanted:
+        base = named.pop("original")
         left_out = arguments.only and named["variant"] not in arguments.only
         if left_out or not place.is_dir():  # what was measured before stays
             rows += [row for row in told["models"] if named.items() <= row.items()]
@@ -85,13 +93,15 @@ def main() -> None:
         if weights in known:
             rows.append(known[weights] | named)
             continue
-        original = original or measured(MODEL)
-        scores = against(measured(str(place)), original)
+        if base not in originals:
+            originals[base] = measured(os.path.expandvars(base))
+            told["originals"][base] = as_json(originals[base])
+        scores = against(measured(str(place)), originals[base])
         print(f"{place}: ×{scores.general_ratio:.3f}", file=sys.stderr)
         made = provenance(named["seed"], "python experiments/final.py")
         row = named | {"weights_sha256": weights} | as_json(scores) | {"provenance": made}
         rows.append(row)
-        told = {"original": as_json(original), "models": [*told["models"], row]}
+        told["models"] = [*told["models"], row]
         path.write_text(json.dumps(told, indent=1) + "\n")
     told["models"] = rows
     path.write_text(json.dumps(told, indent=1) + "\n")

@@ -5,14 +5,14 @@ from pathlib import Path
 from committed import read_committed
 
 FILE = "test.json"
-"""Among results: the original, and a row for every model."""
+"""Among results: the originals, and a row for every model."""
 FIGURES = {"general_ratio", "general_ratio_stderr", "texts"}
 
 
 def measured_in(folder: Path) -> dict:
     """What a folder of results holds of the test suite."""
     path = folder / FILE
-    return read_committed(path) if path.exists() else {"original": {}, "models": []}
+    return read_committed(path) if path.exists() else {"originals": {}, "models": []}
 
 
 def on_test_suite(experiment: str, results: list[dict], folder: Path) -> list[dict]:

@@ -399,7 +399,10 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
     (tmp_path / "open.toml").write_text("")
     results = [
         {"name": "a run", "seed": 3, "models": [{"keep_asked": 0.8}, {"keep_asked": 0.5}]},
-        {"name": "better", "seed": 4, "before": {}, "models": [{"keep": 0.4999}]},
+        {
+            "name": "better", "seed": 4, "before": {}, "models": [{"keep": 0.4999}],
+            "command": "disp-llm recover $RUNS/a/keep-0.5 --teacher $MODELS/gemma.gguf",
+        },  # fmt: skip
         {"name": "failed", "error": "it did"},
     ]
     for name in ("done", "open"):
@@ -411,6 +414,7 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
     assert [(named["variant"], named["keep"], named["seed"]) for named, _ in found] == [
         ("a run", 0.8, 3), ("a run", 0.5, 3), ("better", 0.5, 4),
     ]  # fmt: skip
+    assert [named["original"] for named, _ in found] == [*[final.MODEL] * 2, "$MODELS/gemma.gguf"]
 
 
 def test_the_chart_of_structures_has_a_line_for_each(experiments, monkeypatch, tmp_path):
