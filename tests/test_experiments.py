@@ -400,7 +400,10 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
     results = [
         {"name": "a run", "seed": 3, "models": [{"keep_asked": 0.8}, {"keep_asked": 0.5}]},
         {
-            "name": "better", "seed": 4, "before": {}, "models": [{"keep": 0.4999}],
+            "name": "better",
+            "seed": 4,
+            "before": {},
+            "models": [{"keep": 0.4999}],
             "command": "disp-llm recover $RUNS/a/keep-0.5 --teacher $MODELS/gemma.gguf",
         },  # fmt: skip
         {"name": "failed", "error": "it did"},

@@ -13,7 +13,7 @@ import disp_llm
 from disp_lab.comparison.baseline_context import cache_bytes
 from disp_llm.config.commands import ExportConfig
 from disp_llm.config.parts import BudgetConfig
-from disp_llm.evaluation import latency
+from disp_llm.evaluation import latency, timing
 from disp_llm.evaluation.timing import Pair
 
 WORK = ("--workload-length", 64, "--workload-batch", 2)
@@ -141,11 +141,11 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     speed = [200.0]
 
-    def counted(dense, compact, workload, rounds) -> Pair:
+    def counted(dense, compact, workload, rounds, *_) -> Pair:
         sizes = [sum(p.numel() for p in model.parameters()) for model in (dense, compact)]
         return Pair([1e-3 * speed[0]], [1e-3 * speed[0] * sizes[1] / sizes[0]])
 
-    monkeypatch.setattr(latency, "paired", counted)
+    monkeypatch.setattr(timing, "paired", counted)
     flags = ("--budget", "latency", "--workload-length", 100)
     done = run_command(
         "prune", llama_folder, *flags, "--fit", "160ms", "--text", text_file,

@@ -334,6 +334,7 @@ def test_a_folder_that_is_taken_can_be_resumed_only_where_it_is_a_run(own_run, l
 
 def test_resume_of_a_finished_run_changes_nothing(own_run, llama_folder):
     before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
+    assert not list(own_run.rglob("step-*")), "a finished run needs no checkpoints"
     done = run_command("prune", llama_folder, "--output-dir", own_run, "--resume", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == Run(own_run).result()

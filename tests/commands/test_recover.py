@@ -108,6 +108,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     assert files[0].read_bytes() == files[1].read_bytes()
     counted = [Run(tmp_path / name).result()["tokens_seen"] for name in ("whole", "cut")]
     assert counted == [1920, 1920]
+    steps = metrics.stat().st_mtime_ns
+    assert not list((tmp_path / "cut").rglob("step-*")), "a finished run needs no checkpoints"
+    again = run_command("recover", "--resume", "--output-dir", tmp_path / "cut")
+    assert again.returncode == 0, again.stderr
+    assert metrics.stat().st_mtime_ns == steps, "nothing is trained again"
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,10 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     first_alone(job, student, measure_before, job, student, measuring, teaches)
     dtypes, target = dtypes_of(student.model), PrunableModel.of(student)
     before = tokens_before(job.config)
-    steps = train_weights(job, target, teacher, corpus, student.dtype, before)
+    if "model" not in inputs.models and job.run.has(job.run.model_folder):
+        steps = job.config.steps(job.process.count)  # trained, and its checkpoints are gone
+    else:
+        steps = train_weights(job, target, teacher, corpus, student.dtype, before)
     job.process.wait()
     parts = {} if student.sharding is None else student.model.state_dict()
     tensors = gathered(parts, job.process.is_main)

@@ -162,7 +162,10 @@ def begin(job: Job, loaded: Loaded, files: dict[str, Any], **source: Any) -> Non
 
 
 def end(job: Job, steps: int) -> None:
-    """Hands what was measured of the models to the tracker, after so many steps, and closes it."""
+    """Hands what was measured of the models to the tracker, after so many steps, and closes it; a
+    finished run has no checkpoints."""
+    if job.process.is_main:
+        job.run.drop_checkpoints()
     figures = job.run.figures
     if figures is not None and job.process.is_main and job.config.track != "none":
         for model in (*figures.models, *filter(None, [figures.model])):

@@ -57,6 +57,12 @@ class Run:
         """The log of the steps; none of a run that takes none."""
         return (self.metrics_file,) if self.metrics_file.exists() else ()
 
+    def drop_checkpoints(self) -> None:
+        """Deletes what only an unfinished run needs: weights and moments take several times the
+        room of the model."""
+        for path in self.checkpoint_folder.glob("step-*.safetensors"):
+            path.unlink()
+
     def size_folder(self, size: str) -> Path:
         """Where `prune` writes a size: `keep-0.8`, or `bytes-0.6` under another budget."""
         return self.folder / (f"keep-{size}" if size[0].isdigit() else size)
