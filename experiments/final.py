@@ -3,8 +3,8 @@
     python experiments/final.py [--only NAME ...] [--runs runs/experiments]
 
 An experiment says `final = true`, and its models lie where run.py has put them. What was measured
-of the same weights is not measured again. The result is experiments/results/test.json: the originals
-and a row for every model.
+of the same weights is not measured again. The result is experiments/results/test.json: the
+originals, and a row for every model.
 """
 
 import argparse

@@ -405,7 +405,7 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
             "before": {},
             "models": [{"keep": 0.4999}],
             "command": "disp-llm recover $RUNS/a/keep-0.5 --teacher $MODELS/gemma.gguf",
-        },  # fmt: skip
+        },
         {"name": "failed", "error": "it did"},
     ]
     for name in ("done", "open"):
