@@ -75,6 +75,12 @@ def test_a_program_that_fails_says_so_in_one_line(bench, tmp_path):
     assert caught.value.field == "budget"
 
 
+def test_several_sequences_are_refused(bench, tmp_path):
+    bench(SCRIPT)
+    with pytest.raises(InputError, match="llama-bench times one sequence"):
+        pruned(tmp_path, fit=0.7, workload_batch=4)
+
+
 def test_without_the_program_it_is_named_before_anything_is_learned(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="llama-bench, which is not on the PATH"):

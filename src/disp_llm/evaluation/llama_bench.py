@@ -36,7 +36,8 @@ class LlamaBench(Stopwatch):
     processes, in the order A B B A.
 
     Raises:
-        InputError: there is no `llama-bench` on the PATH.
+        InputError: there is no `llama-bench` on the PATH, it fails, or several sequences are to be
+            timed.
     """
 
     program = "llama.cpp"
@@ -67,6 +68,10 @@ class LlamaBench(Stopwatch):
         on_round: Ticks = unwatched,
     ) -> Pair:
         """Seconds of both; the first is the original."""
+        if workload.batch > 1:
+            raise InputError(
+                f"{PROGRAM} times one sequence", field="workload_batch", hint="leave it out"
+            )
         if self._whole is None:
             layout = self._original.layout
             whole = masks_of_shape(layout, (1.0,) * len(Stopwatch.sites), align=1)
