@@ -1,40 +1,29 @@
 """Times of the structures that experiments/contest.toml sets side by side: a prompt of 512 tokens
 and a token, each in turn with the original, in transformers as it is, through torch.compile, and in
-llama.cpp where it can run them.
+llama.cpp where it can run them and its llama-bench is on the PATH.
 
-    python benchmarks/structures.py RUNS/contest [--engine PYTHON]
+    python benchmarks/structures.py RUNS/contest
 
-ENGINE is a Python that has xllamacpp, llama.cpp as a package; without it llama.cpp is left out.
 Every figure is the original's time over that of the model, with its quartiles over the rounds.
 """
 
 import argparse
 import json
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
+from disp_llm.evaluation.llama_bench import PROGRAM, run_bench
+from disp_llm.evaluation.timing import USUAL, Pair, in_turn
 from disp_llm.runs.provenance import hardware
 
 RESULTS = Path(__file__).parent / "results" / "structures.json"
 MODEL = "smollm2-135m"
 ROUNDS = 9
-SCRIPT = """
-import json, sys, xllamacpp
-settings = xllamacpp.CommonParams()
-settings.model.path = sys.argv[1]
-settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 1024, 1, int(sys.argv[2])
-server = xllamacpp.Server(settings)
-for _ in range(2):  # the first warms up
-    asked = {"prompt": list(range(1000, 1512)), "n_predict": 64, "temperature": 0,
-             "cache_prompt": False, "ignore_eos": True}
-    times = server.handle_completions(asked)["timings"]
-with open(sys.argv[3], "w") as file:
-    json.dump([times["prompt_ms"], times["predicted_per_token_ms"]], file)
-"""
+BENCH = shutil.which(PROGRAM)
 Figure = list[float]
 """Times as fast as the original: the median, and the quartiles."""
 
@@ -56,22 +45,13 @@ def in_transformers(folder: Path, *flags: str) -> dict[str, Figure]:
     }
 
 
-def in_llama_cpp(file: Path, original: Path, engine: Path) -> dict[str, Figure]:
-    threads = str(hardware()["threads"])
-
-    def times(model: Path) -> list[float]:
-        with tempfile.TemporaryDirectory() as folder:
-            told = Path(folder) / "times.json"
-            arguments = [engine, "-c", SCRIPT, model, threads, told]
-            subprocess.run(arguments, capture_output=True, timeout=300, check=True)
-            return json.loads(told.read_text())
-
-    rounds = [(times(original), times(file)) for _ in range(ROUNDS)]
-    found = {}
-    for place, phase in enumerate(("prefill", "decode")):
-        ratios = [dense[place] / pruned[place] for dense, pruned in rounds]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        found[phase] = [middle, low, high]
+def in_llama_cpp(file: Path, original: Path) -> dict[str, Figure]:
+    program, found = Path(BENCH or ""), {}
+    for workload in USUAL:
+        models = [partial(run_bench, program, model, workload, 1) for model in (original, file)]
+        times = in_turn(models, ROUNDS, warm_up=0)  # llama-bench warms up
+        low, middle, high = Pair(*([took for (took,) in each] for each in times)).speedup
+        found[workload.phase] = [middle, low, high]
     return found
 
 
@@ -93,7 +73,6 @@ def whole_gguf(folder: Path) -> Path | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--engine", type=Path)
     parser.add_argument("--keep", nargs="*", default=["0.8", "0.65", "0.5"])
     asked = parser.parse_args()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
@@ -108,7 +87,7 @@ def main() -> None:
             RESULTS.write_text(json.dumps(told, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as place:
-        original = asked.engine and whole_gguf(Path(place) / "original")
+        original = whole_gguf(Path(place) / "original") if BENCH else None
         for run in sorted(asked.runs.glob("*,-seed-0")):
             structure = run.name.removesuffix(",-seed-0").replace("-", " ")
             for keep in asked.keep if not structure.startswith("scales alone") else ():
@@ -117,8 +96,7 @@ def main() -> None:
                 note(structure, keep, "compiled", partial(in_transformers, folder, "--compile"))
                 file = original and as_gguf(folder, Path(place) / run.name / keep)
                 if original and file:
-                    measured = partial(in_llama_cpp, file, original, asked.engine)
-                    note(structure, keep, "llama.cpp", measured)
+                    note(structure, keep, "llama.cpp", partial(in_llama_cpp, file, original))
 
 
 if __name__ == "__main__":

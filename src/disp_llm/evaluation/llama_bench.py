@@ -78,7 +78,7 @@ class LlamaBench(Stopwatch):
             self._whole = self._written(compact_model(self._original, whole))
         pruned = self._written(second)
         files, repeats = (self._whole, pruned), math.ceil(rounds / 2)
-        runs = [partial(self._seconds, file, workload, repeats) for file in files]
+        runs = [partial(run_bench, self._bench, file, workload, repeats) for file in files]
         times = in_turn(runs, 2, on_round, warm_up=0)  # every process warms up
         pruned.unlink()
         return Pair(*map(list, map(itertools.chain.from_iterable, times)))
@@ -92,22 +92,22 @@ class LlamaBench(Stopwatch):
             write_file(Path(folder), file)
         return file
 
-    def _seconds(self, file: Path, workload: Workload, repeats: int) -> list[float]:
-        decoded = GENERATED if workload.phase == "decode" else 0
-        asked: dict[str, Any] = {
-            "-m": file, "-o": "json", "-r": repeats, "-t": torch.get_num_threads(), "-n": decoded,
-            "-p": 0 if decoded else workload.length, "-d": workload.length if decoded else 0,
-        }  # fmt: skip
-        arguments = [str(word) for pair in asked.items() for word in pair]
-        done = subprocess.run(
-            [self._bench, *arguments], capture_output=True, text=True, check=False
+
+def run_bench(program: Path, file: Path, workload: Workload, repeats: int) -> list[float]:
+    """Seconds that llama-bench measures: of a prompt, or of a token after it."""
+    decoded = GENERATED if workload.phase == "decode" else 0
+    asked: dict[str, Any] = {
+        "-m": file, "-o": "json", "-r": repeats, "-t": torch.get_num_threads(), "-n": decoded,
+        "-p": 0 if decoded else workload.length, "-d": workload.length if decoded else 0,
+    }  # fmt: skip
+    arguments = [str(word) for pair in asked.items() for word in pair]
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise InputError(
+            f"{PROGRAM} cannot run a model of this kind: {said}",
+            field="budget",
+            hint="leave out `for_` to measure in transformers",
         )
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise InputError(
-                f"{PROGRAM} cannot run a model of this kind: {said}",
-                field="budget",
-                hint="leave out `for_` to measure in transformers",
-            )
-        (measured,) = json.loads(done.stdout)
-        return [1e-9 * taken / (decoded or 1) for taken in measured["samples_ns"]]
+    (measured,) = json.loads(done.stdout)
+    return [1e-9 * taken / (decoded or 1) for taken in measured["samples_ns"]]
