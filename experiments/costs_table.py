@@ -13,7 +13,6 @@ RUNS = {
             "default: 150 steps, seed 2",
         ],
     ),
-    "`prune --recipe domain`": ("headline", ["windows of 512"]),
     "`prune --recipe retrain`": (
         "general",
         [

@@ -16,14 +16,13 @@ from pathlib import Path
 from architectures_page import architectures_page
 from committed import as_compared, read_committed
 from comparison_rows import HERE, figure, ratio
-from comparison_tables import baselines_page, general_table, headline, results_tables
+from comparison_tables import as_used_table, baselines_page, general_table, headline
 from contest_table import contest_tables, draw_structures, rival_tables, rivals, structures
 from costs_table import costs
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
 from markdown_table import row as table_row
 from methods_table import methods_table
-from seeds_table import seeds_table
 from settings_table import settings_table
 from specialist_tables import draw_specialists, specialists_table, taggers
 
@@ -42,8 +41,8 @@ make tables   # tables and charts from the results
 `python experiments/row.py NAME` makes a row of the README's table again from an empty folder. An
 experiment is a file of flags, `experiments/NAME.toml`. Its result in `experiments/results/` has
 the command, commit, seed, versions, processor and date of every row. A result without a file of
-flags is of what was removed since; commit de57855 has it. `learned` in `seeds-mix` and `frontier`
-is today's `disp`, which was the default. Variables in flags name folders: `TEST` that of the test
+flags is of what was removed since; commit de57855 has it. `learned` in `frontier` is
+today's `disp`, which was the default. Variables in flags name folders: `TEST` that of the test
 suite, `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train split, `C4` two
 JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
 `experiments/general_texts.py` writes, `RUNS` the run folders of other experiments, `MODELS` the
@@ -133,9 +132,7 @@ def result_page(path: Path) -> str:
         f"# {experiment['title']}", "", experiment["question"].strip(), "", "```",
         f"disp-llm {command} {experiment['common']} …", "```", "",
     ]  # fmt: skip
-    if command == "compare" and experiment.get("seeds"):
-        lines += [*seeds_table(results, experiment["seeds"]), "", Times.of(results).machines_said]
-    elif command == "compare":
+    if command == "compare":
         for result in results:
             lines += comparison_section(result)
     else:
@@ -204,7 +201,7 @@ def blocks() -> dict[Path, dict[str, list[str]]]:
         docs / "results.md": {
             "structures": structures(),
             "rivals": rivals(),
-            "results": results_tables(),
+            "as-used": as_used_table(),
             "specialists": specialists_table(),
         },
         docs / "guide.md": {"costs": costs(), "frontier": choices()},
