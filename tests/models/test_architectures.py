@@ -23,6 +23,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.exporter.cutting import compact_config
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import FAMILIES, family_of
+from disp_llm.models.family import branch
 from disp_llm.models.loading import empty_model, load_config
 from disp_llm.training.losses import token_losses
 
@@ -184,3 +185,28 @@ def test_variants_that_a_row_does_not_describe_are_refused(model_type, changes, 
     config = tiny_config(model_type, **changes)
     with pytest.raises(InputError, match=says):
         _ = PrunableModel(empty_model(config), family_of(config)).layout
+
+
+WRONG_ROWS = {
+    "no list of blocks at 'layer'": {"blocks": "layer"},
+    "block 0 has no attention": {"attention": branch("attention", "q_proj k_proj v_proj", "o")},
+    "block 0 has no mlp.fc_in": {"mlp": branch("mlp", "fc_in up_proj", "down_proj")},
+    "mlp.up_proj is a linear layer that the row does not name": {
+        "mlp": branch("mlp", "gate_proj", "down_proj")
+    },
+    "mlp.act_fn is Tanh, no linear layer": {
+        "mlp": branch("mlp", "act_fn up_proj", "down_proj")
+    },
+    "mlp.gate_proj does not give 2 times what mlp.down_proj reads": {
+        "mlp": branch("mlp", "gate_proj up_proj", "down_proj", fused=2)
+    },
+}
+
+
+@pytest.mark.parametrize("said", WRONG_ROWS)
+def test_a_row_that_does_not_describe_its_model_is_refused_in_one_line(said):
+    target = unusual_prunable("llama")
+    wrong = replace(target, family=replace(target.family, **WRONG_ROWS[said]))
+    with pytest.raises(InputError, match=said) as caught:
+        _ = wrong.layout
+    assert "docs/extend.md" in str(caught.value)

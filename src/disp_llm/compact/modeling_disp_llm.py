@@ -94,7 +94,11 @@ def has_branch(block: nn.Module, scatter: str) -> bool:
 
 def linear_at(block: nn.Module, path: str) -> Any:
     """The linear layer of that name in a dense or a pruned block."""
-    module = block.get_submodule(path)
+    return inside_of(block.get_submodule(path))
+
+
+def inside_of(module: nn.Module) -> Any:
+    """The module, or the linear layer that it wraps."""
     return module.linear if isinstance(module, LinearWrapper) else module
 
 

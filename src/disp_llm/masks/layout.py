@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import has_branch
+from disp_llm.compact.modeling_disp_llm import has_branch, inside_of, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, EXPERTS, HEADS, SITES, Site
 from disp_llm.masks.shapes import BlockShape, measure
-from disp_llm.models.family import Family
+from disp_llm.models.family import Branch, Family
 
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 """Those whose entries are dimensions of the residual stream."""
@@ -216,14 +216,46 @@ def _require_experts(config: Any, family: Family) -> None:
 
 
 def _require_linears(block: nn.Module, name: str, family: Family) -> None:
-    """Refuses a variant of the architecture that its row does not describe."""
+    """Refuses a variant of the architecture that its row does not describe, and a row that does not
+    describe the architecture."""
     modules = dict(block.named_modules())
     for branch in family.branches_of(block):
-        paths = (*branch.linear_paths, *(branch.experts.modules if branch.experts else ()))
-        for path in paths if has_branch(block, branch.scatter) else ():
+        if branch.scatter in modules and not has_branch(block, branch.scatter):
+            continue
+        packed = branch.experts.modules if branch.experts else ()
+        for path in (branch.gather, branch.scatter, *branch.linear_paths, *packed):
             if path not in modules:
                 raise InputError(
                     f"{name} has no {path}: this variant is not supported",
                     field="model",
-                    hint="use a model whose blocks all have the branches of the others",
+                    hint="use one whose blocks are all alike, or correct its row (docs/extend.md)",
                 )
+        wrong = _wrong_with(branch, modules, gated=branch is family.mlp)
+        if wrong:
+            raise InputError(
+                f"{name}: {wrong}", field="model", hint="correct its row (docs/extend.md)"
+            )
+
+
+def _wrong_with(branch: Branch, modules: dict[str, nn.Module], gated: bool) -> str:
+    """What a row says otherwise of a branch than it is; "" where nothing is wrong.
+
+    Args:
+        gated: whether what reads and what writes meet in one width, as in an MLP.
+    """
+    linears = {path: inside_of(modules[path]) for path in branch.linear_paths}
+    for path, linear in linears.items():
+        if getattr(getattr(linear, "weight", None), "ndim", 0) != 2:
+            return f"{path} is {type(linear).__name__}, no linear layer"
+    if branch.experts is not None:
+        return ""
+    inside = f"{branch.gather}."
+    for path, module in modules.items():
+        if path.startswith(inside) and type(module) is nn.Linear and path not in linears:
+            return f"{path} is a linear layer that the row does not name"
+    if gated and not branch.inside:
+        width, _ = widths_of(linears[branch.writes])
+        for path in branch.reads:
+            if widths_of(linears[path])[1] != branch.fused * width:
+                return f"{path} does not give {branch.fused} times what {branch.writes} reads"
+    return ""

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
+from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, SITES, Site
 from disp_llm.masks.layout import Layout, layout_of
 from disp_llm.masks.shapes import expert_weights
@@ -67,8 +68,16 @@ class PrunableModel:
     @property
     def blocks(self) -> nn.ModuleList:
         """The list of blocks."""
-        blocks = self.family.blocks_of(self.model)
-        assert isinstance(blocks, nn.ModuleList), self.family.blocks
+        try:
+            blocks = self.family.blocks_of(self.model)
+        except AttributeError:
+            blocks = None
+        if not isinstance(blocks, nn.ModuleList):
+            raise InputError(
+                f"{self.model.config.model_type} has no list of blocks at '{self.family.blocks}'",
+                field="model",
+                hint="correct its row (docs/extend.md)",
+            )
         return blocks
 
     def branches_of(self, block: nn.Module) -> tuple[Branch, Branch]:
