@@ -194,9 +194,7 @@ WRONG_ROWS = {
     "mlp.up_proj is a linear layer that the row does not name": {
         "mlp": branch("mlp", "gate_proj", "down_proj")
     },
-    "mlp.act_fn is Tanh, no linear layer": {
-        "mlp": branch("mlp", "act_fn up_proj", "down_proj")
-    },
+    "mlp.act_fn is Tanh, no linear layer": {"mlp": branch("mlp", "act_fn up_proj", "down_proj")},
     "mlp.gate_proj does not give 2 times what mlp.down_proj reads": {
         "mlp": branch("mlp", "gate_proj up_proj", "down_proj", fused=2)
     },
