@@ -23,10 +23,10 @@ def test_every_block_of_the_page(tmp_path):
     assert done.returncode == 0, done.stderr
     python = make_environment(
         tmp_path / "environment", "onnx", "onnxscript", "onnxruntime", "openvino",
-        beside=Path(sys.executable),
+        "executorch", beside=Path(sys.executable),
     )  # fmt: skip
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     (tmp_path / "page.py").write_text("\n".join(blocks))
     done = subprocess.run(
         [python, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=900,
@@ -35,5 +35,5 @@ def test_every_block_of_the_page(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "The capital of France is" in done.stdout
     errors = [float(one) for one in re.findall(r"tensor\(([\d.e-]+)", done.stdout)]
-    assert len(errors) == 2
+    assert len(errors) == 3
     assert all(error < CLOSE for error in errors), done.stdout
