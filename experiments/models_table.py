@@ -38,7 +38,8 @@ def models_table(results: list[dict]) -> list[str]:
                 ]
             )
     columns = ["", "development suite", "test suite", "bytes", "prompt", "token", "minutes", "GiB"]
-    note = f"Both sizes of a model come from one run of so many minutes. {Times.of(done).machines_said}"
+    machines = Times.of(done).machines_said
+    note = f"Both sizes of a model come from one run of so many minutes. {machines}"
     return [*table(columns, rows), "", note]
 
 

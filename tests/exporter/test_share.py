@@ -99,10 +99,24 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(200)
 
     def do_GET(self):
+        asked = re.fullmatch(
+            r"/api/models/(.+?/.+?)/(revision|tree)/[^/]+", self.path.partition("?")[0]
+        )
+        if asked and asked[1] in self.server.store["repositories"]:
+            files = self.server.store["repositories"][asked[1]]
+            if asked[2] == "revision":
+                siblings = [{"rfilename": name} for name in files]
+                return self.answer(200, {"id": asked[1], "sha": "0" * 40, "siblings": siblings})
+            entries = [
+                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                for name, content in files.items()
+            ]
+            return self.answer(200, entries)
         found = re.fullmatch(r"/(.+?/.+?)/resolve/[^/]+/(.+)", self.path)
         files = self.server.store["repositories"].get(found[1], {}) if found else {}
         if not found or found[2] not in files:
-            of_folder = self.path.startswith("/api/models/me/smaller/tree/")
+            known = re.match(r"/api/models/(.+?/.+?)/tree/", self.path)
+            of_folder = known is not None and known[1] in self.server.store["repositories"]
             code = "EntryNotFound" if files or of_folder else "RepoNotFound"
             return self.answer(404, X_Error_Code=code, X_Repo_Commit="0" * 40)
         content = files[found[2]]
@@ -140,6 +154,20 @@ AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 print(json.dumps(model(torch.tensor([[5, 60, 7, 33]])).logits[0].tolist()))
 """
+
+
+def test_a_download_says_how_far_it_is(llama_folder, hub, tmp_path):
+    hub.store["repositories"]["me/whole"] = {
+        path.name: path.read_bytes() for path in llama_folder.iterdir() if path.is_file()
+    }
+    asked = ["generate", "me/whole", "one", "--tokens", "2"]
+    done = fresh.python(fresh.COMMAND, *asked, **with_hub(hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "downloading me/whole, MB" in done.stderr
+    again = fresh.python(fresh.COMMAND, *asked, **with_hub(hub, tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert "downloading" not in again.stderr
+    assert again.stdout.splitlines()[:2] == done.stdout.splitlines()[:2]
 
 
 def test_push_and_load_from_the_hub(small_run, hub, tmp_path):

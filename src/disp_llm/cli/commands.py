@@ -84,9 +84,11 @@ def bench(config: Any) -> Figures:
 
 def generate(config: Any) -> Figures:
     """Shows what models answer, as they answer it."""
-    from disp_llm.commands.generate import answer
+    from disp_llm.commands.generate import answer, load_models
 
-    result = answer(config, pieces())
+    with progress_bar(plain_lines=True):
+        models = load_models(config)
+    result = answer(config, models, pieces())
     for one in result["answers"]:
         speed = f"{one['tokens_per_s'] or 0:.1f} a second after the first"
         say(f"{one['model']}: {one['tokens']} tokens, {speed}")
@@ -95,9 +97,11 @@ def generate(config: Any) -> Figures:
 
 def chat(config: Any) -> Figures:
     """Answers lines as they are typed."""
-    from disp_llm.commands.generate import chat
+    from disp_llm.commands.generate import chat, load_models
 
-    chat(config, typed_lines(), pieces())
+    with progress_bar(plain_lines=True):
+        models = load_models(config)
+    chat(config, models, typed_lines(), pieces())
     return {}
 
 

@@ -34,27 +34,33 @@ def generate(model: GenerateConfig | str | Path | None = None, **options: Any) -
         `answers`: of each model `model`, `text`, `tokens`, and `tokens_per_s` after the first.
     """
     config = called(GenerateConfig, model, options).config
-    return answer(config, lambda name, text: None)
+    return answer(config, load_models(config), lambda name, text: None)
 
 
-def answer(config: GenerateConfig, show: Callable[[str, str], None]) -> dict[str, Any]:
+def answer(
+    config: GenerateConfig, models: dict[str, Loaded], show: Callable[[str, str], None]
+) -> dict[str, Any]:
     """The same, shown piece by piece: the model's name and the text."""
     answers = []
-    for name, loaded in _loaded(config).items():
+    for name, loaded in models.items():
         said = [{"role": "user", "content": config.prompt}]
         found = _answered(loaded, said, config.answers, partial(show, name))
         answers.append({"model": name} | found)
     return {"answers": answers}
 
 
-def chat(config: ChatConfig, lines: Iterable[str], show: Callable[[str, str], None]) -> None:
+def chat(
+    config: ChatConfig,
+    models: dict[str, Loaded],
+    lines: Iterable[str],
+    show: Callable[[str, str], None],
+) -> None:
     """Answers line after line. Each model reads what was said before and what it answered itself.
 
     Args:
         lines: what a user says; an empty line begins anew.
         show: called with the name of a model and a piece of its answer.
     """
-    models = _loaded(config)
     said: dict[str, Messages] = {name: [] for name in models}
     for line in lines:
         if not line.strip():
@@ -66,7 +72,7 @@ def chat(config: ChatConfig, lines: Iterable[str], show: Callable[[str, str], No
             said[name].append({"role": "assistant", "content": found["text"]})
 
 
-def _loaded(config: GenerateConfig | ChatConfig) -> dict[str, Loaded]:
+def load_models(config: GenerateConfig | ChatConfig) -> dict[str, Loaded]:
     """The models by the names that they were asked for by."""
     against = config.answers.against
     if against == ORIGINAL:

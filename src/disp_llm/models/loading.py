@@ -21,6 +21,7 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, family_of_any
 from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
+from disp_llm.models.download import fetch
 from disp_llm.models.embedded import MODEL, path_of
 from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
@@ -159,6 +160,8 @@ def load(
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
         logger.warning("%s is stored in %s and runs in %s, see `dtype`", name, stored, dtype)
+    if not empty:
+        fetch(name, place["revision"])
     model = _whole_model(name, config, place, torch.device("meta") if empty else device, dtype)
     source = source_of(name, place["revision"])
     return Loaded(model, tokenizer, family, source, dtype, processor)

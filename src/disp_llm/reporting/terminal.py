@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from disp_llm.config.errors import printable
-from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.progress import ProgressCallback, downloads, silent
 
 
 class LineConsole(Console):
@@ -83,14 +83,17 @@ def progress_bar(plain_lines: bool = False) -> Iterator[ProgressCallback]:
         plain_lines: where there is neither a terminal nor a notebook, print one line when a stage
             begins and another at each tenth of it; otherwise nothing is shown there.
     """
+    drawn = nullcontext(_lines() if plain_lines else silent)
     if messages.is_terminal:
-        with _bars() as callback:
-            yield callback
+        drawn = _bars()
     elif messages.is_jupyter:
-        with _notebook_line() as callback:
+        drawn = _notebook_line()
+    with drawn as callback:
+        before = downloads.set(None if callback is silent else callback)
+        try:
             yield callback
-    else:
-        yield _lines() if plain_lines else silent
+        finally:
+            downloads.reset(before)
 
 
 @contextmanager

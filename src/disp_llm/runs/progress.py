@@ -1,10 +1,14 @@
 """How a long task says how far it is."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 ProgressCallback = Callable[[str, int, int, dict[str, Any]], None]
 """Called as work goes on with (stage, done, total, figures)."""
+
+downloads: ContextVar[ProgressCallback | None] = ContextVar("downloads", default=None)
+"""What a command has its downloads told, wherever a model is loaded."""
 
 Ticks = Callable[[int, int], None]
 """Called with (done, total) as one stage goes on."""

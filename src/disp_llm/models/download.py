@@ -1,0 +1,50 @@
+"""Weights of a model of the hub into the library's cache, with progress where that is shown."""
+
+import contextlib
+import io
+import math
+from typing import Any
+
+from disp_llm.models.embedded import path_of
+from disp_llm.models.files import hub_place
+from disp_llm.models.source import HUB_ERRORS
+from disp_llm.runs.progress import downloads
+
+WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+"""What transformers reads of a repository; others hold the same weights in other formats too."""
+
+
+def fetch(name: str, revision: str | None) -> None:
+    """Downloads what is not in the cache yet, if progress is watched; else loading does it, under
+    bars of its own. What fails here fails there too, and is said then.
+
+    Args:
+        name: of a model, which may be local, or one file of a repository.
+        revision: commit, branch or tag.
+    """
+    watching, wanted = downloads.get(), WEIGHTS
+    place = path_of(hub_place(name)[0])
+    if watching is None or place.exists():
+        return
+    import huggingface_hub
+    from tqdm import tqdm
+
+    if place.suffix == ".gguf":
+        place, wanted = place.parent, [place.name]
+
+    class Bar(tqdm):
+        """Hands on what the library would draw."""
+
+        def __init__(self, *values: Any, **options: Any) -> None:
+            super().__init__(*values, **options | {"disable": False, "file": io.StringIO()})
+
+        def display(self, *_: Any, **__: Any) -> None:
+            """Bytes that have come, of all that are to come."""
+            if self.unit == "B" and self.total:
+                come, total = (math.ceil(number / 1e6) for number in (self.n, self.total))
+                watching(f"downloading {name}, MB", come, total, {})
+
+    with contextlib.suppress(*HUB_ERRORS):
+        huggingface_hub.snapshot_download(
+            place.as_posix(), revision=revision, allow_patterns=wanted, tqdm_class=Bar
+        )
