@@ -27,12 +27,12 @@ def fetch(name: str, revision: str | None) -> None:
     if watching is None or place.exists():
         return
     import huggingface_hub
-    from tqdm import tqdm
+    from tqdm.asyncio import tqdm_asyncio
 
     if place.suffix == ".gguf":
         place, wanted = place.parent, [place.name]
 
-    class Bar(tqdm):
+    class Bar(tqdm_asyncio):
         """Hands on what the library would draw."""
 
         def __init__(self, *values: Any, **options: Any) -> None:
