@@ -71,7 +71,7 @@ def rivals() -> list[str]:
         "Means over as many seeds as the last column says; pairs are of the same seed, with the "
         "standard error over seeds and Student's t. [Every run](../experiments/results/rivals.md)."
     )
-    return [*rival_tables(results), note]
+    return [*rival_tables(results), "", note]
 
 
 ADAPTED, SCALED = "ours, with adapters", "ours, masks and scales"
@@ -95,7 +95,7 @@ def rival_tables(results: list[dict]) -> list[str]:
         found = by_name(others)
         if SCALED in found and ours:
             lines += [*losses(found | {ADAPTED: by_name(ours)[DEFAULT]}, title, SCALED), ""]
-    return lines
+    return lines[:-1]
 
 
 def losses(found: dict[str, Any], title: str, beside: str = DEFAULT) -> list[str]:

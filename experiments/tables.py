@@ -19,10 +19,12 @@ from comparison_rows import HERE, figure, ratio
 from comparison_tables import as_used_table, baselines_page, general_table, headline
 from contest_table import contest_tables, draw_structures, rival_tables, rivals, structures
 from costs_table import costs
+from fit_table import fit_table
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
 from markdown_table import row as table_row
 from methods_table import methods_table
+from models_table import models_table
 from settings_table import settings_table
 from specialist_tables import draw_specialists, specialists_table, taggers
 
@@ -66,6 +68,13 @@ which has chosen settings; `test` chooses nothing.
 |---|---|---|---|
 """
 Row = list[str]
+OWN_TABLES = {
+    "contest": contest_tables,
+    "fit": fit_table,
+    "models": models_table,
+    "rivals": rival_tables,
+}
+"""What stands above the table of variants."""
 
 
 def table(results: list[dict]) -> list[str]:
@@ -136,8 +145,8 @@ def result_page(path: Path) -> str:
         for result in results:
             lines += comparison_section(result)
     else:
-        own = {"contest": contest_tables, "rivals": rival_tables}.get(path.stem)
-        lines += own(results) if own else []
+        own = OWN_TABLES.get(path.stem)
+        lines += [*own(results), ""] if own else []
         lines += of_variants(results, experiment)
     return "\n".join(lines).rstrip() + "\n"
 
