@@ -38,7 +38,7 @@ def command(*arguments: str | Path) -> dict:
 
 
 def in_transformers(folder: Path, *flags: str) -> dict[str, Figure]:
-    asked = ("--lengths", "512", "--context", "512", "--batches", "1", "--rounds", str(ROUNDS))
+    asked = ("--length", "512", "--context", "512", "--batch", "1", "--rounds", str(ROUNDS))
     found = command("bench", folder, "--against", MODEL, *asked, *flags)
     return {
         one["phase"]: [one["speedup"], *one["speedup_quartiles"]] for one in found["comparisons"]

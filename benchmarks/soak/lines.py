@@ -38,7 +38,7 @@ SMALL: dict[str, str] = {
     "report": "--output new.html",
     "eval": f"--text text.txt {READS}",
     "doctor": "--device cpu",
-    "bench": "--against model --lengths 8 --batches 1 --rounds 2 --context 8 --dtype float32 "
+    "bench": "--against model --length 8 --batch 1 --rounds 2 --context 8 --dtype float32 "
     "--device cpu",
     "convert": "--to int8 --output-dir new --device cpu",
     "push": "",

@@ -31,7 +31,7 @@ COMMANDS = [
     "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "convert", "push",
     "verify", "generate", "chat",
 ]  # fmt: skip
-USUAL, ALL = 20, 84
+USUAL, ALL = 20, 83
 """Most settings that a short help lists, and that all commands have together."""
 
 

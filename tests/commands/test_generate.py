@@ -31,7 +31,7 @@ def likeliest(folder, prompt: str, tokens: int) -> str:
 
 
 def test_both_answer_as_transformers_does(pruned, llama_folder):
-    flags = ("--against", "original", "--tokens", 9, "--dtype", "float32", "--json")
+    flags = ("--against", "original", "--max-new-tokens", 9, "--dtype", "float32", "--json")
     done = run_command("generate", pruned, "How many", *flags)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)["answers"]
@@ -42,7 +42,7 @@ def test_both_answer_as_transformers_does(pruned, llama_folder):
 
 
 def test_answers_are_shown_below_their_names(pruned):
-    done = run_command("generate", pruned, "How many", "--tokens", 5, "--dtype", "float32")
+    done = run_command("generate", pruned, "How many", "--max-new-tokens", 5, "--dtype", "float32")
     assert done.returncode == 0, done.stderr
     name, *_, last = done.stdout.splitlines()
     assert name == f"[{pruned}]"
@@ -50,7 +50,7 @@ def test_answers_are_shown_below_their_names(pruned):
 
 
 def test_a_chat_remembers_until_an_empty_line(pruned):
-    command = [sys.executable, "-m", "disp_llm", "chat", pruned, "--tokens", "6"]
+    command = [sys.executable, "-m", "disp_llm", "chat", pruned, "--max-new-tokens", "6"]
     done = subprocess.run(
         [*map(str, command), "--dtype", "float32"], input="one\ntwo\n\none\n", text=True,
         capture_output=True, env=environment(), timeout=120, check=False,

@@ -228,7 +228,7 @@ def test_bench_measures_a_folder_and_its_original(small_run, llama_folder):
     _, result = small_run
     folder = next(m["folder"] for m in result["models"] if m["share_asked"] == 0.5)
     done = run_command(
-        "bench", folder, "--lengths", 16, 32, "--batches", 1, 2,
+        "bench", folder, "--length", 16, 32, "--batch", 1, 2,
         "--context", 16, "--rounds", 3, "--dtype", "float32", "--device", "cpu", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -249,7 +249,7 @@ def test_bench_measures_a_folder_and_its_original(small_run, llama_folder):
     ("flags", "named"),
     [
         (["--rounds", "1"], "--rounds"),
-        (["--lengths", "0"], "--lengths"),
+        (["--length", "0"], "--length"),
         (["--against", "nowhere/none"], "nowhere/none"),
     ],
 )

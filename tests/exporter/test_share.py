@@ -160,7 +160,7 @@ def test_a_download_says_how_far_it_is(llama_folder, hub, tmp_path):
     hub.store["repositories"]["me/whole"] = {
         path.name: path.read_bytes() for path in llama_folder.iterdir() if path.is_file()
     }
-    asked = ["generate", "me/whole", "one", "--tokens", "2"]
+    asked = ["generate", "me/whole", "one", "--max-new-tokens", "2"]
     done = fresh.python(fresh.COMMAND, *asked, **with_hub(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     assert "downloading me/whole, MB" in done.stderr

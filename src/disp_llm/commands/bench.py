@@ -47,7 +47,7 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
             require_unquantised(name, load_config(name))  # it would be timed unpacked
     for field, name in asked.items():
         with model_is(field):
-            alone.append(in_own_process(name, config.machine, max(config.lengths)))
+            alone.append(in_own_process(name, config.machine, max(config.length)))
     targets = [_target(name, config) for name in names]
     workloads = _workloads(config, targets)
     with call.watching() as progress:
@@ -84,8 +84,8 @@ def _target(name: str, config: BenchConfig) -> PrunableModel:
 
 def _workloads(config: BenchConfig, targets: list[PrunableModel]) -> list[Workload]:
     """What is timed: as asked, or as far as the models read."""
-    wanted = [Workload("prefill", length, 1) for length in config.lengths]
-    wanted += [Workload("decode", config.context, batch) for batch in config.batches]
+    wanted = [Workload("prefill", length, 1) for length in config.length]
+    wanted += [Workload("decode", config.context, batch) for batch in config.batch]
     workloads = [fitted(workload, *(target.model for target in targets)) for workload in wanted]
     if workloads != wanted:
         most = max(workload.length for workload in workloads)

@@ -116,7 +116,7 @@ def _answered(loaded: Loaded, said: Messages, how: AnswerConfig, show: Show) -> 
     """An answer to what was said, of as many tokens as the model has positions for at most."""
     model: Any = loaded.model
     asked = _as_asked(loaded, said, how.template)
-    room = fitting(model, len(asked) + how.tokens) - len(asked)
+    room = fitting(model, len(asked) + how.max_new_tokens) - len(asked)
     if room < 1:
         what = f"has {len(asked)} tokens, and the model reads no more"
         raise InputError(what, field="prompt", hint="say less")
@@ -125,7 +125,7 @@ def _answered(loaded: Loaded, said: Messages, how: AnswerConfig, show: Show) -> 
         made = write(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=min(how.tokens, room),
+            max_new_tokens=min(how.max_new_tokens, room),
             pad_token_id=0,
             streamer=streamer,
         )[0, len(asked) :]

@@ -203,7 +203,7 @@ class AnswerConfig:
 
     against: str = ""
     """Model that answers too; `original` is what an exported folder was made from."""
-    tokens: Length = 128
+    max_new_tokens: Length = 128
     """Most tokens of an answer."""
     template: Template = "auto"
     """How what is said is written: by the tokenizer's chat template, or as it is. auto takes the
@@ -228,7 +228,7 @@ class ChatConfig:
 
     model: Annotated[Word, POSITIONAL]
     """Exported folder, or any model."""
-    answers: AnswerConfig = AnswerConfig(tokens=256)
+    answers: AnswerConfig = AnswerConfig(max_new_tokens=256)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 
@@ -240,9 +240,9 @@ class BenchConfig:
     """Exported folder, or any model."""
     against: str = ""
     """Model to compare with. Default: the original of an exported folder."""
-    lengths: Annotated[tuple[Length, ...], Some] = (128, 512)
+    length: Annotated[tuple[Length, ...], Some] = (128, 512)
     """Prompt lengths of prefill, in tokens."""
-    batches: Annotated[tuple[Batch, ...], Some] = (1, 8)
+    batch: Annotated[tuple[Batch, ...], Some] = (1, 8)
     """Numbers of sequences that are decoded together."""
     context: Length = 128
     """Tokens in the KV cache while decoding."""
