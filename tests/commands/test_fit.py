@@ -68,6 +68,9 @@ def test_what_is_written_fits(place, wide, asked, bits):
     again = run_command("eval", folder, "--text", place / "new.txt", "--context", 64, "--json")
     assert again.returncode == 0, again.stderr
     assert "fits    " in done.stderr
+    page = (place / name / "report.html").read_text()
+    assert f"fits {amount}" in page
+    assert f"fit-{amount}&#34;" in page or f"fit-{amount}\"" in page, "the snippet loads it"
     assert run_command("verify", place / name).returncode == 0
     resumed = fitted(place, wide, name, "--fit", amount, "--resume",
                      *(["--bits", *bits] if bits else []))  # fmt: skip

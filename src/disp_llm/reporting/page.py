@@ -65,8 +65,11 @@ def write_page(run: Run, path: Path | None = None) -> Path:
 
 def _a_folder(run: RunData) -> str:
     """One of the run's models, by its place in the folder that holds the run."""
-    if run.figures is not None and run.figures.model is not None:
+    figures = run.figures
+    if figures is not None and figures.model is not None:
         return f"{run.name}/model"
+    if figures is not None and figures.fit is not None and figures.fit.chosen is not None:
+        return f"{run.name}/fit-{figures.fit.asked}"
     return f"{run.name}/{Path(run.sizes[-1].figures.folder).name}" if run.sizes else ""
 
 

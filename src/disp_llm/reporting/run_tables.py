@@ -43,7 +43,7 @@ def show_run(figures: dict[str, Any], file: Path) -> None:
         if model.converted:
             say(f"        {model.converted}")
     if found.fit is not None and found.fit.chosen is not None:
-        _say_what_fits(found.fit, found.run)
+        say(f"fits    {found.run}/fit-{found.fit.asked}: {_fit_said(found.fit)}")
     if found.keep_by_penalty is not None:
         say(f"the penalty alone arrived at keep {found.keep_by_penalty:.4f}")
     cost = f"{found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s"
@@ -52,15 +52,15 @@ def show_run(figures: dict[str, Any], file: Path) -> None:
     _say_what_wins_back(found)
 
 
-def _say_what_fits(fit: Fit, run: str) -> None:
-    """Which folder is the answer, and what the others would have lost."""
+def _fit_said(fit: Fit) -> str:
+    """What was chosen, and what the others would have lost."""
     tokens = f"{fit.tokens:,} tokens, " if fit.tokens else ""
     said = [
         f"{one.bits} keep {one.keep:g} {megabytes(one.bytes or 0)} ×{one.ratio or 0:.3f}"
         for one in sorted(fit.choices, key=lambda one: one.bits != fit.chosen)
     ]
     others = f"; {', '.join(said[1:])}" if said[1:] else ""
-    say(f"fits    {run}/fit-{fit.asked}: {tokens}{said[0]}{others}")
+    return f"{tokens}{said[0]}{others}"
 
 
 def run_table(found: RunFigures) -> Table | None:
@@ -86,6 +86,8 @@ def verdicts(found: RunFigures) -> list[tuple[str, list[str]]]:
     original, said = found.original, list[tuple[str, list[str]]]()
     if original is None:
         return said
+    if found.fit is not None and found.fit.chosen is not None:
+        said.append((f"fits {found.fit.asked}", [_fit_said(found.fit)]))
     for model in found.models:
         words = [f"{megabytes(model.bytes)} of {megabytes(original.bytes)}"]
         if model.scores is not None:
