@@ -70,7 +70,7 @@ def test_what_is_written_fits(place, wide, asked, bits):
     assert "fits    " in done.stderr
     page = (place / name / "report.html").read_text()
     assert f"fits {amount}" in page
-    assert f"fit-{amount}&#34;" in page or f"fit-{amount}\"" in page, "the snippet loads it"
+    assert f"fit-{amount}&#34;" in page or f'fit-{amount}"' in page, "the snippet loads it"
     assert run_command("verify", place / name).returncode == 0
     resumed = fitted(place, wide, name, "--fit", amount, "--resume",
                      *(["--bits", *bits] if bits else []))  # fmt: skip
