@@ -3,7 +3,7 @@
     python experiments/tables.py [--check]
 
 A table of an experiment lies beside its JSON, as results/NAME.md. docs/reproduce.md and
-docs/architectures.md are written whole; README.md, docs/results.md, docs/guide.md and
+docs/architectures.md are written whole; README.md, docs/results.md, docs/run.md, docs/guide.md and
 docs/commands.md between their markers; the charts are drawn. With --check nothing is written and
 the exit code says whether the texts are up to date. Figures of these documents stand nowhere else.
 """
@@ -19,6 +19,7 @@ from comparison_rows import HERE, figure, ratio
 from comparison_tables import as_used_table, baselines_page, general_table, headline
 from contest_table import contest_tables, draw_structures, rival_tables, rivals, structures
 from costs_table import costs
+from engines_table import engines_table
 from fit_table import fit_table
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
@@ -213,6 +214,7 @@ def blocks() -> dict[Path, dict[str, list[str]]]:
             "as-used": as_used_table(),
             "specialists": specialists_table(),
         },
+        docs / "run.md": {"engines": engines_table()},
         docs / "guide.md": {"costs": costs(), "frontier": choices()},
         docs / "commands.md": {"settings": settings_table(), "methods": methods_table()},
     }
