@@ -145,7 +145,7 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
         sizes = [sum(p.numel() for p in model.parameters()) for model in (dense, compact)]
         return Pair([1e-3 * speed[0]], [1e-3 * speed[0] * sizes[1] / sizes[0]])
 
-    monkeypatch.setattr(timing, "paired", counted)
+    monkeypatch.setattr(timing.Stopwatch, "paired", staticmethod(counted))
     flags = ("--budget", "latency", "--workload-length", 100)
     done = run_command(
         "prune", llama_folder, *flags, "--fit", "160ms", "--text", text_file,

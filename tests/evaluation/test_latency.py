@@ -145,7 +145,7 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
         measured.append(by_parameters(dense, compact))
         return taking(measured[-1])
 
-    monkeypatch.setattr(timing, "paired", fake)
+    monkeypatch.setattr(timing.Stopwatch, "paired", staticmethod(fake))
     workload = Workload("decode", 16, 1)
     first = latency.latency_costs(llama, [workload], align=1)
     again = latency.latency_costs(llama, [workload], align=1)
@@ -158,7 +158,7 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
 def test_costs_are_seconds_of_the_original(llama, monkeypatch, tmp_path):
     """Its time is the median over everything that it was timed beside."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(timing, "paired", in_milliseconds())
+    monkeypatch.setattr(timing.Stopwatch, "paired", staticmethod(in_milliseconds()))
     lengths = torch.tensor(llama.layout.lengths)
     first, again = (latency.latency_costs(llama, [WORK], align=1) for _ in range(2))
     for costs in (first, again):
@@ -189,7 +189,7 @@ def test_two_workloads_cost_the_mean_of_both(llama, monkeypatch, tmp_path):
     def fake(dense, compact, workload, rounds, *_):
         return taking(shares[workload.phase] + 0.5 * by_parameters(dense, compact))
 
-    monkeypatch.setattr(timing, "paired", fake)
+    monkeypatch.setattr(timing.Stopwatch, "paired", staticmethod(fake))
     parts = (Workload("prefill", 16, 1), Workload("decode", 16, 1))
     mixed = latency.latency_costs(llama, parts, align=1)
     alone = [latency.latency_costs(llama, [part], align=1) for part in parts]
@@ -205,7 +205,7 @@ def cache(monkeypatch, tmp_path):
     """The user's cache, and machines that are measured at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency, "compact_model", lambda target, masks: masks)
-    monkeypatch.setattr(timing.Stopwatch, "paired", lambda self, *asked: by_entries(*asked))
+    monkeypatch.setattr(timing.Stopwatch, "paired", staticmethod(by_entries))
     return cache_folder()
 
 
@@ -267,7 +267,9 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     llama_folder, text_file, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(timing, "paired", lambda *asked: taking(by_parameters(*asked[:2])))
+    monkeypatch.setattr(
+        timing.Stopwatch, "paired", staticmethod(lambda *asked: taking(by_parameters(*asked[:2])))
+    )
     done = run_command(
         "prune", llama_folder, "--budget", "latency", "--fit", 0.6, 0.8,
         "--workload", "prefill", "decode", "--workload-length", 100,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
-from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles
+from disp_llm.evaluation.timing import IN_TRANSFORMERS, Pair, Workload, quartiles
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import cached_numbers
 from disp_llm.runs.progress import ProgressCallback, counting, silent
@@ -40,7 +40,8 @@ def side_by_side(
     rows, comparisons = [], []
     for workload in workloads:
         first, second = (target.model for target in targets)
-        pair = paired(first, second, workload, rounds, counting(progress, workload.name))
+        ticks = counting(progress, workload.name)
+        pair = IN_TRANSFORMERS.paired(first, second, workload, rounds, ticks)
         costs = [count(target, workload) for target in targets]
         for name, seconds, cost in zip(names, (pair.first, pair.second), costs, strict=True):
             rows.append({"model": name} | _row(workload, seconds, cost))

@@ -97,17 +97,6 @@ class Pair:
         return min(self.second) / min(self.first)
 
 
-def paired(
-    first: PreTrainedModel,
-    second: PreTrainedModel,
-    workload: Workload,
-    rounds: int,
-    on_round: Ticks = unwatched,
-) -> Pair:
-    """Times two models in turn."""
-    return Pair(*in_turn([runner(model, workload) for model in (first, second)], rounds, on_round))
-
-
 class Stopwatch:
     """Times two models in turn: here as transformers runs them; others run them elsewhere."""
 
@@ -127,7 +116,8 @@ class Stopwatch:
         on_round: Ticks = unwatched,
     ) -> Pair:
         """Seconds of both, the first of them the dense one."""
-        return paired(first, second, workload, rounds, on_round)
+        models = (first, second)
+        return Pair(*in_turn([runner(one, workload) for one in models], rounds, on_round))
 
 
 IN_TRANSFORMERS = Stopwatch()
