@@ -34,8 +34,8 @@ def commands(small_run, llama_folder, text_file) -> dict[str, Callable[[Path], l
     recovering = "--tokens 512 --length 32 --batch 2 --windows 2 --context 32"
     return {
         "prune": lambda at: [
-            "prune", llama_folder, "--keep", 0.5, 0.8, "--text", text_file, "--output-dir", at,
-            "--resume", "auto", *SMALL,
+            "prune", llama_folder, "--recipe", "disp", "--keep", 0.5, 0.8, "--text", text_file,
+            "--output-dir", at, "--resume", "auto", *SMALL,
         ],
         "export": lambda at: ["export", at, "--keep", 0.7, 0.6],
         "recover": lambda at: [
