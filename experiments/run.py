@@ -129,7 +129,8 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     if "answers" in experiment:
         models = [one | {"answers": answered(one, variant, experiment)} for one in models]
     for model in models:
-        del model["folder"]  # a path of the machine that it ran on
+        for place in {"folder", "converted"} & model.keys():  # of the machine that it ran on
+            del model[place]
         if "provenance" in model:
             model["provenance"] = stated_by(stated, model["provenance"])
     kept["before" if recovered else "original"] |= measure(found["source"]["model"], texts, tasks)

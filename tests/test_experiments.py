@@ -3,6 +3,7 @@ one machine in each column."""
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -84,6 +85,12 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
         "| a prompt is to take less time | greedy keep 0.5: 40.00 at ×1.11; "
         "learned keep 0.5: 50.00 at ×1.43; depth keep 0.5: 70.00 at ×1.67 |" in text
     )
+
+
+def test_no_committed_result_names_a_place_of_a_machine():
+    for folder in ("experiments", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.json"):
+            assert not re.search(r"/(tmp|root|home|work)/", file.read_text()), file
 
 
 XEON, EPYC = ({"cpu": cpu, "threads": 2, "system": "x"} for cpu in ("Xeon", "EPYC"))
@@ -174,7 +181,12 @@ def test_what_is_committed_of_a_run_says_where_each_size_comes_from(
     told |= {"versions": {"torch": "2"}, "hardware": XEON}
     found = told | {
         "resumed": [told | {"hardware": EPYC}],
-        "models": [{"keep": 0.5, "folder": "/home/someone/run/model", "provenance": told}],
+        "models": [
+            {
+                "keep": 0.5, "folder": "/home/someone/run/model", "provenance": told,
+                "converted": "/home/someone/run/model-gguf",
+            }
+        ],
         "original": {"perplexity": 20.0},
         "source": {"model": "m", "text": "/home/someone/text.txt", "eval_text": "e"},
         "tokens_seen": 1, "seconds": 1.0, "status": "done",
