@@ -17,12 +17,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from structures import BENCH, MODEL, as_gguf, command, in_llama_cpp
+from structures import BENCH, Figure, as_gguf, command, figure, in_llama_cpp, whole
 
-from disp_llm.evaluation.timing import Pair, in_turn
+from disp_llm.evaluation.timing import in_turn
 from disp_llm.runs.files import read_json
 from disp_llm.runs.provenance import hardware
 
@@ -78,35 +78,27 @@ def served(python: Path, folder: Path) -> tuple[subprocess.Popen, Callable[[], l
     return process, times
 
 
-def in_vllm(python: Path, original: Path, folder: Path) -> dict[str, list[float]]:
+def in_vllm(python: Path, original: Path, folder: Path) -> dict[str, Figure]:
     """How many times as fast a folder is; both models stay loaded."""
     models = [served(python, place) for place in (original, folder)]
     dense, pruned = in_turn([times for _, times in models], ROUNDS)
     for process, _ in models:
         process.stdin.close()
         process.wait(60)
-    found = {}
-    for phase, one, other in zip(
-        ("prefill", "decode"), zip(*dense, strict=True), zip(*pruned, strict=True), strict=True
-    ):
-        low, middle, high = Pair(list(one), list(other)).speedup
-        found[phase] = [middle, low, high]
-    return found
+    return {
+        phase: figure([took[place] for took in dense], [took[place] for took in pruned])
+        for place, phase in enumerate(("prefill", "decode"))
+    }
 
 
-def whole(folder: Path) -> Path:
-    """The original as an exported folder."""
-    few = (
-        "--method fisher --keep 1 --calibration-sequences 1 --windows 1 --rounds 0 --text speeches"
-    )
-    command("prune", MODEL, *few.split(), "--sites", "mlp_mid", "heads", "--output-dir", folder)
-    return folder / "keep-1"
-
-
-def quantised(file: Path, kind: str) -> Path:
-    """The same file with weights of a type."""
-    made = file.with_name(f"{kind}.gguf")
-    subprocess.run(["llama-quantize", file, made, kind], capture_output=True, check=True)
+def in_kinds(model: Path, folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
+    """Its files for llama.cpp, one for each type of weights; "" = 16 bits."""
+    file = as_gguf(model, folder)
+    assert file is not None, f"llama.cpp cannot run {model}"
+    made = {kind: folder / f"{kind}.gguf" if kind else file for kind in kinds}
+    for kind in filter(None, kinds):
+        quantise = ["llama-quantize", file, made[kind], kind]
+        subprocess.run(quantise, capture_output=True, check=True)
     return made
 
 
@@ -127,7 +119,7 @@ def main() -> None:
     sizes = {one["size"]: one for one in result["models"]}
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
 
-    def note(keep: str, way: str, found: dict[str, list[float]]) -> None:
+    def note(keep: str, way: str, found: dict[str, Figure]) -> None:
         print(keep, way, found, file=sys.stderr)
         rows[:] = [row for row in rows if (row["keep"], row["in"]) != (float(keep), way)]
         row = {"keep": float(keep), "in": way, "counted": counted(sizes[keep], result["original"])}
@@ -139,15 +131,13 @@ def main() -> None:
         place = Path(temporary)
         original = whole(place / "original")
         if BENCH:
-            first = as_gguf(original, place / "whole")
+            kinds = ("", *(TYPES if shutil.which("llama-quantize") else ()))
+            dense = in_kinds(original, place / "whole", kinds)
             for keep in asked.keep:
-                file = as_gguf(asked.run / f"keep-{keep}", place / keep)
-                assert first is not None
-                assert file is not None
-                note(keep, "llama.cpp", in_llama_cpp(file, first))
-                for kind in TYPES if shutil.which("llama-quantize") else ():
-                    pair = quantised(file, kind), quantised(first, kind)
-                    note(keep, f"llama.cpp, {kind}", in_llama_cpp(*pair))
+                pruned = in_kinds(asked.run / f"keep-{keep}", place / keep, kinds)
+                for kind in kinds:
+                    way = f"llama.cpp, {kind}" if kind else "llama.cpp"
+                    note(keep, way, in_llama_cpp(pruned[kind], dense[kind]))
         if asked.vllm:
             command("convert", original, "--to", "plain", "--output-dir", place / "plain")
             for keep in asked.keep:

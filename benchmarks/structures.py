@@ -50,9 +50,14 @@ def in_llama_cpp(file: Path, original: Path) -> dict[str, Figure]:
     for workload in USUAL:
         models = [partial(run_bench, program, model, workload, 1) for model in (original, file)]
         times = in_turn(models, ROUNDS, warm_up=0)  # llama-bench warms up
-        low, middle, high = Pair(*([took for (took,) in each] for each in times)).speedup
-        found[workload.phase] = [middle, low, high]
+        found[workload.phase] = figure(*([took for (took,) in each] for each in times))
     return found
+
+
+def figure(dense: list[float], pruned: list[float]) -> Figure:
+    """From the seconds of both, round by round."""
+    low, middle, high = Pair(dense, pruned).speedup
+    return [middle, low, high]
 
 
 def as_gguf(model: Path, folder: Path) -> Path | None:
@@ -61,13 +66,13 @@ def as_gguf(model: Path, folder: Path) -> Path | None:
     return folder / "model.gguf" if made else None
 
 
-def whole_gguf(folder: Path) -> Path | None:
-    """The original's file, by way of a size that keeps all."""
+def whole(folder: Path) -> Path:
+    """The original as an exported folder: a size that keeps all."""
     few = ("--calibration-sequences", "1", "--windows", "1", "--rounds", "0")
     sites = ("--sites", "mlp_mid", "heads", "--text", "speeches")
     asked = ("--method", "fisher", "--keep", "1", *sites, *few)
-    command("prune", MODEL, *asked, "--output-dir", folder / "run")
-    return as_gguf(folder / "run" / "keep-1", folder / "file")
+    command("prune", MODEL, *asked, "--output-dir", folder)
+    return folder / "keep-1"
 
 
 def main() -> None:
@@ -87,7 +92,7 @@ def main() -> None:
             RESULTS.write_text(json.dumps(told, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as place:
-        original = whole_gguf(Path(place) / "original") if BENCH else None
+        original = as_gguf(whole(Path(place) / "run"), Path(place) / "file") if BENCH else None
         for run in sorted(asked.runs.glob("*,-seed-0")):
             structure = run.name.removesuffix(",-seed-0").replace("-", " ")
             for keep in asked.keep if not structure.startswith("scales alone") else ():
