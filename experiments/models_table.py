@@ -1,6 +1,5 @@
 """Several models pruned by one recipe: what each loses, and what it takes to make it."""
 
-from committed import read_committed
 from comparison_rows import HERE
 from machines import Times
 from markdown_table import table
@@ -41,16 +40,3 @@ def models_table(results: list[dict]) -> list[str]:
     machines = Times.of(done).machines_said
     note = f"Both sizes of a model come from one run of so many minutes. {machines}"
     return [*table(columns, rows), "", note]
-
-
-def models() -> list[str]:
-    """The block of docs/results.md."""
-    results = read_committed(HERE / "results" / "models.json")
-    (tokens,) = {round(result["tokens_seen"], -3) for result in results}
-    note = (
-        f"The default from {tokens / 1e3:.0f} k tokens of the "
-        "[mix](../experiments/results/general.md), one seed: times the original's perplexity, and "
-        "times as fast in transformers, a prompt of 512 tokens and a token after it. "
-        "[Every figure](../experiments/results/models.md)."
-    )
-    return [*models_table(results), note]

@@ -39,8 +39,7 @@ def with_costs(
     """The budget that counts what the settings name; times compact models first where that is
     latency. Sizes that it cannot have are refused."""
     settings, sizes = job.config.budget, job.config.sizes
-    timed = settings.kind == "latency"
-    if timed:
+    if settings.kind == "latency":
         costs = _timed(job, dense, align, budget.chunk, stopwatch_of(job.config, dense, tokenizer))
     else:
         costs = _counted(settings, dense)

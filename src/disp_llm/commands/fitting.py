@@ -206,7 +206,7 @@ def settle(opened: "Opened", fit: Fit) -> None:
     """Writes the sizes in their bits, measures them on the held-out end of the learning text, and
     leaves the best."""
     job = opened.problem.job
-    folder = job.run.folder / f"fit-{fit.asked}"
+    folder = job.run.folder / fit.folder_name
     if job.run.has(folder):
         return
     job.run.forget(folder)

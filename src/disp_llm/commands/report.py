@@ -152,7 +152,7 @@ class PruneResult(RunResult):
         """Where the model of a size lies, wherever the run has been moved."""
         found = self._typed
         if found and found.fit and share is not None and str(share) == found.fit.asked:
-            return self.folder / f"fit-{found.fit.asked}"
+            return self.folder / found.fit.folder_name
         return Run(self.folder).size_folder(self.size(share).size)
 
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:

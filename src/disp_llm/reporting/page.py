@@ -69,7 +69,7 @@ def _a_folder(run: RunData) -> str:
     if figures is not None and figures.model is not None:
         return f"{run.name}/model"
     if figures is not None and figures.fit is not None and figures.fit.chosen is not None:
-        return f"{run.name}/fit-{figures.fit.asked}"
+        return f"{run.name}/{figures.fit.folder_name}"
     return f"{run.name}/{Path(run.sizes[-1].figures.folder).name}" if run.sizes else ""
 
 

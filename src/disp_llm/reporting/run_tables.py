@@ -43,7 +43,7 @@ def show_run(figures: dict[str, Any], file: Path) -> None:
         if model.converted:
             say(f"        {model.converted}")
     if found.fit is not None and found.fit.chosen is not None:
-        say(f"fits    {found.run}/fit-{found.fit.asked}: {_fit_said(found.fit)}")
+        say(f"fits    {found.run}/{found.fit.folder_name}: {_fit_said(found.fit)}")
     if found.keep_by_penalty is not None:
         say(f"the penalty alone arrived at keep {found.keep_by_penalty:.4f}")
     cost = f"{found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s"

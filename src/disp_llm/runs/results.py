@@ -192,6 +192,11 @@ class Fit:
     measured: Perplexity | None = None
     """Of the folder that was chosen."""
 
+    @property
+    def folder_name(self) -> str:
+        """What that folder is called in the run."""
+        return f"fit-{self.asked}"
+
 
 class Source(TypedDict):
     """What a model was made of."""
