@@ -2,6 +2,7 @@
 which read it must keep."""
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -99,6 +100,7 @@ class World:
             self.fresh()
             self.right[command], said = self.read(command)
             assert isinstance(self.right[command], dict), said
+            assert self.right[command].keys() >= {*self.made}, "a result that is not there"
         self.fresh()
         change(path)
         found, said = self.read(command)
@@ -119,8 +121,13 @@ class World:
         place = path.relative_to(self.folder)
         if "Traceback" in done.stderr or done.returncode not in (0, 2):
             return f"verify of {place} {how}: {done.stderr[-300:]}"
-        named = str(path) in done.stdout or str(path.parent) in done.stdout.replace('/"', '"')
-        if (done.returncode == 2 and named) or any(free in place.as_posix() for free in FREE):
+        told = json.loads(done.stdout)
+        files = {Path(one["file"]) for one in told.get("problems", [])} | {
+            Path(told.get("field", ""))
+        }
+        if (done.returncode == 2 and files & {path, path.parent}) or any(
+            free in place.as_posix() for free in FREE
+        ):
             return ""
         return f"verify of {place} {how}: exit {done.returncode}, {done.stdout[:300]}"
 

@@ -6,6 +6,7 @@ nothing; where only the time of a file is new it goes on, to the same bits.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -302,11 +303,7 @@ def test_what_has_changed_is_refused_by_its_name(world, job, state, name, how):
     assert len(complaints) == 1
     found = json.loads(done.stdout)
     said = f"{found['field']} {found['error']}"
-    assert setting in said or name in said, found
-
-
-def test_there_are_many_cases():
-    assert len(CASES) >= 150
+    assert re.search(rf"(?<![\w/]){setting}(?![\w/])|/{re.escape(name)}\b| {name}\b", said), found
 
 
 @pytest.mark.parametrize("name", ["model", "text.txt", "test.txt"])

@@ -256,7 +256,7 @@ def test_a_log_that_is_damaged_before_the_end_is_not_adopted(learned, llama_fold
     line: Callable[[Path], list[Any]] = lambda at: [  # noqa: E731
         *("prune", llama_folder, "--output-dir", at, "--resume"),
     ]
-    results = ("selection.safetensors", "model/model.safetensors", "metrics.jsonl")
+    results = ("selection.safetensors", "keep-0.5/model.safetensors", "metrics.jsonl")
     world = World(learned, tmp_path, {"resume": line}, results)
     cases = [*world.cases(17), *(case for case in world.cases() if case[0].suffix == ".jsonl")]
     assert len(cases) > 10

@@ -44,7 +44,7 @@ def test_the_language_model_of_a_wrapper_is_pruned(tmp_path, text_file):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["models"]
-    assert [size["keep"] <= asked for size, asked in zip(found, (1.0, 0.6), strict=True)]
+    assert all(size["keep"] <= asked for size, asked in zip(found, (1.0, 0.6), strict=True))
     assert max(size["logit_errors"]["max_logit_error"] for size in found) < 1e-5
     tokens = torch.randint(4, 256, (1, 19), generator=torch.Generator().manual_seed(0))
     small = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "keep-0.6")
