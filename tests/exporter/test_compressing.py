@@ -9,7 +9,8 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import byte_tokenizer, run_command
+from conftest import byte_tokenizer, masks_of, run_command, tiny_prunable
+from in_memory import export_folder
 from safetensors.torch import load_file
 
 from disp_llm.commands.convert import convert
@@ -149,6 +150,25 @@ def test_files_of_several_parts_are_rewritten_one_by_one(folder, tmp_path):
     for name, file in index["weight_map"].items():
         assert torch.equal(load_file(made / file)[name], tensors[name])
     transformers.AutoModelForCausalLM.from_pretrained(made)
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_in_different_parts_keep_their_own_scales(tied, tmp_path):
+    target = tiny_prunable("llama", tie_word_embeddings=tied)
+    masks, made = masks_of("keep-all", target.layout), dict[str, dict[str, torch.Tensor]]()
+    for size in ("5GB", "20KB"):
+        export_folder(target, byte_tokenizer(), masks, tmp_path / size, size)
+        config = ConvertConfig(tmp_path / size, "int8", tmp_path / f"int8 {size}", embeddings=True)
+        convert(config, progress=silent)
+        made[size] = {}
+        for path in (tmp_path / f"int8 {size}").glob("*.safetensors"):
+            made[size] |= load_file(path)
+    assert len(list((tmp_path / "20KB").glob("*.safetensors"))) > 2
+    assert made["5GB"].keys() == made["20KB"].keys()
+    assert all(torch.equal(made["5GB"][name], made["20KB"][name]) for name in made["5GB"])
+    ends = (made["5GB"][f"{end}.weight_scale"] for end in ("model.embed_tokens", "lm_head"))
+    assert torch.equal(*ends) == tied
 
 
 @pytest.mark.usefixtures("compressed_tensors")

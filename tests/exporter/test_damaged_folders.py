@@ -8,9 +8,9 @@ import pytest
 from damage import BYTES, names, outcome, wrongly_read
 
 from disp_llm.config.names import SITES
-from disp_llm.exporter.exported import EXPORT_AGAIN
 from disp_llm.exporter.facts import FACTS, read_facts
 from disp_llm.exporter.formats.plain import plain_config
+from disp_llm.runs.sums import CHANGED_FOLDER
 from disp_llm.runs.tensors import read_tensors
 
 
@@ -51,4 +51,4 @@ def test_configuration(folder):
 def test_weights_that_become_a_gguf_file(folder, how):
     path = folder / "model.safetensors"
     path.write_bytes(BYTES[how](path.read_bytes()))
-    assert names(outcome(lambda: read_tensors(path, EXPORT_AGAIN)), path)
+    assert names(outcome(lambda: read_tensors(path, CHANGED_FOLDER)), path)

@@ -21,7 +21,7 @@ from in_memory import export_folder
 from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
-from disp_llm.exporter.formats.gguf import BY_WORDS, splitter_of
+from disp_llm.exporter.formats.gguf import BY_WORDS, check, splitter_of
 from disp_llm.models.loading import load_model
 from disp_llm.runs.sums import folder_problems, write_sums
 
@@ -213,6 +213,13 @@ def test_scaled_rotary_embeddings_come_along(text_file, tmp_path):
     (found,) = [tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
     assert found[0] == 1
     assert found[-1] == pytest.approx(8)
+
+
+def test_another_activation_is_refused(tmp_path):
+    target = tiny_prunable("llama", hidden_act="relu")
+    export_folder(target, byte_tokenizer(), masks_of("keep-all", target.layout), tmp_path / "ours")
+    with pytest.raises(InputError, match=r"the activation relu, and llama\.cpp's Llama has silu"):
+        check(tmp_path / "ours")
 
 
 def test_trained_attention_and_norms_come_along(runs, text_file, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
-from conftest import SMALL, byte_tokenizer, run_command, tiny_prunable
+from conftest import SMALL, byte_tokenizer, masks_of, run_command, tiny_prunable
 from in_memory import export_folder
 from transformers import AutoModelForCausalLM
 
@@ -63,6 +63,17 @@ def test_heads_of_one_number_are_the_original_class(model_type, tmp_path):
     assert model.config.num_key_value_heads == 1
     wanted = AutoModelForCausalLM.from_pretrained(folder)(PROMPT).logits
     torch.testing.assert_close(model(PROMPT).logits, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "xglm"])
+def test_a_width_that_is_left_to_the_class_needs_no_number(model_type, tmp_path):
+    """GPT-2 writes `n_inner: null`; XGLM calls the width of the stream `d_model`."""
+    target = tiny_prunable(model_type, **({"n_inner": None} if model_type == "gpt2" else {}))
+    export_folder(target, byte_tokenizer(), masks_of("keep-all", target.layout), tmp_path / "ours")
+    convert(ConvertConfig(tmp_path / "ours", "plain", tmp_path / "plain"), progress=silent)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert type(model).__module__.startswith("transformers.models.")
+    assert torch.equal(model(PROMPT).logits, target.model(PROMPT).logits)
 
 
 def test_weights_that_are_unpacked_take_the_place_of_the_packed_ones(tmp_path):

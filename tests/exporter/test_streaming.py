@@ -148,6 +148,22 @@ def test_gpt2_as_it_is_published(tmp_path):
     assert_same(str(source), tmp_path, ("scales",), "float32", SEVERAL)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_tied_head_that_the_file_also_holds_counts_once_if_it_is_alike(alike, tmp_path):
+    folder = saved("llama", tmp_path)
+    model = tiny_model("llama", tie_word_embeddings=True)
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + (0 if alike else 1)
+    save_file(tensors, path, {"format": "pt"})
+    machine = MachineConfig(device="cpu", dtype="float32")
+    unread, files = load_unread(str(folder), machine)
+    assert files is not None
+    assert unread.model.num_parameters() == load(str(folder), machine).model.num_parameters()
+    assert (unread.model.num_parameters() == model.num_parameters()) == alike
+
+
 def test_a_model_of_the_hub(tmp_path, monkeypatch):
     commit, place = "0" * 40, tmp_path / "hub" / "models--somebody--tiny"
     saved("llama", place / "snapshots" / commit, SEVERAL)

@@ -313,6 +313,23 @@ def test_a_quantised_model_loads_where_it_is_measured(tmp_path, caplog):
     assert QUERY in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. can't allocate memory: 1e9"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    ],
+)
+def test_too_little_memory_is_not_a_wrong_name(whole, error, monkeypatch):
+    def runs_out(*given: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", runs_out)
+    with pytest.raises(InputError, match="does not fit into memory; name a smaller model"):
+        load(str(whole), CPU)
+
+
 def test_an_adapter_is_not_a_model(whole):
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(

@@ -46,3 +46,14 @@ def test_tokens_that_settings_name_have_their_new_numbers_once():
     assert small.config.eos_token_id == [numbers[last], numbers[7]]
     assert small.config.bos_token_id == small.generation_config.eos_token_id == numbers[last]
     assert model.config.bos_token_id == last
+
+
+def test_tokens_that_are_gone_are_no_longer_named():
+    """Else an old number would name another token, or none: `pad_token_id` often lies behind all
+    tokens of the tokenizer."""
+    model = unusual_prunable("llama").model
+    model.config.pad_token_id = VOCABULARY - 1
+    model.generation_config.suppress_tokens = [5, 9]
+    small = with_tokens(model, [*range(5), *range(6, 40)])
+    assert small.config.pad_token_id is None
+    assert small.generation_config.suppress_tokens == [8]

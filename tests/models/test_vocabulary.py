@@ -6,6 +6,7 @@ import random
 import pytest
 import tokenizers
 import torch
+from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -162,6 +163,14 @@ def test_the_most_used_tokens_stay_with_those_that_make_them(kind):
     assert most_used(used, size, tables, []) == list(range(size))
     with pytest.raises(InputError, match=rf"fewer than have to stay, {least}"):
         most_used(used, least - 1, tables, [])
+
+
+def test_a_tokenizer_that_lacks_an_added_token_of_the_original_is_no_part_of_it():
+    small, whole = byte_tokenizer(), byte_tokenizer()
+    assert shared(small, whole) == list(range(len(whole)))
+    whole.add_tokens(["<think>"], special_tokens=True)
+    with pytest.raises(InputError, match="its vocabulary is no part of the original's"):
+        shared(small, whole)
 
 
 def test_a_tokenizer_tells_which_tokens_it_kept():

@@ -47,6 +47,9 @@ def carry(
         if isinstance(part, Tensor) or part.source not in there:
             continue
         trained, own = larger[1][there[part.source]], smaller[1][name]
+        if not part.picks and not of_larger[there[part.source]].picks:
+            own.copy_(trained)  # whole in both
+            continue
         places = made(of_larger[there[part.source]], numbers).flatten()
         position = torch.full((whole[part.source].numel(),), -1)
         position[places] = torch.arange(len(places))

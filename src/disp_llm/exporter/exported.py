@@ -21,7 +21,6 @@ from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, extra_files, folder_problem
 
 logger = logging.getLogger(__name__)
 
-EXPORT_AGAIN = "delete the folder and export it again"
 """What to do about a damaged configuration."""
 
 TEMPLATES = "additional_chat_templates"
@@ -55,14 +54,14 @@ class Exported:
 def exported_config(folder: Path) -> dict[str, Any]:
     """The configuration of an exported folder, checked."""
     stated = folder / "config.json"
-    config = read_json(stated, EXPORT_AGAIN) if stated.is_file() else {}
+    config = read_json(stated, CHANGED_FOLDER) if stated.is_file() else {}
     if "disp_llm" not in config:
         raise InputError(
             f"{folder} is not an exported folder",
             field="folder",
             hint="name a model folder of a run, such as run/keep-0.5",
         )
-    as_type(config, Exported, field=str(stated), hint=EXPORT_AGAIN)
+    as_type(config, Exported, field=str(stated), hint=CHANGED_FOLDER)
     return config
 
 

@@ -10,6 +10,7 @@ from disp_llm.runs.files import read_json
 from disp_llm.runs.ownership import FACTS
 from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json
 from disp_llm.runs.scores import Finite, Perplexity
+from disp_llm.runs.sums import CHANGED_FOLDER
 
 CARD = "README.md"
 
@@ -23,7 +24,6 @@ UNTOLD = ("folder", "converted", "sample", "prompt", "system")
 """What it leaves out of these and of the figures: where things lie, what the text says, and the
 operating system."""
 
-EXPORT_AGAIN = "export the folder again"
 
 BEHIND = ("window_losses", "window_tokens")
 """What it leaves out too: the losses behind a perplexity, without which this can be read."""
@@ -128,11 +128,11 @@ class Facts:
 
 def facts_in(path: Path) -> dict[str, Any]:
     """The values of such a file, checked."""
-    values = read_json(path, EXPORT_AGAIN)
+    values = read_json(path, CHANGED_FOLDER)
     typed_facts(values, str(path))
     return values
 
 
 def typed_facts(values: dict[str, Any], path: str) -> Facts:
     """The same as an object."""
-    return as_type(values, Facts, field=path, hint=EXPORT_AGAIN)
+    return as_type(values, Facts, field=path, hint=CHANGED_FOLDER)

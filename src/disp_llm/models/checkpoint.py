@@ -8,8 +8,10 @@ import logging
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import torch
 from torch import Tensor
 
 from disp_llm.config.parts import MachineConfig
@@ -62,6 +64,7 @@ def checkpoint_of(empty: Loaded) -> Checkpoint | None:
         with opened(path, AGAIN) as file:
             for key in file.keys():  # noqa: SIM118  (it is no dictionary)
                 stored[key] = path, tuple(file.get_slice(key).get_shape())
+    _tie(model, stored)
     state = model.state_dict()
     first = {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
     places: dict[str, tuple[Path, str]] = {}
@@ -77,11 +80,24 @@ def checkpoint_of(empty: Loaded) -> Checkpoint | None:
     return Checkpoint(empty.source["model"], places, state)
 
 
+def _tie(model: Any, stored: dict[str, tuple[Path, tuple[int, ...]]]) -> None:
+    """Ties weights that the files hold twice and alike: transformers leaves empty ones apart, and
+    ties those that it has read."""
+    for pair in model.all_tied_weights_keys.items():
+        if all(name in stored for name in pair):
+            tensors = []
+            for name in pair:
+                with opened(stored[name][0], AGAIN) as file:
+                    tensors.append(file.get_tensor(name))
+            if torch.equal(*tensors):
+                model.tie_weights()
+
+
 def _folder_of(source: dict[str, str]) -> Path | None:
     """The folder of a local model, or of one of the hub in the cache."""
     name = Path(source["model"])
-    if name.is_dir():
-        return name
+    if name.exists():  # a GGUF file is unpacked as a whole
+        return name if name.is_dir() else None
     cached = huggingface_hub.try_to_load_from_cache(
         hub_place(source["model"])[0], "config.json", revision=source["revision"]
     )

@@ -19,18 +19,15 @@ def fetch(name: str, revision: str | None) -> None:
     bars of its own. What fails here fails there too, and is said then.
 
     Args:
-        name: of a model, which may be local, or one file of a repository.
+        name: of a model, which may be local.
         revision: commit, branch or tag.
     """
-    watching, wanted = downloads.get(), WEIGHTS
+    watching = downloads.get()
     place = path_of(hub_place(name)[0])
     if watching is None or place.exists():
         return
     import huggingface_hub
     from tqdm.asyncio import tqdm_asyncio
-
-    if place.suffix == ".gguf":
-        place, wanted = place.parent, [place.name]
 
     class Bar(tqdm_asyncio):
         """Hands on what the library would draw."""
@@ -46,5 +43,5 @@ def fetch(name: str, revision: str | None) -> None:
 
     with contextlib.suppress(*HUB_ERRORS):
         huggingface_hub.snapshot_download(
-            place.as_posix(), revision=revision, allow_patterns=wanted, tqdm_class=Bar
+            place.as_posix(), revision=revision, allow_patterns=WEIGHTS, tqdm_class=Bar
         )

@@ -314,6 +314,9 @@ def _one_line(name: str, part: str = "") -> Iterator[None]:
 
 def _not_loadable(name: str, error: Exception, part: str) -> InputError:
     said = str(error)
+    if isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said:
+        hint = "name a smaller model, or use a machine with more memory"
+        return InputError(f"{part}'{name}' does not fit into memory", field="model", hint=hint)
     if "trust_remote_code" in said:
         return InputError(
             f"{part}'{name}' is not supported: its code lies in its folder, and is never run",

@@ -41,10 +41,7 @@ def commit_of(model: Path) -> str | None:
     if model.exists():
         return None
     name, revision = hub_place(model.as_posix())
-    place, file = Path(name), "config.json"
-    if place.suffix == ".gguf":
-        place, file = place.parent, place.name
-    found = huggingface_hub.try_to_load_from_cache(place.as_posix(), file, revision=revision)
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
     return (
         Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else None
     )

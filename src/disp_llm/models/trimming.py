@@ -124,7 +124,8 @@ def _with_rows(model: Any, kept: Int[Tensor, " K"]) -> Any:
 
 
 def renumber(config: Any, new: dict[int, int]) -> None:
-    """Gives the tokens that a configuration names their new numbers."""
+    """Gives the tokens that a configuration names their new numbers; it no longer names those that
+    are gone."""
     for name, value in vars(config).items():
         if name.endswith("token_id") or name in ("suppress_tokens", "begin_suppress_tokens"):
             setattr(config, name, _renumbered(value, new))
@@ -132,10 +133,8 @@ def renumber(config: Any, new: dict[int, int]) -> None:
 
 def _renumbered(value: Any, new: dict[int, int]) -> Any:
     if isinstance(value, list | tuple):
-        return [_renumbered(part, new) for part in value]
-    return (
-        new.get(value, value) if isinstance(value, int) and not isinstance(value, bool) else value
-    )
+        return [new[number] for number in value if number in new]
+    return new.get(value)
 
 
 def trimmed_tokenizer(tokenizer: Any, kept: Sequence[int]) -> Any:

@@ -131,7 +131,8 @@ def shared(small: Any, whole: Any) -> list[int]:
     """
     numbers, has = whole.get_vocab(), small.get_vocab()
     found = [numbers.get(token, -1) for token in sorted(has, key=has.__getitem__)]
-    if -1 in found or found != sorted(found):
+    added = whole.get_added_vocab().keys()  # they stay in whatever is made of it
+    if -1 in found or found != sorted(found) or not added <= has.keys():
         raise InputError(
             "its vocabulary is no part of the original's",
             field="model",

@@ -16,18 +16,19 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, HEADS, MLP
-from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
+from disp_llm.exporter.exported import exported_config, has_experts
 from disp_llm.exporter.formats import Job, share_card
 from disp_llm.exporter.formats.plain import whole_stream
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.models.files import weight_files
-from disp_llm.models.loading import load_config
+from disp_llm.models.loading import load_config, load_tokenizer
+from disp_llm.models.vocabulary import SPACE
 from disp_llm.runs.files import read_json
+from disp_llm.runs.sums import CHANGED_FOLDER
 from disp_llm.runs.tensors import read_tensors
 
 FILE = "model.gguf"
@@ -77,10 +78,12 @@ def check(folder: Path) -> None:
         rope = config.rope_parameters["rope_type"]
         if rope not in ("default", "linear", "llama3"):
             wrong = f"has rotary embeddings of the type {rope}"
+        elif config.hidden_act not in ("silu", "swish"):
+            wrong = f"has the activation {config.hidden_act}, and llama.cpp's Llama has silu"
     if wrong:
         raise InputError(wrong, field="folder", hint="serve it with vLLM or transformers")
     whole_stream(folder, "--for llama.cpp")
-    splitter_of(read_json(folder / "tokenizer.json", EXPORT_AGAIN))
+    splitter_of(read_json(folder / "tokenizer.json", CHANGED_FOLDER))
 
 
 def write(job: Job) -> None:
@@ -153,7 +156,7 @@ def _tensors(folder: Path, config: Any, blocks: list[Block]) -> dict[str, Tensor
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(blocks))
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        for own, tensor in read_tensors(path, EXPORT_AGAIN).tensors.items():
+        for own, tensor in read_tensors(path, CHANGED_FOLDER).tensors.items():
             name = names.get_name(own, try_suffixes=(".weight", ".bias"))
             assert name is not None, f"{own} is no tensor of a Llama"
             part = name.split(".")[-2]
@@ -187,8 +190,8 @@ def _empty_mlp(block: str, embedding: Tensor, biased: bool) -> dict[str, Tensor]
 
 def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
     """Tokens, merges, special tokens and chat template, as the folder's tokenizer has them."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    stated = read_json(folder / "tokenizer.json", EXPORT_AGAIN)
+    tokenizer: Any = load_tokenizer(str(folder))
+    stated = read_json(folder / "tokenizer.json", CHANGED_FOLDER)
     splitter = splitter_of(stated)
     words = {number: token for token, number in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
@@ -206,6 +209,7 @@ def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
     writer.add_tokenizer_pre(splitter or "default")
     if not splitter:
         writer.add_token_scores([-float(number) for number in range(size)])
+        writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith(SPACE))
     gguf.SpecialVocab(folder, load_merges=bool(splitter), n_vocab=size).add_to_gguf(writer, True)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.names import Bits
-from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
+from disp_llm.exporter.exported import exported_config, has_experts
 from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
@@ -28,6 +28,7 @@ from disp_llm.models.loading import empty_model, family_of_any, load_config, req
 from disp_llm.models.rounding import scales_of
 from disp_llm.models.wholeness import first_of
 from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.sums import CHANGED_FOLDER
 from disp_llm.runs.tensors import read_tensors, write_tensors
 
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
@@ -42,6 +43,8 @@ class Layers(NamedTuple):
     others: list[str]
     embeddings: list[str]
     """Embedding and head."""
+    tied: bool
+    """Whether these share their weight, which files hold once."""
 
 
 Round = Callable[[str, Tensor], Rounded]
@@ -119,7 +122,13 @@ def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: T
     linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
     model: Any = target.model
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return Layers(stored, sorted(linears - set(stored)), [names[end] for end in ends])
+    embedding, head = ends
+    return Layers(
+        stored,
+        sorted(linears - set(stored)),
+        [names[end] for end in ends],
+        tied=embedding.weight is head.weight,
+    )
 
 
 def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> None:
@@ -138,20 +147,19 @@ def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: s
         schemes |= dict.fromkeys(
             layers.embeddings, (of_rows(layers.embeddings), to_nearest("int8"))
         )
+    first, head = (f"{name}.weight_scale" for name in layers.embeddings)
     for name in weights:
-        stored = read_tensors(job.files[name], EXPORT_AGAIN).tensors
-        tensors = _stored(stored, schemes)
-        first, head = (f"{name}.weight_scale" for name in layers.embeddings)
-        if first in tensors and f"{layers.embeddings[1]}.weight" not in stored:  # they are tied
+        tensors = _stored(read_tensors(job.files[name], CHANGED_FOLDER).tensors, schemes)
+        if layers.tied and first in tensors:
             tensors[head] = tensors[first].clone()
         write_tensors(job.new / name, tensors, {"format": "pt"})
         places |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if INDEX in job.files:
-        index = read_json(job.files[INDEX], EXPORT_AGAIN)
+        index = read_json(job.files[INDEX], CHANGED_FOLDER)
         index |= {"weight_map": places, "metadata": {"total_size": total}}
         write_json(job.new / INDEX, index)
-    stated = read_json(job.files["config.json"], EXPORT_AGAIN)
+    stated = read_json(job.files["config.json"], CHANGED_FOLDER)
     stated |= {"quantization_config": _described(how, layers, job.embeddings)}
     write_json(job.new / "config.json", stated)
     size = sum((job.new / name).stat().st_size for name in weights)

@@ -18,21 +18,21 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Size, as_type
 from disp_llm.exporter.cutting import head_counts
-from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
+from disp_llm.exporter.exported import exported_config, has_experts
 from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX, family_of
 from disp_llm.models.files import weight_files
 from disp_llm.models.loading import empty_model, family_of_any, load_config
-from disp_llm.models.wholeness import AGAIN
 from disp_llm.runs.files import write_json
+from disp_llm.runs.sums import CHANGED_FOLDER
 from disp_llm.runs.tensors import read_tensors
 
 INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
 """What configurations call the width inside an MLP."""
 
-STREAM = ("hidden_size", "n_embd")
+STREAM = ("hidden_size", "n_embd", "d_model")
 """What configurations call the width of the residual stream."""
 
 OURS = ("disp_llm", "auto_map")
@@ -65,7 +65,8 @@ def whole_stream(folder: Path, hint: str) -> tuple[dict[str, Any], dict[str, lis
     to prune so."""
     config = exported_config(folder)
     widths = config["disp_llm"]["widths"]
-    full = _number_of(STREAM, language_model_in(config), folder)[1]
+    inner = language_model_in(config)
+    full = _number_of(_key(STREAM, inner, folder), inner, folder)
     there = {name: widths.get(name, [1] * len(widths["mlp_mid"])) for name in BRANCHES}
     cut = [
         site
@@ -92,14 +93,22 @@ def language_model_in(config: dict[str, Any]) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
-def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> tuple[str, int]:
-    """The first of these names that the configuration has, and its number."""
-    found = {name: config[name] for name in names if config.get(name) is not None}
-    field = str(folder / "config.json")
+def _key(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> str:
+    """The first of these keys that the configuration has; a number before one that is left to the
+    class."""
+    found = [name for name in names if name in config]
     if not found:
-        raise InputError(f"has none of {', '.join(names)}", field=field, hint=EXPORT_AGAIN)
-    name, value = next(iter(found.items()))
-    return name, as_type(value, Size, field=field, hint=EXPORT_AGAIN, place=name)
+        raise InputError(
+            f"has none of {', '.join(names)}",
+            field=str(folder / "config.json"),
+            hint="use the folder as it is",
+        )
+    return min(found, key=lambda name: config[name] is None)
+
+
+def _number_of(name: str, config: dict[str, Any], folder: Path) -> int:
+    field = str(folder / "config.json")
+    return as_type(config[name], Size, field=field, hint=CHANGED_FOLDER, place=name)
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
@@ -150,9 +159,10 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
     """What the original's configuration says of the widths, by its keys: one number for all MLPs,
     and for all mixtures one width and one number of experts."""
     if not has_experts(config):
-        name, number = _number_of(INTERMEDIATE, language_model_in(config), folder)
-        widths = cut["mlp_mid"]
+        inner, widths = language_model_in(config), cut["mlp_mid"]
+        name = _key(INTERMEDIATE, inner, folder)
         if len(set(widths)) > 1:  # some blocks of the original may be several times as wide
+            number = _number_of(name, inner, folder)
             whole = zip(widths, _original_widths(config), strict=True)
             widths = [number * left // full for left, full in whole]
         return {name: _one(name, widths)}
@@ -162,7 +172,7 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
     for block, width in zip(target.blocks, cut["mlp_mid"], strict=True):
         _, mlp = target.branches_of(block)
         if mlp.experts is None:
-            name, _ = _number_of(INTERMEDIATE, language_model_in(config), folder)
+            name = _key(INTERMEDIATE, language_model_in(config), folder)
             found.setdefault(name, set()).add(width)
         else:
             count = len(expert_weights(block, mlp)[0])
@@ -220,7 +230,7 @@ def _write_native_weights(job: Job, plain: dict[str, Any]) -> None:
     native: Any = native_model(job.folder, plain)
     state = {}
     for path in weight_files(job.folder):
-        state |= read_tensors(path, AGAIN).tensors
+        state |= read_tensors(path, CHANGED_FOLDER).tensors
     native.load_state_dict(state, strict=False, assign=True)
     native.tie_weights()
     with tempfile.TemporaryDirectory(dir=job.new) as aside:
