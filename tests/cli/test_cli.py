@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+import torch
 from conftest import environment, run_command
 
 import disp_llm
-from disp_llm.cli.errors import flags_of, print_error, with_flags
+from disp_llm.cli.errors import explained, flags_of, print_error, with_flags
 from disp_llm.cli.flags import extras_of, usual_settings_of
 from disp_llm.cli.main import _how_to_resume
-from disp_llm.cli.parsing import all_settings, parse
+from disp_llm.cli.parsing import all_settings, command_line, parse
 from disp_llm.cli.signals import stop_signals
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
@@ -253,6 +254,54 @@ def test_what_is_nearer_the_end_of_the_line_wins(tmp_path):
     assert (config.model, config.output_dir, config.keep) == ("y", Path("run"), (0.7,))
     assert (config.learn.steps, config.sites, config.machine.seed) == (9, ("mlp_mid",), 4)
     assert parse([*line, "--steps", "8"]).learn.steps == 8
+
+
+def test_a_recipe_that_a_file_names_lies_below_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('recipe = "paper"\n[learn]\nsteps = 77\n')
+    asked = ["prune", "x", "--config", str(path)]
+    paper = parse(["prune", "x", "--recipe", "paper"])
+    assert parse(asked) == replace(paper, learn=replace(paper.learn, steps=77))
+    domain = parse([*asked, "--recipe", "domain"])
+    assert (domain.recipe, domain.learn.estimator, domain.learn.steps) == (
+        "domain",
+        "projected",
+        77,
+    )
+
+
+@pytest.mark.parametrize("name", ["recipe", "output_dir", "resume"])
+def test_what_lies_below_set_is_not_set_by_it(name):
+    with pytest.raises(InputError, match=f"'{name}' is read before; give it as `{name}`"):
+        parse(["prune", "x", "--set", f"{name}=paper"])
+
+
+def test_a_recorded_line_keeps_the_setting_of_set(monkeypatch):
+    words = ["disp-llm", "prune", "m", "--set", "text.eval_text=/home/me/y.txt", "--text=/a/b.txt"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert command_line() == "disp-llm prune m --set text.eval_text=y.txt --text=b.txt"
+
+
+def test_a_number_for_a_list_is_asked_for_as_a_list():
+    with pytest.raises(InputError, match="expected array, got float; give a list, each a number"):
+        parse(["prune", "x", "--set", "keep=0.7"])
+    with pytest.raises(InputError, match="expected object, got str; correct it"):
+        parse(["prune", "x", "--set", "text=some.txt"])
+
+
+@pytest.mark.parametrize(
+    ("error", "command", "said"),
+    [
+        (ConnectionError("no route"), "prune", "disp-llm prune: no route; check the network"),
+        (MemoryError(), "chat", "disp-llm chat: out of memory; free memory"),
+        (torch.OutOfMemoryError("full"), "recover", "shorter windows, a smaller batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "prune", "shorter windows"),
+        (OSError(28, "No space left on device", "a"), "prune", "a: No space left on device; make"),
+        (RuntimeError("ours"), "prune", "None"),
+    ],
+)
+def test_errors_of_the_machine_say_what_helps(error, command, said):
+    assert said in str(explained(error, command))
 
 
 def listed_in(page: str) -> list[str]:

@@ -15,6 +15,7 @@ from small import settings_of
 
 import disp_lab
 import disp_llm
+from disp_llm.commands.api import called_with
 from disp_llm.commands.report import PruneResult, RecoverResult
 from disp_llm.config.commands import EvalConfig, ExportConfig
 from disp_llm.config.prune import PruneConfig
@@ -202,6 +203,10 @@ def test_options_change_the_settings_that_are_given_at_once(text_file, tmp_path)
     assert "in memory" in result.figures["source"]["text"]
     assert result.folder == tmp_path / "run"
     assert result.figures["tokens_seen"] == 10 * 32
+    call = called_with(
+        PruneConfig, {"model": "x"}, None, PruneConfig(""), {"recipe": "paper", "steps": 9}
+    )
+    assert (call.config.learn.estimator, call.config.learn.steps) == ("reinmax", 9)
 
 
 def test_progress_reaches_the_callback_and_a_named_folder_resumes(text_file, tmp_path):
@@ -329,6 +334,18 @@ def test_a_finished_run_is_not_that_of_another_text(text_file, tmp_path):
     assert again.figures == made.figures
     with pytest.raises(disp_llm.InputError, match=r"^text: is not what"):
         disp_llm.prune(model, byte_tokenizer(), text=[text[:-1]], **call)
+
+
+def test_a_finished_run_is_not_that_of_other_examples(text_file, tmp_path):
+    """Text beside them, which is handed over too, is the same."""
+    model, rows = tiny_model("llama"), [{"prompt": f"{n} ->", "answer": " two"} for n in range(40)]
+    call = {"keep": 0.8, "output_dir": tmp_path, "progress": silent, "resume": "auto"} | SETTINGS
+    call |= {"text": [text_file.read_text()], "template": "plain"}
+    made, again = (disp_llm.prune(model, byte_tokenizer(), examples=rows, **call) for _ in "12")
+    assert again.figures == made.figures
+    rows[3] = rows[3] | {"answer": " three"}
+    with pytest.raises(disp_llm.InputError, match=r"^examples: is not what"):
+        disp_llm.prune(model, byte_tokenizer(), examples=rows, **call)
 
 
 def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):

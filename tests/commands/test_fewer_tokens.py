@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import eval_windows
+from disp_llm.runs.folder import Run
 from disp_llm.training.losses import in_fewer_tokens
 
 WORDS = [f"{a}{b}{c}" for a in ("st", "tr", "m", "") for b in "aeiou" for c in ("nd", "rk", "t")]
@@ -207,6 +209,10 @@ def test_words_that_must_stay(place):
     )
     for word in ("strund", " trort"):
         assert small.tokenize(word) == whole.tokenize(word)
+    run = Run(folder)
+    assert run.result()["inputs"]["keep_tokens"].keys() == {str(place / "words.txt")}
+    stored = tomllib.loads(run.config_file.read_text())
+    assert stored["vocabulary"]["keep_tokens"] == [str(place / "words.txt")]
 
 
 def test_answers_are_counted_by_whole_token(place):

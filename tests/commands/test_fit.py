@@ -10,6 +10,7 @@ import transformers
 from conftest import run_command, tiny_model
 from test_fewer_tokens import place as place_of_words
 
+from disp_llm.commands.report import PruneResult
 from disp_llm.commands.room import expected_loss, stored
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
@@ -77,6 +78,17 @@ def test_what_is_written_fits(place, wide, asked, bits):
     assert json.loads(resumed.stdout)["fit"] == found["fit"]
 
 
+def test_the_model_of_a_result_is_what_fits(place, wide):
+    done = fitted(place, wide, "result", "--fit", "0.15MB", "--bits", "int8")
+    assert done.returncode == 0, done.stderr
+    result = PruneResult(place / "result", json.loads(done.stdout), "cpu")
+    fits = place / "result/fit-0.15MB"
+    for share in (None, "0.15MB", "150000e-6 mb", "0.00015GB"):
+        assert result._model_folder(share) == fits
+    intermediate = result.sizes[0]
+    assert result._model_folder(intermediate.share_asked) == Path(intermediate.folder)
+
+
 def test_a_dry_run_and_doctor_say_what_is_left_of_the_blocks(place, wide):
     done = fitted(place, wide, "nothing", "--fit", "0.5", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -142,6 +154,10 @@ def test_the_expected_loss_is_that_of_the_contest():
     [
         (["--fit", "1MB"], "--fit: the original fits in 1MB as it is"),
         (["--fit", "0.001MB"], "--fit: 0.001MB is less than the smallest model"),
+        (
+            ["--fit", "0.8", "--bits", "int4", "--align", "8"],
+            "--bits: int4 cannot store this model",
+        ),
         (["--fit", "0.5", "0.4"], "--fit: tokens and bits are decided for one size"),
         (["--fit", "0.5", "--keep", "0.6"], "--keep: is of block parameters"),
         (["--keep", "0.5", "--bits", "int8"], "--bits: is decided by --fit in megabytes"),

@@ -10,7 +10,11 @@ import transformers
 from conftest import SMALL, environment, run_command
 
 import disp_llm
+from disp_llm.commands import generate
+from disp_llm.commands.generate import Messages, load_models
+from disp_llm.config.commands import ChatConfig
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PlaceConfig
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,20 @@ def test_a_chat_remembers_until_an_empty_line(pruned):
     first = likeliest(pruned, "one", 6)
     second = likeliest(pruned, f"one\n{first}\ntwo", 6)
     assert done.stdout == f"[{pruned}]\n{first}\n{second}\n{first}\n"
+
+
+def test_a_chat_forgets_its_oldest_turn_where_positions_end(pruned, monkeypatch):
+    config, asked = ChatConfig(str(pruned), machine=PlaceConfig("cpu")), list[list[str]]()
+
+    def answered(loaded: object, said: Messages, *more: object) -> dict[str, str]:
+        asked.append([message["content"] for message in said])
+        return {"text": "yes"}
+
+    monkeypatch.setattr(generate, "_answered", answered)
+    monkeypatch.setattr(generate, "fitting", lambda model, tokens: min(tokens, 45))
+    lines = ["a" * 30, "b" * 30, "c"]
+    generate.chat(config, load_models(config), lines, lambda name, text: None)
+    assert asked == [["a" * 30], ["b" * 30], ["b" * 30, "yes", "c"]]
 
 
 def test_more_than_the_positions_is_refused(pruned):

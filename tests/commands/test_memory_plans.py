@@ -28,6 +28,12 @@ def examined(folder, *flags: object) -> dict:
 
 def test_doctor_lists_every_plan_and_names_the_first_that_fits(llama_folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    on_the_processor = examined(llama_folder)
+    assert on_the_processor["devices"] == 1
+    assert {plan["processes"] for plan in on_the_processor["plans"]} == {1}
+    monkeypatch.setattr(commands_doctor, "resolve_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(commands_doctor, "resolve_dtype", lambda dtype, device: torch.bfloat16)
+    monkeypatch.setattr(commands_doctor, "free_memory", lambda device: 2**40)
     result = examined(llama_folder)
     assert result["devices"] == 4
     assert result["advice"] == "fits"

@@ -88,6 +88,8 @@ class Hub(BaseHTTPRequestHandler):
                 store["repositories"][name][value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 store["repositories"][name][value["path"]] = store["large"][value["oid"]]
+            elif line["key"] == "deletedFile":
+                del store["repositories"][name][value["path"]]
             elif line["key"] == "header":
                 store["commits"].append(value["summary"])
         url = f"http://{self.headers['Host']}/{name}/commit/{'0' * 40}"
@@ -171,7 +173,10 @@ def test_a_download_says_how_far_it_is(llama_folder, hub, tmp_path):
 
 
 def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
+    """What was there before goes only where transformers would load it together with the new."""
     folder = small_run[0] / "keep-0.5"
+    parts = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    hub.store["repositories"]["me/smaller"] = dict.fromkeys((*parts, "mine.txt"), b"old")
     arguments = ["push", folder, "me/smaller", "--private", "--json"]
     done = fresh.python(fresh.COMMAND, *arguments, **with_hub(hub, tmp_path))
     assert done.returncode == 0, done.stderr
@@ -179,7 +184,7 @@ def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
     assert found["name"] == "me/smaller"
     assert found["url"].endswith("/me/smaller")
     files = hub.store["repositories"]["me/smaller"]
-    assert set(files) == {path.name for path in folder.iterdir()}
+    assert set(files) == {path.name for path in folder.iterdir()} | {"mine.txt"}
     assert len(hub.store["commits"]) == 1
     assert hub.store["private"] == {"me/smaller": True}
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()

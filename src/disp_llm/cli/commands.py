@@ -90,8 +90,8 @@ def generate(config: Any) -> Figures:
         models = load_models(config)
     result = answer(config, models, pieces())
     for one in result["answers"]:
-        speed = f"{one['tokens_per_s'] or 0:.1f} a second after the first"
-        say(f"{one['model']}: {one['tokens']} tokens, {speed}")
+        speed = f", {found:.1f} a second after the first" if (found := one["tokens_per_s"]) else ""
+        say(f"{one['model']}: {one['tokens']} tokens{speed}")
     return result
 
 

@@ -14,6 +14,8 @@ from disp_llm.config.errors import printable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, INT_MAX = -1, -3, 2**31 - 1
 """Of glibc's `mallopt`."""
+LARGEST_BEFORE = 2**25
+"""The largest threshold of mapping that glibc takes before 2.35."""
 ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 """By which a user sets the same."""
 
@@ -68,8 +70,8 @@ def keep_freed_memory() -> None:
     set_already = any(name in os.environ for name in ALLOCATOR_VARIABLES)
     if platform.libc_ver()[0] == "glibc" and not set_already:
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, INT_MAX)
-        mallopt(M_TRIM_THRESHOLD, INT_MAX)
+        if mallopt(M_MMAP_THRESHOLD, INT_MAX) or mallopt(M_MMAP_THRESHOLD, LARGEST_BEFORE):
+            mallopt(M_TRIM_THRESHOLD, INT_MAX)  # alone it would map every large block anew
 
 
 def prepare_output(arguments: list[str]) -> None:
@@ -89,16 +91,20 @@ def prepare_output(arguments: list[str]) -> None:
     warnings.formatwarning = lambda message, *place, **line: str(message)
 
 
-def prepare_libraries(verbose: bool = False) -> None:
-    """Makes idle threads sleep, since spinning ones slow down what shares the machine and win
-    nothing here, and silences other libraries' bars and advice, which would tear our own progress
-    apart."""
-    keep_freed_memory()
-    end_tidily()
+def prepare_environment() -> None:
+    """Sets what libraries read as they are imported: idle threads sleep, since spinning ones slow
+    down what shares the machine and win nothing here, and no bars but ours are drawn."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
+
+
+def prepare_libraries(verbose: bool = False) -> None:
+    """Silences other libraries' bars and advice, which would tear our own progress apart."""
+    prepare_environment()
+    keep_freed_memory()
+    end_tidily()
     if verbose:
         return
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")

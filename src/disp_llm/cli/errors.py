@@ -15,19 +15,23 @@ def explained(error: Exception, command: str) -> InputError | None:
     if isinstance(error, InputError):
         return error
     program = f"disp-llm {command}" if command in command_names() else "disp-llm"
+    if isinstance(error, ConnectionError | TimeoutError) and not error.filename:
+        return InputError(str(error), field=program, hint="check the network")
     if isinstance(error, OSError):  # a full disk, or a file that is missing or out of reach
         hint = "make room, or name a file that can be read and written"
         field = str(error.filename or program)
         return InputError(error.strerror or str(error), field=field, hint=hint)
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError | MemoryError):
         return None
     kinds, said = {kind.__name__ for kind in type(error).__mro__}, str(error)
     if "DistError" in kinds or "/gloo/" in said or "by peer" in said:
         hint = "start all again with `resume` auto, which goes on from the last checkpoint"
         return InputError("another process has ended or hangs", field=program, hint=hint)
     full = ("not enough memory", "can't allocate memory")  # a GPU's error has its own class
-    if "OutOfMemoryError" in kinds or any(words in said for words in full):
-        hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
+    if kinds & {"OutOfMemoryError", "MemoryError"} or any(words in said for words in full):
+        hint = "free memory, or name a smaller model"
+        if "gradient_checkpointing" in flags_of(command):
+            hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
         return InputError("out of memory", field=program, hint=hint)
     return None
 

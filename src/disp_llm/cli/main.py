@@ -9,7 +9,13 @@ import time
 import traceback
 from typing import NoReturn
 
-from disp_llm.cli.environment import direct_output, prepare_libraries, prepare_output, rank
+from disp_llm.cli.environment import (
+    direct_output,
+    prepare_environment,
+    prepare_libraries,
+    prepare_output,
+    rank,
+)
 from disp_llm.cli.errors import explained, print_error, tell
 from disp_llm.cli.parsing import (
     RESUMABLE,
@@ -49,6 +55,7 @@ def _run(arguments: list[str]) -> int:
     command, as_json = " ".join(arguments[:1]), "--json" in arguments
     try:
         prepare_output(arguments)
+        prepare_environment()  # a stored run or a method of another package imports torch
         config = parse(arguments)
         prepare_libraries(verbose="--verbose" in arguments)
         direct_output(as_json, quiet="--quiet" in arguments)

@@ -54,6 +54,9 @@ COMMANDS = {
 
 RESUMABLE = ("prune", "recover")
 
+READ_FIRST = ("recipe", "output_dir", "resume")
+"""Settings that say which others lie below those of `--set`."""
+
 PRUNED_SHARES = ("--sparsity", "--ratio", "--amount", "--pruning-ratio", "--compression-ratio")
 """What other tools call the share that is pruned."""
 
@@ -148,6 +151,7 @@ def _value(value: Any, setting: Setting | None) -> Any:
 def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
     """The settings of a command, those that are given laid over those that are not."""
     settings = settings_of(kind)
+    file = load_settings(Path(given["config"])) if "config" in given else {}
     if command in RESUMABLE and _goes_on(given.get("resume"), output_folder(command, given)):
         from disp_llm.runs.settings import stored_config
 
@@ -155,10 +159,9 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
     else:
         tables = resolved(kind(**{one.name: "" for one in settings.values() if one.is_required}))
         if "recipe" in settings:
-            recipe = load_recipe(given.get("recipe", tables["recipe"]))
-            tables = merged(kind, tables, recipe, "recipe")
-    if "config" in given:
-        tables = merged(kind, tables, load_settings(Path(given["config"])), "config")
+            name = given.get("recipe") or file.get("recipe") or tables["recipe"]
+            tables = merged(kind, tables, load_recipe(name), "recipe")
+    tables = merged(kind, tables, file, "config")
     for assignment in given.get("set", ()):
         tables = merged(kind, tables, _table(assignment), "set")
     for name, value in given.items():
@@ -178,6 +181,8 @@ def _table(assignment: str) -> dict[str, Any]:
     place, equals, said = assignment.partition("=")
     if not (place and equals):
         raise InputError(f"'{assignment}'", field="set", hint="give one such as learn.steps=300")
+    if place in READ_FIRST:
+        raise InputError(f"'{place}' is read before", field="set", hint=f"give it as `{place}`")
     try:
         value = tomllib.loads(f"value = {said}")["value"]
     except tomllib.TOMLDecodeError:
@@ -230,8 +235,10 @@ def _overview() -> str:
 def command_line() -> str:
     """How this process was started, without the folders of files: `config.toml` has these."""
 
-    def shown(word: str) -> str:
-        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    def shown(before: str, word: str) -> str:
+        assigns = before == "--set" or word.startswith("--")
+        flag, equals, value = word.partition("=") if assigns else ("", "", word)
         return f"{flag}{equals}{name_of(value)}"
 
-    return shlex.join(["disp-llm", *map(shown, sys.argv[1:])])
+    words = sys.argv[1:]
+    return shlex.join(["disp-llm", *map(shown, ["", *words], words)])

@@ -20,14 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
 from disp_llm.config.settings import settings_of
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load
 from disp_llm.models.source import fingerprint_of
 from disp_llm.reporting.terminal import progress_bar
-from disp_llm.runs.folder import SOURCES, Run
+from disp_llm.runs.folder import SOURCES, Run, other_source
 from disp_llm.runs.job import never
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.scores import Perplexity
@@ -40,6 +40,9 @@ Command = TypeVar("Command", bound=Any)
 TEXTS = ("text", "eval_text")
 EXAMPLES = ("examples", "eval_examples")
 """Settings that name files, in place of which a program may hand over what they would hold."""
+
+Hashes = dict[str, dict[str, str]]
+"""By the setting that names it, and by its path, SHA-256 of every file that was read."""
 
 IN_MEMORY = Path("in memory")
 """Stands in settings for what a program hands over, where they are checked."""
@@ -58,7 +61,7 @@ class Inputs:
     """How well the model predicts the evaluation text, where a comparison has measured it."""
 
     def load(
-        self, name: str, machine: MachineConfig, dense_only: bool = False, setting: str = "model"
+        self, name: str, machine: PlaceConfig, dense_only: bool = False, setting: str = "model"
     ) -> Loaded:
         """The model in memory, or the one of that name."""
         model = self.models.get(setting)
@@ -69,13 +72,21 @@ class Inputs:
         return loaded(name, model, self.tokenizer, dense_only)
 
     def require_same(self, run: Run) -> None:
-        """Refuses a finished run of other models or texts than those in memory, which its settings
-        cannot tell apart."""
+        """Refuses a finished run of other models, texts or examples than those in memory, which its
+        settings cannot tell apart."""
+        had = run.result().get("inputs", {})
+        for name, now in self.hashes.items():
+            if not run.anyway and had.get(name, now) != now:
+                raise other_source(name, run.folder, "it has changed")
         now = {SOURCES[name]: fingerprint_of(model) for name, model in self.models.items()}
-        now |= {SOURCES[name]: self.texts[name].sha256 for name in TEXTS if name in self.texts}
         model = self.models.get("model")
         dtype = run.result()["dtype"] if model is None else dtype_name(model.dtype)
         run.require_same_source(now, dtype)
+
+    @property
+    def hashes(self) -> Hashes:
+        """Of what was handed over as text or examples."""
+        return {name: {"in memory": given.sha256} for name, given in self.texts.items()}
 
     def require_learnable(self) -> None:
         """Refuses to learn where no gradients are taken, and a model that could not be written."""
@@ -196,6 +207,8 @@ def called_with(
             field="config",
             hint="give settings by their names",
         )
+    elif "recipe" in options:
+        config = apply_recipe(replace(config, **names), load_recipe(str(options["recipe"])))
     given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES) if name in known}
     call = _called(kind, replace(config, **names), options)
     held = {name: model for name, model in models.items() if isinstance(model, PreTrainedModel)}

@@ -15,7 +15,7 @@ import torch
 from disp_llm.commands.api import called, takes
 from disp_llm.config.commands import BenchConfig
 from disp_llm.config.errors import InputError, model_is
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
 from disp_llm.exporter.exported import require_original
@@ -95,7 +95,7 @@ def _workloads(config: BenchConfig, targets: list[PrunableModel]) -> list[Worklo
     return list(dict.fromkeys(workloads))
 
 
-def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
+def in_own_process(name: str, machine: PlaceConfig, length: int) -> dict[str, Any]:
     """Load time of configuration and weights, peak memory and bytes on disk, from a process that
     does nothing else: an interpreter of its own, since `multiprocessing` would run the caller's
     script once more."""
@@ -130,7 +130,7 @@ def _answer() -> None:
         answer.write(pickle.dumps(found))
 
 
-def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
+def _load_and_run(name: str, machine: PlaceConfig, length: int) -> dict[str, Any]:
     device = resolve_device(machine.device)
     began = time.perf_counter()
     model = load_model(name, device, resolve_dtype(machine.dtype, device))

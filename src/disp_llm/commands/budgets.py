@@ -11,7 +11,7 @@ from disp_llm.commands.engines import stopwatch_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.targets import Target
+from disp_llm.config.targets import Target, fits_already
 from disp_llm.evaluation.timing import Stopwatch, Workload
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, TooSmall, project
@@ -98,11 +98,7 @@ def _require_between(size: Target, budget: Budget, align: int) -> None:
     """Refuses an amount above what the original has, or below what the smallest model has."""
     share = budget.share_of(size)
     if share >= 1:
-        raise InputError(
-            f"the original fits in {size} as it is, with {size.like(budget.dense_cost)}",
-            field="fit",
-            hint="ask for less, or take the original",
-        )
+        raise fits_already(size, size.like(budget.dense_cost))
     try:
         project(torch.zeros(budget.layout.entries), budget, share, align)
     except TooSmall as error:

@@ -1,5 +1,6 @@
 """An exported folder in another format: to a place of its own, or to the hub."""
 
+import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -20,6 +21,9 @@ from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.sums import SUMS, write_sums
 
 COMMIT = "Upload a model pruned by disp-llm"
+
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""What transformers loads of a repository, one file before those of several parts."""
 
 
 @takes(ConvertConfig)
@@ -74,7 +78,7 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
         InputError: not an exported folder, or one with damaged files, links or code of others; no
             such account, or no right to write; or the hub cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     config = called(PushConfig, folder, options).config
@@ -89,12 +93,17 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
                 text = card.read_text(encoding="utf-8")
                 card.write_text(text.replace(PLACE, in_code(made.repo_id)), encoding="utf-8")
             write_sums(new)
-            files = [path for path in sorted(new.rglob("*")) if path.is_file()]
-            commit = api.create_commit(
-                made.repo_id,
-                [CommitOperationAdd(path.relative_to(new).as_posix(), path) for path in files],
-                commit_message=COMMIT,
-            )
+            paths = [path for path in sorted(new.rglob("*")) if path.is_file()]
+            files = {path.relative_to(new).as_posix(): path for path in paths}
+            stale = set[str]()
+            if any(map(WEIGHTS.fullmatch, files)):  # else loading would take one file before parts
+                there = api.list_repo_files(made.repo_id)
+                stale = {*filter(WEIGHTS.fullmatch, there)} - files.keys()
+            changes = [
+                *(CommitOperationAdd(name, path) for name, path in files.items()),
+                *(CommitOperationDelete(name) for name in sorted(stale)),
+            ]
+            commit = api.create_commit(made.repo_id, changes, commit_message=COMMIT)
         # The bases are the HTTP client's error and OSError.
         except (*HfHubHTTPError.__bases__, HFValidationError) as error:
             why = next((line for line in str(error).splitlines() if line.strip()), str(error))

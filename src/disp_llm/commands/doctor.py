@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from disp_llm.commands.api import called, takes
+from disp_llm.commands.engines import require_readable
 from disp_llm.commands.planning import (
     ROOM,
     first_plan,
@@ -17,12 +18,12 @@ from disp_llm.commands.planning import (
     require_possible,
     shapes_of,
 )
+from disp_llm.commands.recovery_models import teacher_of
 from disp_llm.commands.room import outlook
 from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import held_out
-from disp_llm.exporter.exported import original_of
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
@@ -43,7 +44,8 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     empty = shapes_of(settings)
     budget, dtype = Budget(empty.layout, None, empty.sites), resolve_dtype("auto", device)
     training = replace(settings.training, length=config.length, batch=config.batch)
-    count, free = max(torch.cuda.device_count(), 1), free_memory(device)
+    count = max(torch.cuda.device_count(), 1) if device.type == "cuda" else 1
+    free = free_memory(device)
     plans = memory_plans(empty, replace(settings, training=training), count, dtype.itemsize)
     best = first_plan(plans, free)
     widths = empty.layout.widths
@@ -164,9 +166,9 @@ def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
 
 
 def _recovery(asked: RecoverConfig, itemsize: int) -> Plan:
-    original = asked.teacher or original_of(Path(asked.model)) or asked.model
-    names = [asked.model, *([original] if asked.training.distill else [])]
-    shapes = [load_config(name) for name in names]
+    require_readable(Path(asked.model), asked.demands)
+    original = teacher_of(asked, asked.text.may_be_written)
+    shapes = [load_config(name) for name in filter(None, (asked.model, original))]
     config = within_positions(asked, *shapes)
     models = [PrunableModel(empty_model(shape), family_of_any(shape)) for shape in shapes]
     learning, stages = config.steps(1) * config.training.tokens_per_step, {}

@@ -12,7 +12,7 @@ from disp_llm.commands.report import RecoverResult
 from disp_llm.config.commands import EvalConfig
 from disp_llm.config.errors import model_is
 from disp_llm.config.names import SPEECHES
-from disp_llm.config.parts import MachineConfig, TextConfig
+from disp_llm.config.parts import PlaceConfig, TextConfig
 from disp_llm.config.texts import load_suite
 from disp_llm.data.examples import ExampleStream
 from disp_llm.data.sources import Given, characters_for, named_examples, read_given
@@ -159,7 +159,7 @@ def _scored(
     board: Scoreboard,
     inputs: Inputs,
     name: str,
-    machine: MachineConfig,
+    machine: PlaceConfig,
     progress: ProgressCallback,
     whole: Any = None,
 ) -> tuple[dict[str, Any], Scores]:

@@ -54,7 +54,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
         writer.write(selection, config.sizes)
         result = made.result()
         names = list(map(config.budget.size_name, config.sizes))
-        figures = result | {
+        figures = {name: value for name, value in result.items() if name != "fit"} | {
             "models": [entry for entry in result["models"] if entry["size"] in names],
             "seconds": round(time.perf_counter() - began, 1),
             "peak_memory_bytes": peak_memory_bytes(process.device),

@@ -236,7 +236,8 @@ def _store(job: Job[PruneConfig], size: SizeResult, bits: Bits, new: Path) -> No
     text, options = job.config.text, dict[str, Any]()
     if bits == "int4" and text.text and not text.may_be_written:
         options |= {"text": text.text, "text_field": text.text_field}
+        options |= {"device": str(job.process.device)}
     if bits != "as-is":
-        options |= {"embeddings": True, "device": str(job.process.device)}
+        options |= {"embeddings": True}
     options["progress"] = job.progress
     convert(size.folder, to="folder" if bits == "as-is" else bits, output_dir=new, **options)

@@ -68,6 +68,8 @@ def chat(
             continue
         for name, loaded in models.items():
             said[name].append({"role": "user", "content": line.strip()})
+            while len(said[name]) > 1 and _room(loaded, said[name], config.answers) < 1:
+                del said[name][:2]  # the oldest turn, for which there are no positions left
             found = _answered(loaded, said[name], config.answers, partial(show, name))
             said[name].append({"role": "assistant", "content": found["text"]})
 
@@ -95,6 +97,12 @@ def _as_asked(loaded: Loaded, said: Messages, template: str) -> list[int]:
     return tokenizer("\n".join(message["content"] for message in said))["input_ids"]
 
 
+def _room(loaded: Loaded, said: Messages, how: AnswerConfig) -> int:
+    """How many tokens an answer can have, beside those of what was said."""
+    asked = len(_as_asked(loaded, said, how.template))
+    return fitting(loaded.model, asked + how.max_new_tokens) - asked
+
+
 class _Timed(TextStreamer):
     """Hands on text as it becomes whole words, and knows when tokens came."""
 
@@ -116,7 +124,7 @@ def _answered(loaded: Loaded, said: Messages, how: AnswerConfig, show: Show) -> 
     """An answer to what was said, of as many tokens as the model has positions for at most."""
     model: Any = loaded.model
     asked = _as_asked(loaded, said, how.template)
-    room = fitting(model, len(asked) + how.max_new_tokens) - len(asked)
+    room = _room(loaded, said, how)
     if room < 1:
         what = f"has {len(asked)} tokens, and the model reads no more"
         raise InputError(what, field="prompt", hint="say less")
@@ -125,7 +133,7 @@ def _answered(loaded: Loaded, said: Messages, how: AnswerConfig, show: Show) -> 
         made = write(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=min(how.max_new_tokens, room),
+            max_new_tokens=room,
             pad_token_id=0,
             streamer=streamer,
         )[0, len(asked) :]

@@ -96,7 +96,7 @@ def prune_with(call: Call[PruneConfig]) -> PruneResult:
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
-    files = input_hashes(job.config) if job.process.is_main else {}
+    files = input_hashes(job.config) | inputs.hashes if job.process.is_main else {}
     original = job.run.original
     board = scoreboard_of(job.config.suite, original.scores if original else None)
     opened = open_problem(as_begun(job), inputs)

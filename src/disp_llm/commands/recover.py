@@ -88,7 +88,7 @@ def recover(
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
-    files = input_hashes(job.config) if job.process.is_main else {}
+    files = input_hashes(job.config) | inputs.hashes if job.process.is_main else {}
     if "model" not in inputs.models:
         require_readable(Path(job.config.model), job.config.demands)
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))

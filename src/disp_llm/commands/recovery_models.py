@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.planning import refuse_impossible, sites_of
 from disp_llm.config.errors import InputError, model_is
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.exporter.carrying import carry, is_size
 from disp_llm.exporter.exported import named_by_run, original_of, run_of
@@ -73,7 +73,7 @@ def sharding_of(job: Job[RecoverConfig], inputs: Inputs) -> Sharding | None:
 
 
 def _student(
-    config: RecoverConfig, machine: MachineConfig, inputs: Inputs, sharding: Sharding | None
+    config: RecoverConfig, machine: PlaceConfig, inputs: Inputs, sharding: Sharding | None
 ) -> Loaded:
     def prepare(empty: Loaded) -> None:
         trained_parameters(PrunableModel.of(empty))
@@ -86,11 +86,34 @@ def _student(
         return sharding.load(config.model, machine, prepare=prepare)
 
 
+def teacher_of(config: RecoverConfig, writes: bool) -> str:
+    """Name of the original; empty where it neither teaches nor writes.
+
+    Raises:
+        InputError: nothing names it.
+    """
+    distills = config.training.distill > 0
+    if not distills and not writes:
+        return ""
+    if name := config.teacher or original_of(Path(config.model)):
+        return name
+    instead = ["`text`"] if writes else []
+    instead += ["a `distill` of 0"] if distills else []
+    lost = named_by_run(Path(config.model))
+    gone = lost and not Path(lost).exists()
+    why = f"{lost} is gone" if gone else "the folder does not name its original"
+    raise InputError(
+        f"is needed {'to write text' if writes else 'to distil'}, and {why}",
+        field="teacher",
+        hint=f"name a model, or give {' and '.join(instead)}",
+    )
+
+
 def _original(
     config: RecoverConfig,
-    machine: MachineConfig,
+    machine: PlaceConfig,
     student: Loaded,
-    load: Callable[[str, MachineConfig], Loaded],
+    load: Callable[[str, PlaceConfig], Loaded],
     writes: bool,
 ) -> Loaded | None:
     """The model that is named or in memory, or the original of an exported folder; None where it
@@ -99,21 +122,9 @@ def _original(
     Args:
         load: gives the model of a name, or the one that is in memory.
     """
-    distills = config.training.distill > 0
-    if not distills and not writes:
-        return None
-    name = config.teacher or original_of(Path(config.model))
+    name = teacher_of(config, writes)
     if not name:
-        instead = ["`text`"] if writes else []
-        instead += ["a `distill` of 0"] if distills else []
-        lost = named_by_run(Path(config.model))
-        gone = lost and not Path(lost).exists()
-        why = f"{lost} is gone" if gone else "the folder does not name its original"
-        raise InputError(
-            f"is needed {'to write text' if writes else 'to distil'}, and {why}",
-            field="teacher",
-            hint=f"name a model, or give {' and '.join(instead)}",
-        )
+        return None
     with model_is("teacher"):
         original = load(name, machine)
     sizes: list[Any] = [
@@ -148,7 +159,7 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
     if not (found and run_of_larger and found[0].folder.samefile(run_of_larger[0].folder)):
         what = f"{larger} is no size of the run that {folder} comes from"
         raise refused(what, hint=other)
-    run, machine = found[0], MachineConfig(device="cpu", dtype=config.machine.dtype)
+    run, machine = found[0], PlaceConfig(device="cpu", dtype=config.machine.dtype)
     with model_is("teacher"):  # which has its shapes
         name = original_of(folder) or config.teacher
         original = load(name, machine, dense_only=True, empty=True)

@@ -151,8 +151,9 @@ class PruneResult(RunResult):
     def _model_folder(self, share: float | str | None) -> Path:
         """Where the model of a size lies, wherever the run has been moved."""
         found = self._typed
-        if found and found.fit and share is not None and str(share) == found.fit.asked:
-            return self.folder / found.fit.folder_name
+        fit = found.fit if found else None
+        if fit and (share is None or Target.of(share).is_same_as(Target.of(fit.asked))):
+            return self.folder / fit.folder_name
         return Run(self.folder).size_folder(self.size(share).size)
 
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:

@@ -10,7 +10,7 @@ from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.targets import BYTES, PARAMETERS, Target
+from disp_llm.config.targets import BYTES, PARAMETERS, Target, fits_already
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.rounding import GROUP
 
@@ -104,14 +104,15 @@ class Room:
         dense = target.parameters * itemsize
         limit = size.value if size.unit else size.amount * dense
         if limit >= dense:
-            raise InputError(
-                f"the original fits in {size} as it is, with {dense:,} "
-                f"{PARAMETERS if counts else BYTES}",
-                field="fit",
-                hint="ask for less, or take the original",
-            )
+            raise fits_already(size, f"{dense:,} {PARAMETERS if counts else BYTES}")
         align = config.export.align or default_align(target)
         possible = possible_bits(config, target, align)
+        if not possible:
+            raise InputError(
+                f"{' and '.join(config.bits)} cannot store this model",
+                field="bits",
+                hint=f"add as-is; int4 takes multiples of {GROUP} as widths (`align` {GROUP})",
+            )
         return cls(size, limit, dense, {bits: stored(target, bits, itemsize) for bits in possible})
 
     def keep(self, bits: Bits, tokens: int) -> float:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from disp_llm.commands.api import EXAMPLES, TEXTS, Call
+from disp_llm.commands.api import EXAMPLES, TEXTS, Call, Hashes
 from disp_llm.commands.report import PruneResult, RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
@@ -203,11 +203,11 @@ def located(config: Located) -> Located:
     suite = getattr(config, "suite", "")
     if suite.endswith(".toml"):
         names["suite"] = os.path.abspath(suite)
-    return replace(config, **names, text=replace(config.text, **texts))
-
-
-Hashes = dict[str, dict[str, str]]
-"""By the setting that names it, and by its path, SHA-256 of every file that was read."""
+    config = replace(config, **names, text=replace(config.text, **texts))
+    if isinstance(config, PruneConfig):
+        words = tuple(path.absolute() for path in config.vocabulary.keep_tokens)
+        config = replace(config, vocabulary=replace(config.vocabulary, keep_tokens=words))
+    return config
 
 
 def input_hashes(config: Any) -> Hashes:
@@ -249,6 +249,8 @@ def _input_files(config: Any) -> dict[str, list[Path]]:
     for name in (*TEXTS, *EXAMPLES):
         paths = getattr(config.text, name)
         found[name] = [file for path in paths for file in _files_of_text(path, name)]
+    if isinstance(config, PruneConfig):
+        found["keep_tokens"] = [*config.vocabulary.keep_tokens]
     suite = getattr(config, "suite", "")
     if suite.endswith(".toml"):
         found["suite"] = [Path(suite), *_files_of_suite(suite)]

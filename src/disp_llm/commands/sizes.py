@@ -13,7 +13,7 @@ from typing import Any
 
 from disp_llm.commands.engines import converted, formats_of, place_of, stopwatch_of
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.config.targets import Target
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.measuring import Measuring
@@ -160,7 +160,7 @@ class SizeWriter:
         return stopwatch_of(job.config, original, self.loaded.tokenizer)
 
     @property
-    def _machine(self) -> MachineConfig:
+    def _machine(self) -> PlaceConfig:
         """Where both models run, and in which data type."""
         return self.loaded.machine(self.problem.job.config.machine, self.problem.dense.device)
 

@@ -82,7 +82,7 @@ def _recorded(folder: Path) -> Iterator[InputError]:
     """Recorded files of a run, and models that it has not written."""
     run = Run(folder)
     yield from run.problems()
-    for model in {(folder / name).parent for name in run.files if Path(name).name == SUMS}:
+    for model in sorted({(folder / n).parent for n in run.files if Path(n).name == SUMS}):
         yield from _found(_beside, model)
     if run.result().get("status") == "done":
         known = {Path(name).parts[0] for name in run.files}

@@ -22,8 +22,8 @@ from disp_llm.config.names import SELF, Format, Template
 from disp_llm.config.parts import (
     KEEP_OR_TARGET,
     BudgetConfig,
-    MachineConfig,
     PerplexityConfig,
+    PlaceConfig,
     TextConfig,
     require_sizes,
 )
@@ -74,6 +74,12 @@ class ConvertConfig:
 
     USES: ClassVar = (
         Use("text", when=lambda config: config.to == "int4", what="calibrates int4 alone"),
+        Use(
+            "text_field device",
+            when=lambda config: config.to == "int4" and config.text,
+            what="is of a text that int4 is calibrated on",
+            instead="give `text`",
+        ),
         Use(
             "embeddings",
             when=lambda config: config.to in ("int8", "int4"),
@@ -160,6 +166,24 @@ class EvalConfig:
         ),
         not_with("text", "dataset examples"),
         not_with("dataset", "examples"),
+        Use(
+            "context windows",
+            when=lambda config: config.suite or config.reads_text,
+            what="is of perplexity, and none is measured",
+            instead="give `text`",
+        ),
+        Use(
+            "template",
+            when=lambda config: config.suite or config.examples,
+            what="is of examples",
+            instead="give `examples`",
+        ),
+        Use(
+            "text_field",
+            when=lambda config: config.suite or config.text or config.dataset,
+            what="is of a text",
+            instead="give `text`",
+        ),
     )
 
     model: Annotated[Word, POSITIONAL]
@@ -189,7 +213,7 @@ class EvalConfig:
     against: str = ""
     """What --suite compares with. Default: the original of an exported folder."""
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    machine: PlaceConfig = field(default_factory=PlaceConfig)
 
     @property
     def reads_text(self) -> bool:
@@ -219,7 +243,7 @@ class GenerateConfig:
     prompt: Annotated[Word, POSITIONAL]
     """What it answers."""
     answers: AnswerConfig = field(default_factory=AnswerConfig)
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    machine: PlaceConfig = field(default_factory=PlaceConfig)
 
 
 @dataclass(frozen=True)
@@ -229,7 +253,7 @@ class ChatConfig:
     model: Annotated[Word, POSITIONAL]
     """Exported folder, or any model."""
     answers: AnswerConfig = AnswerConfig(max_new_tokens=256)
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    machine: PlaceConfig = field(default_factory=PlaceConfig)
 
 
 @dataclass(frozen=True)
@@ -250,7 +274,7 @@ class BenchConfig:
     """Times that each model is timed, in turn."""
     compile: bool = False
     """Run both models through torch.compile."""
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    machine: PlaceConfig = field(default_factory=PlaceConfig)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,12 @@ class TextConfig:
         not_with("eval_text", "eval_dataset eval_examples"),
         not_with("eval_dataset", "eval_examples"),
         Use(
+            "template",
+            when=lambda config: config.examples or config.eval_examples,
+            what="is of examples",
+            instead="give `examples`",
+        ),
+        Use(
             "eval_text",
             when=lambda config: Path(SELF) not in config.eval_text or Path(SELF).exists(),
             what="cannot be text that the model writes",
@@ -297,12 +303,18 @@ Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
-class MachineConfig:
+class PlaceConfig:
     """Where the work is done."""
 
     device: str = "auto"
     """Device to run on: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
     dtype: Dtype = "auto"
     """Data type of the weights; auto takes bfloat16 where the hardware computes in it."""
+
+
+@dataclass(frozen=True)
+class MachineConfig(PlaceConfig):
+    """The same, of work that draws random numbers."""
+
     seed: Seed = 0
     """Seed of every random draw."""

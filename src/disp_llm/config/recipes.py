@@ -51,10 +51,13 @@ def configured(tables: dict[str, Any], kind: type) -> Any:
         return msgspec.convert(tables, kind, dec_hook=to_path)
     except msgspec.ValidationError as error:
         place, _, what = format_mismatch(error).partition(": ")
-        name = place.partition("[")[0].split(".")[-1]
-        setting = settings_of(kind).get(name)
-        hint = f"give {setting.wanted}" if setting else "correct it"
-        raise InputError(what, field=name, hint=hint) from error
+        place, _, inside = place.partition("[")
+        places = {".".join(one.path): one for one in settings_of(kind).values()}
+        setting, hint = places.get(place), "correct it"
+        if setting is not None:
+            listed = "a list, each " if setting.takes_several and not inside else ""
+            hint = f"give {listed}{setting.wanted}"
+        raise InputError(what, field=place.split(".")[-1], hint=hint) from error
 
 
 def merged(kind: type, below: dict[str, Any], tables: dict[str, Any], field: str) -> dict[str, Any]:

@@ -123,15 +123,16 @@ def _notes(kind: Any) -> tuple[Any, ...]:
 
 
 def _sentences(config: type) -> dict[str, str]:
-    """The string below each field of a class, in one line."""
-    (definition,) = ast.parse(dedent(inspect.getsource(config))).body
-    assert isinstance(definition, ast.ClassDef)
+    """The string below each field of a class and of those that it extends, in one line."""
     told = {}
-    for statement, following in pairwise(definition.body):
-        match statement, following:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(text))),
-            ):
-                told[name] = " ".join(text.split())
+    for kind in reversed(config.__mro__[:-1]):
+        (definition,) = ast.parse(dedent(inspect.getsource(kind))).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, following in pairwise(definition.body):
+            match statement, following:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    told[name] = " ".join(text.split())
     return told

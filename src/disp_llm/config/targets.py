@@ -90,6 +90,12 @@ class Target:
         """How many bytes, seconds or parameters an absolute is."""
         return self.amount * UNITS[self.unit][1]
 
+    def is_same_as(self, other: "Target") -> bool:
+        """Whether both are one amount, in whatever units."""
+        if not (self.unit and other.unit):
+            return self == other
+        return self.counts == other.counts and math.isclose(self.value, other.value)
+
     def like(self, value: float, at_least: bool = False) -> str:
         """So many bytes, seconds or parameters in this unit, to a few digits; rounded up where it
         is the least that can be asked for."""
@@ -97,6 +103,15 @@ class Target:
         step = 10.0 ** (math.floor(math.log10(amount)) + 1 - DIGITS)
         whole = math.ceil(amount / step) if at_least else round(amount / step)
         return str(Target(float(f"{whole * step:.{DIGITS}g}"), self.unit))
+
+
+def fits_already(size: Target, has: str) -> InputError:
+    """What is said where the original is no larger than what is asked for."""
+    return InputError(
+        f"the original fits in {size} as it is, with {has}",
+        field="fit",
+        hint="ask for less, or take the original",
+    )
 
 
 def budgets_of(target: Target) -> str:

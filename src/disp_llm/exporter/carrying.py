@@ -47,8 +47,8 @@ def carry(
         if isinstance(part, Tensor) or part.source not in there:
             continue
         trained, own = larger[1][there[part.source]], smaller[1][name]
-        if not part.picks and not of_larger[there[part.source]].picks:
-            own.copy_(trained)  # whole in both
+        if trained.shape == own.shape == whole[part.source].shape:  # nothing of it is cut
+            own.copy_(trained)
             continue
         places = made(of_larger[there[part.source]], numbers).flatten()
         position = torch.full((whole[part.source].numel(),), -1)

@@ -14,7 +14,7 @@ import huggingface_hub
 import torch
 from torch import Tensor
 
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.loading import Loaded, is_packed, load
 from disp_llm.models.wholeness import AGAIN, require_finite_tensors
@@ -42,7 +42,7 @@ class Checkpoint:
         return tensor.to(self.like[name].dtype)
 
 
-def load_unread(name: str, machine: MachineConfig) -> tuple[Loaded, Checkpoint | None]:
+def load_unread(name: str, machine: PlaceConfig) -> tuple[Loaded, Checkpoint | None]:
     """A dense model without its weights, and its files; or, where its tensors cannot be read one by
     one, the model in memory and None."""
     if not is_packed(name):

@@ -14,7 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Tracker
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.runs.job import Process
 from disp_llm.runs.provenance import cpu_facts
 
@@ -25,7 +25,7 @@ PATIENCE = timedelta(minutes=30)
 """How long they wait for each other within a step."""
 
 
-def start_process(machine: MachineConfig) -> Process:
+def start_process(machine: PlaceConfig) -> Process:
     """This process, alone or one of several under `accelerate launch`, and its device."""
     accelerator = Accelerator(
         cpu=machine.device == "cpu" or not torch.cuda.is_available(),

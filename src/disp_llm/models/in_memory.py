@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import Dtype, MachineConfig
+from disp_llm.config.parts import Dtype, PlaceConfig
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, empty_model, family_of_any, require_unquantised
@@ -22,6 +22,8 @@ from disp_llm.models.source import fingerprint_of, processor_files
 from disp_llm.models.wholeness import require_finite
 
 logger = logging.getLogger(__name__)
+
+Place = TypeVar("Place", bound=PlaceConfig)
 
 _at_work: set[nn.Module] = set()
 """The models that tasks work with."""
@@ -38,7 +40,7 @@ def loaded(name: str, model: PreTrainedModel, tokenizer: Any, dense_only: bool =
     return Loaded(model, tokenizer, family, source, model.dtype, beside)
 
 
-def machine_of(model: PreTrainedModel, machine: MachineConfig) -> MachineConfig:
+def machine_of(model: PreTrainedModel, machine: Place) -> Place:
     """The machine settings: the model stays on its device and in its data type, in which it is then
     loaded again where a later command needs it."""
     if machine.device == "auto":

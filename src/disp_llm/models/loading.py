@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import quantization_config
 
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, family_of_any
 from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
 from disp_llm.models.download import fetch
@@ -66,7 +66,7 @@ class Loaded:
         """The token that every window begins with, where the model needs one."""
         return required_bos(self.model, self.family)
 
-    def machine(self, settings: MachineConfig, device: torch.device | str) -> MachineConfig:
+    def machine(self, settings: PlaceConfig, device: torch.device | str) -> PlaceConfig:
         """The settings for that device, and for the data type that the model was loaded in."""
         dtype: Any = dtype_name(self.dtype)
         return replace(settings, device=str(device), dtype=dtype)
@@ -137,9 +137,7 @@ def _require_possible(name: str, config: transformers.PreTrainedConfig) -> None:
             raise InputError(what, field="model", hint="correct its config.json")
 
 
-def load(
-    name: str, machine: MachineConfig, dense_only: bool = False, empty: bool = False
-) -> Loaded:
+def load(name: str, machine: PlaceConfig, dense_only: bool = False, empty: bool = False) -> Loaded:
     """Loads a model with its tokenizer.
 
     Args:

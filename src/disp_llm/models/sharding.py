@@ -21,7 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.models.checkpoint import checkpoint_of
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, auto_class, load
@@ -53,7 +53,7 @@ class Sharding:
     def load(
         self,
         name: str,
-        machine: MachineConfig,
+        machine: PlaceConfig,
         dense_only: bool = False,
         prepare: Callable[[Loaded], Any] | None = None,
     ) -> Loaded:
@@ -136,7 +136,7 @@ class Sharding:
     def _filled(
         self,
         name: str,
-        machine: MachineConfig,
+        machine: PlaceConfig,
         dense_only: bool,
         prepare: Callable[[Loaded], Any] | None,
     ) -> Loaded:
@@ -167,7 +167,7 @@ class Sharding:
         model.eval()
         return replace(empty, sharding=self)
 
-    def _reader(self, name: str, machine: MachineConfig, empty: Loaded) -> Callable[[str], Tensor]:
+    def _reader(self, name: str, machine: PlaceConfig, empty: Loaded) -> Callable[[str], Tensor]:
         """What gives the tensors of a model: its files or, where transformers converts these, the
         whole model in the machine's memory."""
         checkpoint = checkpoint_of(empty)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
@@ -71,7 +71,7 @@ def fits(layer: nn.Linear) -> bool:
 def _calibrated(job: Job, layers: list[str]) -> tuple[dict[str, Rounded], str]:
     """The rounded layers by their names, and what they were calibrated on."""
     sources = read_sources(job.text, tokens=SEQUENCES * LENGTH)
-    loaded = load(str(job.folder), MachineConfig(job.device))
+    loaded = load(str(job.folder), PlaceConfig(job.device))
     target = PrunableModel.of(loaded)
     corpus = load_tokens(job.text, loaded.tokenizer, loaded.bos_token_id, sources).corpus
     length = fitting(target.model, LENGTH)
