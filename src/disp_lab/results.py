@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disp_lab.names import ORIGINAL
-from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
+from disp_llm.config.schema import Amount, AtLeastOne, Count, Positive, as_type
 from disp_llm.runs.results import (
     PHASES,
     Hardware,
     Provenance,
     Source,
 )
-from disp_llm.runs.scores import Perplexity, Scores, with_error
+from disp_llm.runs.scores import Finite, Perplexity, Scores, with_error
 
 ROWS_AGAIN = "delete it; every row is made again"
 """What to do about a damaged `compare.json`."""
@@ -23,7 +23,7 @@ class OriginalResult:
     """The model that methods are compared on, as it came."""
 
     measured: Perplexity
-    parameters: Size
+    parameters: AtLeastOne
     block_parameters: Count
     scores: Scores | None = None
     """On the suite of the comparison, where it has one."""
@@ -40,7 +40,7 @@ class ComparisonRow:
     perplexity_stderr: Amount | None = None
     keep: Amount | None = None
     block_parameters: Count | None = None
-    parameters: Size | None = None
+    parameters: AtLeastOne | None = None
     flops: Amount | None = None
     """Multiplications inside the blocks as a share of the original's."""
     tokens_seen: Count | None = None
@@ -61,9 +61,9 @@ class ComparisonRow:
     """After a prompt of 512 tokens, or of as many as the model can read."""
     note: str = ""
     """What a reader has to know of the figures."""
-    window_losses: list[Amount] = field(default_factory=list)
+    window_losses: list[Finite] = field(default_factory=list)
     """Mean −ln p of each window of the evaluation text; empty in comparisons that are older."""
-    window_tokens: list[Size] = field(default_factory=list)
+    window_tokens: list[AtLeastOne] = field(default_factory=list)
     """Tokens that each window scores; empty where all score as many."""
     paired_with: str = ""
     """The method whose row of the same size is the reference; empty = there is none."""

@@ -105,7 +105,11 @@ def test_verify_names_every_damage(world):
     ("world", "command", "every"), READERS, indirect=["world"], ids=lambda given: str(given)
 )
 def test_every_damage_is_refused_or_changes_nothing(world, command, every):
-    cases = list(world.cases(every))
+    cases = [
+        (path, how)
+        for path, how in world.cases(every)
+        if command != "report" or path.parent == world.folder  # a page shows no weights
+    ]
     assert len(cases) > 6
     wrong = [world.wrong(command, path, how, ways(path)[how]) for path, how in cases]
     assert not list(filter(None, wrong))

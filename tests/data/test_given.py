@@ -2,6 +2,7 @@
 
 import io
 
+import datasets
 import pandas as pd
 import pytest
 import torch
@@ -82,6 +83,11 @@ def test_only_what_has_no_length_is_read_in_part_and_that_is_said(monkeypatch):
     whole = read_input(rows)
     assert isinstance(whole, GivenText)
     assert whole.documents == ["abc", "def", "ghi"]
+    monkeypatch.setattr(in_memory, "EVERYTHING", 8)
+    with pytest.warns(UserWarning, match="the first 9 characters of a data set are read"):
+        large = read_input(datasets.Dataset.from_list([*rows, {"text": "jkl"}]))
+    assert isinstance(large, GivenText)
+    assert large.documents == whole.documents
     with pytest.warns(UserWarning, match="text: the first 6 characters"):
         part = read_input(row for row in rows)
     assert isinstance(part, GivenText)

@@ -114,6 +114,20 @@ def routers_of(target: PrunableModel) -> list:
     ]
 
 
+def test_a_sliding_window_is_all_that_is_read():
+    """Two of three blocks see eight tokens, one of which a decoded token is itself."""
+    short, long = (tiny_prunable("gemma3_text", sliding_window=n) for n in (8, 1000))
+    windows = short.model.config.layer_types.count("sliding_attention")
+    assert 0 < windows < len(short.blocks)
+    q, cached, decode = 32, 2 * (2 * 8), Workload("decode", 60, 2)
+    less = count(long, decode).bytes_read - count(short, decode).bytes_read
+    assert less == 2 * 4 * windows * cached * (60 - 7)
+    assert count(long, decode).flops - count(short, decode).flops == 2 * windows * 4 * q * (61 - 8)
+    prefill = Workload("prefill", 60, 1)
+    pairs = 60 * 61 // 2 - (8 * 9 // 2 + 52 * 8)
+    assert count(long, prefill).flops - count(short, prefill).flops == windows * 4 * q * pairs
+
+
 @pytest.mark.parametrize("branches", [False, True])
 def test_decode_reads_weights_once_and_the_cache_of_every_sequence(branches):
     target = pruned("llama", branches)

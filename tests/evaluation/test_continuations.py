@@ -84,6 +84,14 @@ def test_small_batches(requests, name, most, monkeypatch):
     require_same(tiny_prunable("llama"), requests)
 
 
+def test_copies_of_a_context_are_bounded():
+    """77 intents behind one long question would each have a copy of its keys and values."""
+    rows = continuations._rows([([5] * 1500, [n]) for n in range(77)], 2000, shares=True)
+    batches = list(continuations._batches(rows))
+    assert [len(batch) for batch in batches] == [*[10] * 7, 7]
+    assert all(len(batch) * 1499 <= continuations.CACHED for batch in batches)
+
+
 def test_the_likeliest_continuation_is_known(requests):
     target = tiny_prunable("llama")
     context = requests[0][0]

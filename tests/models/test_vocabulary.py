@@ -147,6 +147,18 @@ def test_a_text_in_pieces_is_the_same_text(kind, seed, share, other):
         assert int(lengths[0][tokens].sum()) == int(lengths[1][pieces].sum())
 
 
+def test_added_tokens_have_the_bytes_of_their_text_and_special_ones_none():
+    """As GPT-NeoX's runs of spaces."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["    ", "<tool_call>"])
+    text = "if é:\n    y = <tool_call>1"
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(tokens) < len(text)
+    lengths = byte_lengths(tokenizer)
+    assert int(lengths[tokens].sum()) == len(text.encode())
+    assert int(lengths[tokenizer.eos_token_id]) == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_most_used_tokens_stay_with_those_that_make_them(kind):
     whole = KINDS[kind]

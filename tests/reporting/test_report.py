@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from conftest import run_command
+from conftest import SETTINGS, byte_tokenizer, run_command, tiny_model
 
+import disp_llm
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.reporting.run_data import read_run
 from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.folder import Run
+from disp_llm.runs.progress import silent
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "img", "br"}
@@ -96,6 +98,16 @@ def test_a_finished_run(small_run, tmp_path):
         times = model["measured"]["perplexity"] / result["original"]["measured"]["perplexity"]
         said = f"{model['bytes'] / 1e6:,.1f} MB of {result['original']['bytes'] / 1e6:,.1f} MB"
         assert f"keep {model['size']} : {said}, perplexity ×{times:.2f}" in words
+
+
+def test_blocks_of_different_widths_are_not_drawn_as_cut(text_file, tmp_path):
+    """The first MLP of DeepSeek-V3 is wider than the others."""
+    model = tiny_model("deepseek_v3")
+    call = {"keep": 1.0, "sites": ["mlp_mid"], "output_dir": tmp_path / "run", "progress": silent}
+    disp_llm.prune(model, byte_tokenizer(), text=[text_file.read_text()], **SETTINGS | call)
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "<title>block" not in text
+    assert "Nothing is cut of" in text
 
 
 def test_an_interrupted_run(small_run, tmp_path):

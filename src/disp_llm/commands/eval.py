@@ -85,7 +85,8 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
             windows = windows_of(target, stream, config.evaluation)
             scored_bytes = int(byte_lengths(loaded.tokenizer)[windows[:, 1:]].sum())
             nats = math.log(measured.perplexity) * measured.tokens
-            result["bits_per_byte"] = nats / math.log(2) / scored_bytes
+            if scored_bytes:  # special tokens have none
+                result["bits_per_byte"] = nats / math.log(2) / scored_bytes
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):
             asked = stream.within(config.evaluation.tokens).first(config.limit)
             answers = written_answers(target, loaded.tokenizer, asked, on_request)

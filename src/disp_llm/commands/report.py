@@ -145,7 +145,7 @@ class PruneResult(RunResult):
         int64.
         """
         size = self.size(share)
-        kept = kept_by_site(Run(self.folder).selection_file, size.size)
+        kept, _ = kept_by_site(Run(self.folder).selection_file, size.size)
         return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
 
     def _model_folder(self, share: float | str | None) -> Path:

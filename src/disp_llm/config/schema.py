@@ -16,8 +16,7 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import named_path
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Size = Annotated[int, msgspec.Meta(ge=1)]
-Name = Annotated[str, msgspec.Meta(min_length=1)]
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 
 Amount = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 """A number that is finite and not negative; JSON files of Python may hold NaN and Infinity."""

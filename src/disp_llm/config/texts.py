@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from disp_llm.config.bounds import AnyTokens, Number, Sequences, ShareBelowOne, Weight, Window
+from disp_llm.config.bounds import AnyTokens, Number, Sequences, ShareBelowOne, Weight, Window, Word
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import GENERAL
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.config.recipes import SHIPPED
-from disp_llm.config.schema import Name, as_type, read_toml, require_known
+from disp_llm.config.schema import as_type, read_toml, require_known
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class MixedText:
     """NAME:CONFIG:SPLIT (default split: train)."""
     revision: str = ""
     """Commit, tag or branch of the data set; "" = the newest."""
-    field: Name = "text"
+    field: Word = "text"
     """Key or column that holds the text."""
     weight: Weight = 1.0
     """How often a window is drawn from it, relative to the others."""
@@ -48,7 +48,7 @@ class MixtureFile:
     """Texts by their names."""
 
     title: str = ""
-    texts: dict[Name, MixedText] = field(default_factory=dict)
+    texts: dict[Word, MixedText] = field(default_factory=dict)
     file: str = ""
     """Where it was read from, for messages."""
 
@@ -65,7 +65,7 @@ class SuiteText:
     """Files or folders, as `--text` reads them."""
     dataset: str = ""
     """NAME:CONFIG:SPLIT (default split: test)."""
-    field: Name = "text"
+    field: Word = "text"
     """Key or column that holds the text."""
     rows: AnyTokens = 0
     """Rows of the data set from its start, so that a large one is not fetched whole; 0 = all."""
@@ -110,8 +110,8 @@ class Suite:
     every: Sequences = 1
     """Measures every n-th window: windows that do not follow one another differ more, and the error
     takes them for independent."""
-    texts: dict[Name, SuiteText] = field(default_factory=dict)
-    tasks: dict[Name, SuiteTask] = field(default_factory=dict)
+    texts: dict[Word, SuiteText] = field(default_factory=dict)
+    tasks: dict[Word, SuiteTask] = field(default_factory=dict)
     file: str = ""
     """Where it was read from, for messages."""
 
@@ -134,7 +134,7 @@ Named = TypeVar("Named", MixtureFile, Suite)
 
 
 @contextlib.contextmanager
-def naming(of: MixtureFile | Suite, place: str) -> Iterator[None]:
+def at_place(of: MixtureFile | Suite, place: str) -> Iterator[None]:
     """Says of an error that it is one of a place in this file, such as `texts.C4`."""
     try:
         yield

@@ -130,7 +130,9 @@ class GivenExamples:
         """The hash of the turns, or of the token ids, as JSON, a line an example."""
         digest = hashlib.sha256()
         for example in self.examples:
-            content = example.messages if isinstance(example, Example) else example.tokens
+            content = (
+                example.messages if isinstance(example, Example) else list(map(int, example.tokens))
+            )
             digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 

@@ -14,7 +14,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, named_path
 from disp_llm.data.examples import FORMS, GivenExamples, TaskExample, example_of
 from disp_llm.data.reading import KINDS, Unusable, beginning, kind_of_file
-from disp_llm.data.sources import GivenText, texts_of
+from disp_llm.data.sources import EVERYTHING, GivenText, texts_of
 
 WITHOUT_LENGTH = 50_000_000
 """Most characters that are read of an iterable without a length, which may have no end."""
@@ -51,10 +51,12 @@ def read_input(
         return GivenText(tokens=_token_ids(parts, field), field=field)
     texts = texts_of(parts, column)
     try:
-        if isinstance(parts, Sized):
+        if isinstance(parts, list | tuple):
             return GivenText(list(texts), field=field)
-        name = "an iterable without a length"
-        return GivenText(beginning(texts, WITHOUT_LENGTH, field, name), field=field)
+        has_end = isinstance(parts, Sized)  # a `datasets.Dataset` may be larger than memory
+        most = EVERYTHING if has_end else WITHOUT_LENGTH
+        name = "a data set" if has_end else "an iterable without a length"
+        return GivenText(beginning(texts, most, field, name), field=field)
     except Unusable as error:
         raise InputError(error.what, field=field, hint=error.hint) from error
 

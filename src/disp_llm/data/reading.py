@@ -136,7 +136,7 @@ def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
         for place, row in rows_of(path, column):
             yield text_of(row, column, place)
     else:
-        with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+        with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as text:
             yield from _plain(text, characters)
 
 

@@ -339,13 +339,13 @@ def texts_of(rows: Iterable[Any], column: str) -> Iterator[str]:
 def _read_mixture(path: Path, tokens: int, group: int) -> Iterator[Source]:
     """The texts of a mixture, of which so many tokens are learned from; of a data set, so many
     characters unless it says how many itself."""
-    from disp_llm.config.texts import load_mixture, naming
+    from disp_llm.config.texts import at_place, load_mixture
 
     mixture = load_mixture(path)
     total = sum(text.weight for text in mixture.texts.values())
     for name, text in mixture.texts.items():
         share = text.weight / total
-        with naming(mixture, f"texts.{name}"):
+        with at_place(mixture, f"texts.{name}"):
             if text.files:
                 characters = characters_for(max(1, round(tokens * share)))
                 given = read_given(text.files, "", text.field, "", characters=characters)

@@ -110,12 +110,17 @@ class Spelling:
 def byte_lengths(tokenizer: Any) -> Int[Tensor, " V"]:
     """Bytes of the text that each token stands for; none of a special one."""
     added, numbers = tokenizer.get_added_vocab(), tokenizer.get_vocab()
+    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     byte_level = backend is not None and '"ByteLevel"' in backend.to_str()
     found = torch.zeros(max(numbers.values()) + 1, dtype=torch.long)
     for token, number in numbers.items():
+        if number in special:
+            continue
         if token in BYTES:
             found[number] = 1
-        elif token not in added:  # a character of a byte-level token stands for a byte
-            found[number] = len(token if byte_level else token.replace(SPACE, " ").encode())
+        elif byte_level and token not in added:  # each of its characters stands for a byte
+            found[number] = len(token)
+        else:
+            found[number] = len(token.replace(SPACE, " ").encode())
     return found

@@ -13,6 +13,7 @@ from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
 from disp_llm.evaluation.timing import IN_TRANSFORMERS, Pair, Workload, quartiles
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import cached_numbers
+from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.runs.progress import ProgressCallback, counting, silent
 
 
@@ -74,16 +75,13 @@ def count(target: PrunableModel, workload: Workload) -> Counted:
     """Counts operations and bytes of the linear layers of the blocks, of attention (causal) and of
     the head, which computes the last position only; of experts, as far as tokens use them."""
     head = target.head_weight.numel()
-    attentions = [pair for pair in target.present if target.family.is_attention(pair[1])]
-    q = sum(widths_of(linear_at(block, own.writes))[0] for block, own in attentions)
     prefill = workload.phase == "prefill"
     fresh = workload.length if prefill else 1
-    pairs = workload.length * (workload.length + 1) // 2 if prefill else workload.length + 1
+    attention, read_of_cache = _of_attention(target, workload.length, prefill)
     of_token, read = map(target.block_parameters_of, (1, workload.batch * fresh))
-    flops = workload.batch * (2 * of_token * fresh + 4 * q * pairs + 2 * head)
+    flops = workload.batch * (2 * of_token * fresh + attention + 2 * head)
     # A prompt of one token counts the cache as decoding does.
-    cached = workload.batch * workload.length if fresh == 1 else 0
-    from_cache = cached * _read_of_token(target)
+    from_cache = workload.batch * read_of_cache if fresh == 1 else 0
     return Counted(
         flops=flops,
         bytes_read=target.dtype.itemsize * (read + head + from_cache),
@@ -91,14 +89,20 @@ def count(target: PrunableModel, workload: Workload) -> Counted:
     )
 
 
-def _read_of_token(target: PrunableModel) -> int:
-    """Numbers that all attentions read of a token from the KV cache: their own, or those of the
-    last block of their kind that has some."""
-    kinds = getattr(target.model.config.get_text_config(), "layer_types", None)
-    last, read = dict[str, int](), 0
-    for block, kind in zip(target.blocks, kinds or [""] * len(target.blocks), strict=True):
-        attention, _ = target.branches_of(block)
-        if target.family.is_attention(attention) and has_branch(block, attention.scatter):
-            last[kind] = cached_numbers(block, target.family) or last[kind]
-            read += last[kind]
-    return read
+def _of_attention(target: PrunableModel, length: int, prefill: bool) -> tuple[int, int]:
+    """Operations of all attentions for a sequence, and numbers that one more token reads from the
+    KV cache: those of its block, or of the last block of its kind that has some. With a sliding
+    window a token sees no more than that."""
+    held = cached_tokens(target.model, length, 1)
+    kinds = getattr(target.model.config.get_text_config(), "layer_types", None) or [""] * len(held)
+    last, operations, read = dict[str, int](), 0, 0
+    for block, kind, tokens in zip(target.blocks, kinds, held, strict=True):
+        own, _ = target.branches_of(block)
+        if not (target.family.is_attention(own) and has_branch(block, own.scatter)):
+            continue
+        last[kind] = cached_numbers(block, target.family) or last[kind]
+        read += last[kind] * tokens
+        seen = min(length, tokens + 1)  # itself included
+        pairs = seen * (seen + 1) // 2 + (length - seen) * seen if prefill else tokens + 1
+        operations += 4 * widths_of(linear_at(block, own.writes))[0] * pairs
+    return operations, read

@@ -25,6 +25,9 @@ from disp_llm.runs.progress import Ticks, unwatched
 TOKENS = 2048
 """Most tokens that run at once, padding included, unless one context and row alone have more."""
 
+CACHED = 2**14
+"""Most tokens in the KV cache at once: each row has a copy of its context's."""
+
 POSITIONS = 512
 """Most positions whose logits are computed at once."""
 
@@ -98,8 +101,9 @@ def _batches(rows: list[Row]) -> Iterator[list[Row]]:
     contexts: set[tuple[int, ...]] = set()
     for row in sorted(rows, key=lambda row: (-len(row.shared), row.shared, -len(row.tokens))):
         widest = max(len(one.tokens) for one in (*batch, row))
-        shared = len(contexts | {row.shared}) * len(batch[0].shared if batch else row.shared)
-        full = shared + (len(batch) + 1) * widest > TOKENS
+        longest, rows_now = len((batch or [row])[0].shared), len(batch) + 1
+        run = longest * len(contexts | {row.shared}) + rows_now * widest
+        full = run > TOKENS or rows_now * longest > CACHED
         if batch and (full or bool(row.shared) != bool(batch[0].shared)):
             yield batch
             batch, contexts = [], set()

@@ -24,7 +24,7 @@ from msgspec import Meta
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES, Site
+from disp_llm.config.names import BRANCHES, HEADS, SITES, Site
 from disp_llm.config.schema import Positive, as_type
 from disp_llm.evaluation.latency_fit import fit
 from disp_llm.evaluation.timing import IN_TRANSFORMERS, Stopwatch, Workload
@@ -40,6 +40,9 @@ from disp_llm.runs.progress import Ticks, unwatched
 from disp_llm.runs.provenance import hardware, versions
 
 logger = logging.getLogger(__name__)
+
+COLUMNS: tuple[Site, ...] = (*SITES, HEADS, *BRANCHES)
+"""Which site's share each number of a shape is."""
 
 SHAPES = (
     # Branches by themselves: whole, and with one thing cut at a time.
@@ -63,8 +66,7 @@ SHAPES = (
     (1.0, 1.0, 1.0, 0.4, 1.0, 0.6, 1.0, 1.0),
     (1.0, 1.0, 1.0, 0.1, 1.0, 0.3, 1.0, 1.0),
 )
-"""Shares of each site's entries that are kept in the compact models that are timed: the five sites,
-KV heads where they are a site, and whether blocks have attention and MLP."""
+"""Shares of each site's entries that are kept in the compact models that are timed."""
 
 ROUNDS = 7
 """How often each model is timed."""
@@ -121,7 +123,7 @@ def latency_costs(
             table = _measured(
                 timed, masks, workload, stopwatch, lambda n, done=done: on_shape(done + n, total)
             )
-            keep(name, {"workload": workload.name, "hardware": hardware()} | asdict(table))
+            cache_table(name, {"workload": workload.name, "hardware": hardware()} | asdict(table))
         shares = torch.tensor([1.0, *table.shares], dtype=torch.float64)
         costs = fit(layout, counts, shares)
         found.append((table.dense_s, replace(costs, layout=target.layout)))
@@ -148,7 +150,7 @@ def _measured(
 
 def cache_folder() -> Path:
     """Where measured tables are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "latency"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disp-llm" / "latency"
 
 
 def table_name(model: PreTrainedModel, *more: object) -> str:
@@ -162,8 +164,8 @@ def table_name(model: PreTrainedModel, *more: object) -> str:
 
 def cached(name: str, shapes: int) -> LatencyTable | None:
     """The table of that name and of so many shapes; None where there is none that can be used."""
-    path = cache_folder() / name
     try:
+        path = cache_folder() / name
         if not path.is_file():
             return None
         table = as_type(read_json(path, IGNORED), LatencyTable, field=str(path), hint=IGNORED)
@@ -172,29 +174,28 @@ def cached(name: str, shapes: int) -> LatencyTable | None:
                 f"has {len(table.shares)} times, not {shapes}", field=str(path), hint=IGNORED
             )
         return table
-    except (InputError, OSError) as error:
+    except (InputError, OSError, RuntimeError) as error:  # the last where nobody has a home
         logger.warning("%s", error)
         return None
 
 
-def keep(name: str, table: dict[str, Any]) -> None:
+def cache_table(name: str, table: dict[str, Any]) -> None:
     """Writes a table, if the cache can be written: else it is measured another time."""
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         if is_unused(folder):
             folder.mkdir(parents=True, exist_ok=True)
             mark(folder, "cache")
         write_json(folder / name, table)
-    except (InputError, OSError) as error:
-        logger.warning("%s: %s; what was measured is not kept", folder, error)
+    except (InputError, OSError, RuntimeError) as error:
+        logger.warning("%s; what was measured is not kept", error)
 
 
 def shapes_with(runnable: Collection[Site]) -> list[tuple[float, ...]]:
     """The shapes that differ in what can be run with less of; everything else is whole."""
     shapes = (
         tuple(
-            share if site in runnable else 1.0
-            for site, share in zip(Stopwatch.sites, shape, strict=True)
+            share if site in runnable else 1.0 for site, share in zip(COLUMNS, shape, strict=True)
         )
         for shape in SHAPES
     )
@@ -209,7 +210,7 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: 
         align: widths are multiples of it.
         chunk: neighbours in the residual stream that stay together.
     """
-    shares: dict[str, float] = dict(zip(Stopwatch.sites, shape, strict=True))
+    shares: dict[str, float] = dict(zip(COLUMNS, shape, strict=True))
     noise = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
     noise = layout.by_chunks(noise, chunk)
     kept = Budget(layout, sites=layout.sites).never_pruned.clone()

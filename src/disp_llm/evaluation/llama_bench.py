@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.engines import DEMANDS
 from disp_llm.config.errors import InputError
-from disp_llm.evaluation.latency import masks_of_shape
+from disp_llm.evaluation.latency import COLUMNS, masks_of_shape
 from disp_llm.evaluation.timing import Pair, Stopwatch, Workload, in_turn
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.exporter.folders import write_readers
@@ -74,7 +74,7 @@ class LlamaBench(Stopwatch):
             )
         if self._whole is None:
             layout = self._original.layout
-            whole = masks_of_shape(layout, (1.0,) * len(Stopwatch.sites), align=1)
+            whole = masks_of_shape(layout, (1.0,) * len(COLUMNS), align=1)
             self._whole = self._written(compact_model(self._original, whole))
         pruned = self._written(second)
         files, repeats = (self._whole, pruned), math.ceil(rounds / 2)

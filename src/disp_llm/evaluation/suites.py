@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.texts import Suite, SuiteText, naming
+from disp_llm.config.texts import Suite, SuiteText, at_place
 from disp_llm.data.sources import GivenText, characters_for, read_dataset, read_given
 from disp_llm.data.tokens import stream_of_text
 from disp_llm.data.windows import require_length
@@ -56,11 +56,11 @@ class Scoreboard:
     def of(cls, suite: Suite) -> "Scoreboard":
         """Reads the texts, and looks the tasks up."""
         if suite.tasks:
-            with naming(suite, "tasks"):
+            with at_place(suite, "tasks"):
                 require_tasks(suite.tasks)
         texts = {}
         for name, text in suite.texts.items():
-            with naming(suite, f"texts.{name}"):
+            with at_place(suite, f"texts.{name}"):
                 texts[name] = _read(text, suite.evaluation.tokens)
         return cls(suite, texts)
 
@@ -79,11 +79,11 @@ class Scoreboard:
         """
         texts, tasks = {}, {}
         for name in self.texts:
-            with naming(self.suite, f"texts.{name}"):
+            with at_place(self.suite, f"texts.{name}"):
                 texts[name] = self._text(name, target, tokenizer, progress, spelling)
         reads = tokenizer if spelling is None else spelling.tokenizer
         for name, task in self.suite.tasks.items():
-            with naming(self.suite, f"tasks.{name}"):
+            with at_place(self.suite, f"tasks.{name}"):
                 on_request = counting(progress, f"answers, {name}")
                 tasks[name] = score_task(target, reads, name, task, on_request)
         return Scores(self.suite.name, texts, tasks)

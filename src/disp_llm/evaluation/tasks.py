@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.texts import SuiteTask
 from disp_llm.evaluation.continuations import log_likelihoods
@@ -125,7 +127,7 @@ def score_task(
     }
     return TaskScore(
         **accuracies,
-        stderr=error_of_mean(right) or 0.0,
+        stderr=error_of_mean(right),
         n=len(right),
         metric=task.metric,
         chance=task.chance,
@@ -289,6 +291,8 @@ def _parts_of(found: Any) -> list[str]:
 def _failure_in_one_line(names: str) -> Iterator[None]:
     try:
         yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # of every kind, where the data is not what the task expects
         first = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "check the network, name a local file as data in a suite, or give fewer shots"

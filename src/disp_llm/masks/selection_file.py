@@ -105,8 +105,9 @@ def has_masks(path: Path, masks: Masks, size: str) -> bool:
     )
 
 
-def kept_by_site(path: Path, size: str) -> dict[str, list[Tensor]]:
-    """The kept indices of every site of a size, block by block, where no model is at hand."""
+def kept_by_site(path: Path, size: str) -> tuple[dict[str, list[Tensor]], dict[str, list[int]]]:
+    """The kept indices of every site of a size, and how many entries the original has there, both
+    block by block, where no model is at hand."""
     file = read_tensors(path, MADE_AGAIN)
     logits = {
         name.removeprefix("logits."): part.numel()
@@ -114,10 +115,13 @@ def kept_by_site(path: Path, size: str) -> dict[str, list[Tensor]]:
         if name.startswith("logits.")
     }
     found: dict[str, list[Tensor]] = {}
+    lengths: dict[str, list[int]] = {}
     kept = _kept(file, size, logits)
     for name in sorted(kept, key=lambda name: int(name.split(".")[1])):
-        found.setdefault(name.split(".")[2], []).append(kept[name])
-    return found
+        site = name.split(".")[2]
+        found.setdefault(site, []).append(kept[name])
+        lengths.setdefault(site, []).append(logits[name])
+    return found, lengths
 
 
 def _selection(file: TensorFile, layout: Layout) -> Selection:

@@ -13,11 +13,12 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import flat, resolved
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.config.schema import Amount, Size, as_type
+from disp_llm.config.schema import AtLeastOne, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection_file import kept_by_site
-from disp_llm.runs.folder import PUT_BACK, Run
+from disp_llm.runs.folder import Run
 from disp_llm.runs.results import RunFigures, SizeResult
+from disp_llm.runs.scores import Finite
 from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)
@@ -31,6 +32,8 @@ class SizeData:
     figures: SizeResult
     widths: dict[str, list[int]]
     """Kept entries of every site, block by block."""
+    full: dict[str, list[int]]
+    """The original's, of the same blocks."""
     whole: list[str]
     """Sites of which no block has lost anything."""
     stream: dict[str, str]
@@ -41,9 +44,9 @@ class SizeData:
 class Step:
     """What the page shows of a line of `metrics.jsonl`."""
 
-    step: Size
-    tokens: Size
-    loss: Amount
+    step: AtLeastOne
+    tokens: AtLeastOne
+    loss: Finite
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class RunData:
 def read_run(run: Run) -> RunData:
     """What the page shows of one run."""
     settings, found = stored_settings(run.folder), run.figures
-    run.require_whole()
+    shown = (run.config_file, run.selection_file, run.metrics_file)
+    run.require_whole(*(file for file in shown if file.name in run.files))  # weights are not shown
     return RunData(
         name=run.folder.resolve().name,
         command="recover" if isinstance(settings, RecoverConfig) else "prune",
@@ -77,16 +81,12 @@ def read_run(run: Run) -> RunData:
 
 
 def _size(selection: Path, figures: SizeResult) -> SizeData:
-    full = figures.widths_full
-    if missing := set(STREAM_SITES) - full.keys():
-        what = f"models: widths_full lacks {', '.join(sorted(missing))}"
-        raise InputError(what, field="result.json", hint=PUT_BACK)
-    kept = kept_by_site(selection, figures.size)
-    widths = {site: [len(part) for part in kept[site]] for site in full}
-    whole = [site for site, numbers in widths.items() if min(numbers) == full[site]]
+    kept, full = kept_by_site(selection, figures.size)
+    widths = {site: [len(part) for part in parts] for site, parts in kept.items()}
+    whole = [site for site, numbers in widths.items() if numbers == full[site]]
     cut = [site for site in STREAM_SITES if site not in whole]
-    stream = {site: _bitmap(kept[site], full[site]) for site in cut}
-    return SizeData(figures, widths, whole, stream)
+    stream = {site: _bitmap(kept[site], full[site][0]) for site in cut}
+    return SizeData(figures, widths, full, whole, stream)
 
 
 def _bitmap(rows: list[Tensor], width: int) -> str:

@@ -41,6 +41,9 @@ def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
                 os.replace(temporary / path.name, path)
                 _flush_entry(path.parent)
             finally:
+                before = temporary / f"{path.name}.before"
+                if before.exists() and not os.path.lexists(path):  # cut off between the two
+                    os.replace(before, path)
                 shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
         raise InputError(
@@ -80,8 +83,6 @@ def _flush(path: Path) -> None:
 
 
 def _flush_entry(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # which cannot open folders
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

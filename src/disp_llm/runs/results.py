@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from disp_llm.config.names import Bits, BudgetKind, Format
-from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
+from disp_llm.config.schema import Amount, AtLeastOne, Count, Positive, as_type
 from disp_llm.runs.scores import Perplexity, Scores
 
 MEASURED_AGAIN = "delete it; figures are measured again"
@@ -31,7 +31,7 @@ class Hardware(TypedDict):
     """What figures were measured on."""
 
     cpu: str
-    threads: Size
+    threads: AtLeastOne
     system: NotRequired[str]
     gpus: NotRequired[list[str]]
 
@@ -63,9 +63,9 @@ class OriginalResult:
     """The model as it came."""
 
     measured: Perplexity
-    parameters: Size
-    block_parameters: Size
-    bytes: Size
+    parameters: AtLeastOne
+    block_parameters: AtLeastOne
+    bytes: AtLeastOne
     prompt: str = ""
     """The first tokens of the evaluation text."""
     sample: str = ""
@@ -98,13 +98,13 @@ class SizeResult:
     """Share of block parameters that is kept."""
     keep_total: Amount
     """Share of all parameters that is kept."""
-    parameters: Size
-    block_parameters: Size
-    bytes: Size
+    parameters: AtLeastOne
+    block_parameters: AtLeastOne
+    bytes: AtLeastOne
     share_of_budget: Amount
-    align: Size
+    align: AtLeastOne
     kv_cache: Amount
-    """Size of the KV cache as a share of the original's."""
+    """AtLeastOne of the KV cache as a share of the original's."""
     heads_pruned: bool
     """Whether some blocks have fewer KV heads than others."""
     scaled: bool
@@ -113,7 +113,7 @@ class SizeResult:
     """Whether layers have gained biases."""
     adapter_rank: Count
     """Rank of the adapters that are added to the weights; 0 = none."""
-    widths_full: dict[str, Size]
+    widths_full: dict[str, AtLeastOne]
     """Width of every site in the original, of the block where it is widest."""
     folder: str = ""
     converted: str = ""
@@ -171,7 +171,7 @@ class Choice:
     """Share of block parameters."""
     expected: Positive
     """Times the original's perplexity, before anything was learned."""
-    bytes: Size | None = None
+    bytes: AtLeastOne | None = None
     """Of what was written."""
     ratio: Positive | None = None
     """Times the original's perplexity on the held-out end of the learning text."""
@@ -221,9 +221,9 @@ class TrainedResult:
     measured: Perplexity
     keep: Positive
     keep_total: Positive
-    parameters: Size
-    block_parameters: Size
-    bytes: Size
+    parameters: AtLeastOne
+    block_parameters: AtLeastOne
+    bytes: AtLeastOne
     folder: str
     converted: str = ""
     """The same in the format that `for` names; "" = in none."""
@@ -254,7 +254,7 @@ class RunFigures:
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
     """SHA-256 of the files on this machine that it was made of, by setting and path."""
     source: Source | None = None
-    processes: Size | None = None
+    processes: AtLeastOne | None = None
     """Among how many the windows of a step were divided when the run was begun."""
     original: OriginalResult | None = None
     models: list[SizeResult] = field(default_factory=list)
@@ -266,7 +266,7 @@ class RunFigures:
     model: TrainedResult | None = None
     fit: Fit | None = None
     """Of a run of `--fit`."""
-    steps: Size | None = None
+    steps: AtLeastOne | None = None
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None
     tokens_seen: Count | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from disp_llm.config.schema import Amount, Count, Positive, Size
+from disp_llm.config.schema import Amount, AtLeastOne, Count, Positive
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
@@ -18,14 +18,14 @@ class Perplexity:
     perplexity: Positive
     perplexity_stderr: Amount | None
     """None for a single window."""
-    tokens: Size
+    tokens: AtLeastOne
     """Tokens scored: all but the first of the text or of each window, and no token twice."""
-    window: Size
-    stride: Size
-    window_losses: list[Amount] = field(default_factory=list)
+    window: AtLeastOne
+    stride: AtLeastOne
+    window_losses: list[Finite] = field(default_factory=list)
     """Mean −ln p of each window, to six decimals, which another model's can be paired with; empty
     in results that are older."""
-    window_tokens: list[Size] = field(default_factory=list)
+    window_tokens: list[AtLeastOne] = field(default_factory=list)
     """Tokens that each window scores; empty where all score as many."""
 
     def __str__(self) -> str:
@@ -37,9 +37,9 @@ class TextScore:
     """Perplexity on one text; with `original`, against the original's."""
 
     perplexity: Positive
-    tokens: Size
+    tokens: AtLeastOne
     """Tokens scored."""
-    window: Size
+    window: AtLeastOne
     text: str
     """The files or the data set."""
     text_sha256: str
@@ -62,9 +62,9 @@ class TextScore:
 class TaskScore:
     """Accuracy on one task; with `original`, against the original's."""
 
-    stderr: Amount
-    """Of the accuracy by `metric`."""
-    n: Size
+    stderr: Amount | None
+    """Of the accuracy by `metric`; None for a single question."""
+    n: AtLeastOne
     """Number of questions."""
     metric: Literal["acc", "acc_norm"]
     chance: Annotated[float, Meta(ge=0, lt=1)]

@@ -16,7 +16,7 @@ from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
-from disp_llm.config.schema import Size, as_type
+from disp_llm.config.schema import AtLeastOne, as_type
 from disp_llm.exporter.cutting import head_counts
 from disp_llm.exporter.exported import exported_config, has_experts
 from disp_llm.exporter.formats import Job, share_card
@@ -108,7 +108,7 @@ def _key(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> str:
 
 def _number_of(name: str, config: dict[str, Any], folder: Path) -> int:
     field = str(folder / "config.json")
-    return as_type(config[name], Size, field=field, hint=CHANGED_FOLDER, place=name)
+    return as_type(config[name], AtLeastOne, field=field, hint=CHANGED_FOLDER, place=name)
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
