@@ -102,6 +102,17 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000)
 
 
+class StopAfter:
+    """In place of `StopSignals.__call__`: asks to stop after so many questions, one a step."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
 def tiny_model(model_type: str, seed: int = 0, **changes):
     """Random weights, large enough to matter; norms and biases away from their trivial values."""
     torch.manual_seed(seed)

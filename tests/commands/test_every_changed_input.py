@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, run_command
+from conftest import SMALL, StopAfter, run_command
 from foreign import Entry, changes, snapshot
 from safetensors.torch import load_file, save_file
 
@@ -192,17 +192,6 @@ CASES = [
     # What goes on to the end takes seconds.
     if not (state == "begun" and how in HARMLESS and name not in ("model", "text.txt"))
 ]
-
-
-class StopAfter:
-    """Asks to stop after so many questions."""
-
-    def __init__(self, steps: int):
-        self.left = steps
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def times(folder: Path) -> dict[str, tuple[Entry, int]]:

@@ -13,6 +13,8 @@ from disp_llm.commands import doctor as commands_doctor
 from disp_llm.commands import planning as module
 from disp_llm.commands.planning import ROOM, memory_plans
 from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.names import SITES
+from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of
 from disp_llm.masks.masking import masked
@@ -117,13 +119,22 @@ def test_all_that_learns_is_counted():
     numbers = sum(one.numel() for one in network.parameters())
     assert counted(parametrisation="hypernetwork").trained == 24 * numbers
     assert counted().trained == 24 * entries
-    assert counted(estimator="policy_gradient").kept == 0 < counted().kept
+    forward = {"estimator": "policy_gradient", "start": "random"}
+    assert counted(**forward).kept == 0 < counted(estimator="policy_gradient").kept
+    long = ScoreConfig(calibration_length=8192)
+    config = PruneConfig("tiny", scores=long)
+    config = replace(config, training=replace(config.training, gradient_checkpointing="no"))
+    kept = learning_memory(target, config, 1, 4).kept  # of calibration, eight times as long
+    assert kept == 8 * learning_memory(target, replace(config, scores=ScoreConfig()), 1, 4).kept
+    wanda = learning_memory(target, replace(config, method="wanda"), 1, 4)
+    assert wanda.kept == wanda.trained == 0
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "phi", "opt"])
-def test_what_is_kept_for_the_backward_pass_is_counted(model_type):
+@pytest.mark.parametrize(("sites", "most"), [(SITES, 1.5), (("mlp_mid",), 2.1)])
+def test_what_is_kept_for_the_backward_pass_is_counted(model_type, sites, most):
     """As autograd keeps it, of tensors that are no weights."""
-    target = tiny_prunable(model_type)
+    target = replace(tiny_prunable(model_type), sites=sites)
     tokens = torch.arange(4, 68)[None]
     own = {p.untyped_storage().data_ptr() for p in target.model.parameters()}
     kept: dict[int, int] = {}
@@ -134,16 +145,16 @@ def test_what_is_kept_for_the_backward_pass_is_counted(model_type):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with masked(target) as masking:
+    with masked(target, sites) as masking:
         masking.set(torch.ones(target.layout.entries, requires_grad=True))
         embedded = target.model.get_input_embeddings()(tokens)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             states = target.model.base_model(inputs_embeds=embedded).last_hidden_state
         states.sum().backward()
     training = TrainingConfig(length=64, batch=1, gradient_checkpointing="no")
-    config = PruneConfig("tiny", training=training)
+    config = PruneConfig("tiny", training=training, scores=ScoreConfig(calibration_length=64))
     counted = learning_memory(target, config, 1, 4).kept
-    assert 0.9 < counted / sum(kept.values()) < 1.5
+    assert 0.9 < counted / sum(kept.values()) < most
 
 
 def test_what_needs_whole_weights_is_never_held_otherwise(

@@ -133,7 +133,7 @@ def test_what_is_given_without_effect_is_one_line(arguments, setting):
 @pytest.mark.usefixtures("no_registered_methods")
 def test_a_method_of_another_package_reads_what_it_says():
     register(Method("theirs", "Theirs", "nowhere", print, Reads(learning=True)))
-    config = replace(PruneConfig("m", method="theirs"), learn=LearnConfig(penalty=3.0))
+    config = replace(PruneConfig("m", method="theirs"), learn=LearnConfig(temperature=3.0))
     check_settings(config)
     with pytest.raises(InputError, match="steps: is of learning, and the method theirs takes no"):
         check_settings(with_settings(config, {"steps": 3}))

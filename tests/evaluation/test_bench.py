@@ -115,10 +115,10 @@ def routers_of(target: PrunableModel) -> list:
 
 
 def test_a_sliding_window_is_all_that_is_read():
-    """Two of three blocks see eight tokens, one of which a decoded token is itself."""
+    """Of eight tokens a decoded one is one itself."""
     short, long = (tiny_prunable("gemma3_text", sliding_window=n) for n in (8, 1000))
     windows = short.model.config.layer_types.count("sliding_attention")
-    assert 0 < windows < len(short.blocks)
+    assert windows > 0
     q, cached, decode = 32, 2 * (2 * 8), Workload("decode", 60, 2)
     less = count(long, decode).bytes_read - count(short, decode).bytes_read
     assert less == 2 * 4 * windows * cached * (60 - 7)

@@ -56,3 +56,20 @@ def test_what_is_too_large_is_passed_over_where_it_may_be():
     large = torch.tensor([False, False, False, True, False])
     order, count = fill(groups, best_first, 1, fits, large)
     assert (order.tolist(), count) == ([0, 1, 2, 5, 3, 4], 4)
+
+
+def test_groups_of_a_site_that_has_no_room_are_passed_over_together():
+    """Each by a search of its own, as of the experts of a mixture, would take most of a step."""
+    shape = BlockShape(hidden=4, qkv=6, q=4, num_input_projections=2, intermediate=400)
+    groups, asked = groups_of(Layout((shape,)), 1, 1, (), CPU), list[float]()
+
+    def fits(counts):
+        asked.append(float(counts.sum()))
+        return bool(counts[3] == 0)
+
+    middle = torch.tensor([site == "mlp_mid" for site in ("a", "b", "c", "mlp_mid", "d")])
+    best_first = groups.of_sites(middle).int().argsort(descending=True, stable=True)
+    order, count = fill(groups, best_first, 0, fits, middle)
+    assert count == len(order) - 400
+    assert order[count:].tolist() == best_first[:400].tolist()
+    assert len(asked) < 20

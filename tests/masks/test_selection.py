@@ -88,6 +88,18 @@ def test_numbers_that_are_not_finite_are_never_written(layout, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_nor_are_scales_and_adapters(layout, tmp_path):
+    path, ones = tmp_path / "selection.safetensors", torch.ones(layout.entries)
+    for wrong in (
+        Compensation(scales=ones * torch.nan),
+        Compensation(mean_inputs=ones * torch.inf),
+        Compensation(adapters=(Adapter(ones[:, None], ones[None] / 0),)),
+    ):
+        with pytest.raises(InputError, match="gave numbers that are not finite"):
+            save_selection(path, Selection(ones, wrong), layout, {})
+        assert not path.exists()
+
+
 def test_adapters_are_read_as_they_were_written(layout, tmp_path):
     adapters = tuple(Adapter(torch.rand(2, 3), torch.rand(4, 2)) for _ in range(2))
     selection = Selection(torch.zeros(layout.entries), Compensation(adapters=adapters))
@@ -110,8 +122,9 @@ def test_another_size_leaves_the_rest_as_it_was(path, layout):
 
 
 def test_kept_indices_are_read_where_no_model_is_at_hand(path, layout):
-    found, wanted = kept_by_site(path, "0.5"), load_masks(path, layout, "0.5").indices()
+    (found, full), wanted = kept_by_site(path, "0.5"), load_masks(path, layout, "0.5").indices()
     assert found.keys() == set(layout.sites)
+    assert full == {site: list(widths) for site, widths in layout.widths.items()}
     for site, blocks in found.items():
         assert len(blocks) == len(layout.blocks)
         for i, kept in enumerate(blocks):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import problem_of, run_in, tiny_model, with_config
+from conftest import problem_of, run_in, tiny_model, tiny_prunable, with_config
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -250,6 +250,26 @@ def test_chunked_loss_and_gradient_equal_the_plain_ones():
             (losses * weights).sum().backward()
         gradients.append((losses.detach(), mask.grad))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_sites_that_lose_nothing_have_no_masks():
+    """Each would keep another copy of what it multiplies for the backward pass."""
+    target, tokens = tiny_prunable("llama", heads=True), torch.arange(3, 40)[None]
+    kept = torch.ones(target.layout.entries)
+    kept[target.layout.entries_of("mlp_mid")] = 0.5
+
+    def run(sites):
+        saved = []
+        with masked(target, sites) as masking:
+            masking.set(kept.clone().requires_grad_())
+            with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda one: one):
+                logits = target.model(tokens).logits
+        return logits, sum(one.numel() for one in saved)
+
+    (whole, more), (logits, fewer) = run(()), run(("mlp_mid", "heads"))
+    assert torch.equal(whole, logits)
+    stream = 4 * tokens.numel() * target.layout.blocks[0].hidden * len(target.blocks)
+    assert more - fewer >= stream
 
 
 def test_the_original_teaches_without_its_masks(problem):

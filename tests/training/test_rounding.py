@@ -7,7 +7,7 @@ import torch
 import transformers
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams
-from conftest import run_command, tiny_model
+from conftest import StopAfter, run_command, tiny_model
 from torch import nn
 
 from disp_llm.config.errors import InputError
@@ -106,11 +106,20 @@ def test_a_trained_model_is_stored_as_it_was_measured(tmp_path, llama_folder, te
         "--output-dir", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = run_command(
-        "recover", tmp_path / "run/keep-0.7", *common, "--tokens", 1024, "--bits", "int4",
-        "--output-dir", tmp_path / "better", "--json",
+    recover = (
+        "recover", tmp_path / "run/keep-0.7", *common, "--tokens", 1024, "--bits", "int4", "--json",
     )  # fmt: skip
+    done = run_command(*recover, "--output-dir", tmp_path / "better")
     assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:  # between two searches of scales
+        patch.setattr("disp_llm.cli.signals.StopSignals.__call__", StopAfter(4))
+        assert run_command(*recover, "--output-dir", tmp_path / "again").returncode == 130
+    again = run_command(*recover, "--output-dir", tmp_path / "again", "--resume")
+    assert again.returncode == 0, again.stderr
+    weights = "model/model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (
+        tmp_path / "better" / weights
+    ).read_bytes()
     found = json.loads(done.stdout)["model"]
     folder, new = tmp_path / "better/model", tmp_path / "int4"
     assert "rounded to int4 while they trained" in (folder / "README.md").read_text()

@@ -230,7 +230,7 @@ def export_all(
     steps = run.result().get("steps", config.learn.steps)
     seen = tokens_seen(config, steps, problem.job.process.count) if learns(problem) else 0
     run.update(tokens_seen=seen)
-    if config.method == "learned" and config.learn.penalty:
+    if config.draws_masks:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     SizeWriter(problem, loaded, measuring).write(selection, config.sizes)
 

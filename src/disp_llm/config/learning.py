@@ -73,7 +73,7 @@ class LearnConfig:
     USES: ClassVar = (
         not_with("minutes", "steps"),
         Use(
-            "shift",
+            "shift penalty",
             when=lambda config: config.estimator != "projected",
             what="is of estimators that draw masks, and {0.estimator} does not",
             instead="give another `estimator`",

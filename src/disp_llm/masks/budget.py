@@ -50,11 +50,6 @@ class Budget:
     """Neighbours in the residual stream that are kept or pruned together, at every site by
     itself."""
 
-    @cached_property
-    def lengths(self) -> Float[Tensor, " S"]:
-        """Entries of each site."""
-        return torch.tensor(self.layout.lengths, dtype=torch.float64)
-
     @property
     def prices_cuts(self) -> bool:
         """Whether it is known what a selection costs, so that `least_cut` need not stand for it."""
@@ -66,7 +61,8 @@ class Budget:
         if self.prices_cuts:
             few = self._limited.saved_by_cuts(counts) <= 0
         else:
-            few = self.lengths - counts < self.least_cut * self.lengths
+            whole = self.layout.dense_counts
+            few = whole - counts < self.least_cut * whole
         return few & self.layout.in_stream
 
     @cached_property
@@ -121,7 +117,7 @@ class Budget:
         return self._limited.dense_cost
 
     def share(self, counts: Tensor) -> Tensor:
-        """The same as a share of the dense model's cost."""
+        """What such a model costs, as a share of what the dense one does."""
         return self.cost(counts) / self.dense_cost
 
     def share_of(self, size: Target) -> float:
@@ -156,7 +152,7 @@ class Budget:
         At least a millionth of the dearest: a price that was measured as nothing must not make an
         entry infinitely worth keeping.
         """
-        lengths = torch.tensor(self.layout.lengths, dtype=torch.float64, requires_grad=True)
+        lengths = self.layout.dense_counts.clone().requires_grad_()
         with torch.enable_grad():
             (of_site,) = torch.autograd.grad(self.cost(lengths), lengths)
         return of_site.clamp(min=1e-6 * of_site.max())[self.layout.site_of_entry].float()
@@ -209,7 +205,7 @@ def _left_whole(
 ) -> Bool[Tensor, " S"]:
     """Sites that would hardly be cut, when each that is hardly cut counts with all of its entries:
     the rest of the budget then cuts the others."""
-    may_be = torch.ones(len(budget.lengths), dtype=torch.bool)
+    may_be = torch.ones(len(budget.layout.lengths), dtype=torch.bool)
     if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
         may_be = ~budget.hardly_cut(groups.counts(kept_anyway))
     order, count = _within(budget, share, groups, means, kept_anyway, may_be)
@@ -235,7 +231,7 @@ def _within(
     def cost(counts: Tensor) -> float:
         if may_be_whole is not None:
             whole = may_be_whole & budget.hardly_cut(counts)
-            counts = torch.where(whole, budget.lengths, counts)
+            counts = torch.where(whole, budget.layout.dense_counts, counts)
         return float(budget.cost(counts))
 
     smallest = cost(groups.counts(kept_anyway))

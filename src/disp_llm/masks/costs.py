@@ -59,7 +59,7 @@ class CostModel:
         widths = counts.detach().double().requires_grad_()
         with torch.enable_grad():  # the cost of widths is linear in that of each site
             (prices,) = torch.autograd.grad(self._of_widths(widths), widths)
-        cut = torch.tensor(self.layout.lengths, device=counts.device) - counts
+        cut = self.layout.dense_counts.to(counts.device) - counts
         return prices * cut - self._of_selections(counts)
 
     def _of_widths(self, counts: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class CostModel:
     def _of_selections(self, counts: Tensor) -> Tensor:
         """What the selection of each site costs, (S)."""
         layout, widths = self.layout, self._widths(counts)
-        lengths = torch.tensor(layout.lengths, device=counts.device)
+        lengths = layout.dense_counts.to(counts.device)
         cut = (counts < lengths) & layout.in_stream.to(counts.device)
         whole = torch.ones(len(layout.blocks), dtype=torch.float64, device=counts.device)
         stays = torch.stack([widths.get(BRANCH_OF[site], whole) for site in layout.sites], 1)
@@ -134,7 +134,7 @@ def active_costs(layout: Layout) -> CostModel:
 
 def _of_parameters(layout: Layout, terms: Terms) -> CostModel:
     costs = CostModel(layout, terms)
-    return replace(costs, dense_cost=float(costs.cost(torch.tensor(layout.lengths))))
+    return replace(costs, dense_cost=float(costs.cost(layout.dense_counts)))
 
 
 def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
@@ -150,7 +150,7 @@ def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
     once. With an itemsize of 1 all parameters, as the paper counts them."""
     weights, biases = parameter_costs(layout), _terms([block.biases for block in layout.blocks])
     blocks = replace(weights, terms=_sum(weights.terms, biases))
-    outside = parameters - float(blocks.cost(torch.tensor(layout.lengths)))
+    outside = parameters - float(blocks.cost(layout.dense_counts))
     return weighted(
         (float(itemsize), replace(blocks, constant=outside, dense_cost=float(parameters)))
     )

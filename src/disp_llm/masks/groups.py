@@ -82,8 +82,10 @@ def fill(
         site = groups.piece_site[groups.piece_group == order[count]][-1]
         if not may_be_passed_over[site]:
             return order, count
-        order = torch.cat([order[:count], order[count + 1 :], order[count : count + 1]])
-        end -= 1
+        rest = order[count:end]  # all groups of that site are as large
+        over = groups.of_sites(torch.arange(groups.sites) == site.cpu())[rest]
+        order = torch.cat([order[:count], rest[~over], order[end:], rest[over]])
+        end -= int(over.sum())
 
 
 @lru_cache(maxsize=4)  # the same at every step of a run

@@ -91,6 +91,11 @@ class Layout:
         by_block = zip(*(block.lengths for block in self.blocks), strict=True)
         return dict(zip(self.sites, by_block, strict=True))
 
+    @cached_property
+    def dense_counts(self) -> Float[Tensor, " S"]:
+        """Entries of each site: the counts of the dense model."""
+        return torch.tensor(self.lengths, dtype=torch.float64)
+
     @property
     def entries(self) -> int:
         """N."""
@@ -199,6 +204,12 @@ def layout_of(
     if EXPERTS in sites:
         _require_experts(text, family)
     kinds = getattr(text, "layer_types", None) or [""] * len(blocks)
+    if len(kinds) != len(blocks):
+        raise InputError(
+            f"its layer_types names {len(kinds)} blocks, and the model has {len(blocks)}",
+            field="model",
+            hint="shorten `config.layer_types` too",
+        )
     parts = zip(blocks, kinds, strict=True)
     return Layout(tuple(measure(block, family, text, sites, kind) for block, kind in parts))
 

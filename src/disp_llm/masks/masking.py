@@ -8,7 +8,7 @@ N entries of all sites.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.config.names import BRANCH_OF, EXPERTS, HEADS
+from disp_llm.config.names import BRANCH_OF, EXPERTS, HEADS, Site
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.hooks import hooks
@@ -76,14 +76,19 @@ class Place:
 
 
 @contextlib.contextmanager
-def masked(target: PrunableModel) -> Iterator[Masking]:
-    """While the context lasts, every site of the model is multiplied by its mask."""
+def masked(target: PrunableModel, sites: Collection[str] = ()) -> Iterator[Masking]:
+    """While the context lasts, sites of the model are multiplied by their masks.
+
+    Args:
+        sites: those that may lose entries, in any block: elsewhere a mask of ones would only take
+            memory and time. () = all.
+    """
     layout = target.layout
     places: list[Place] = []
     mixtures: dict[str, Any] = {}
     for i, (block, shape) in enumerate(zip(target.blocks, layout.blocks, strict=True)):
         attention, mlp = target.branches_of(block)
-        paths = [
+        paths: list[tuple[Site, str, str]] = [
             ("attn_in", attention.gather, MASK_IN),
             ("attn_out", attention.scatter, MASK_OUT),
             *(("mlp_in", path, MASK_IN) for path in (mlp.gather, *mlp.beside)),
@@ -97,11 +102,11 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
 
             mixtures[f"layers.{i}"] = MaskedMixture(block, mlp.experts)
         for site, path, name in paths:
-            if site not in shape.sites:
+            whole = f"layers.{i}.{BRANCH_OF[site]}" if shape.branches and name == MASK_OUT else ""
+            if site not in shape.sites or (sites and site not in sites and not whole):
                 continue
             # A head's mask lies on each of the numbers that it hands to the attention's write.
             repeats = shape.q // shape.heads if site == HEADS else 1
-            whole = f"layers.{i}.{BRANCH_OF[site]}" if shape.branches and name == MASK_OUT else ""
             module = block.get_submodule(path)
             places.append(Place(module, name, f"layers.{i}.{site}", repeats, whole))
     handles = [

@@ -34,10 +34,6 @@ def save_selection(
     Raises:
         InputError: the method gave numbers that are not finite, or the file cannot be written.
     """
-    if not selection.importance.isfinite().all():
-        raise InputError(
-            "gave numbers that are not finite", field="method", hint="try the `dtype` float32"
-        )
     compensation, tensors = selection.compensation, dict[str, Tensor]()
     for kind, flat in (("logits", selection.importance), ("scales", compensation.scales)):
         if flat is not None:
@@ -54,6 +50,10 @@ def save_selection(
         tensors |= _named(masks, size)
     if selection.vocabulary:
         tensors["vocabulary"] = torch.tensor(selection.vocabulary)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise InputError(
+            "gave numbers that are not finite", field="method", hint="try the `dtype` float32"
+        )
     write_tensors(path, tensors)
 
 

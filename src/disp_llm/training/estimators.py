@@ -23,7 +23,7 @@ class Draw:
 
     logits: Float[Tensor, " N"]
     project: Callable[[Tensor], Projected]
-    """Scores (N) -> the masks with exactly the budget of the step."""
+    """Scores (N) -> the best masks within the budget of the step."""
     noise: torch.Generator
     shift: float
     """The constant c that is added to the logits."""
@@ -58,7 +58,7 @@ class Sample:
 
 
 def projected(draw: Draw) -> Sample:
-    """The exact-budget masks, with the slope of a sigmoid around the threshold.
+    """The projected masks, with the slope of a sigmoid around the threshold.
 
     `m = 1[x > h] + σ((x−h)/τ) − sg(σ((x−h)/τ))`: deterministic, the budget met at every step.
     """

@@ -27,7 +27,7 @@ from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.estimators import ESTIMATORS, Draw
-from disp_llm.training.loop import Loss, Schedule, optimizers_of, train
+from disp_llm.training.loop import RARER, Loss, Schedule, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
@@ -72,12 +72,13 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
     state, adapting = _initial_state(problem, start), None
     compiled = compiles(config, steps, dense)
     with contextlib.ExitStack() as stack:
-        masking = stack.enter_context(masked(dense))
+        masking = stack.enter_context(masked(dense, problem.budget.sites))
         if state.adapters is not None:
             adapting = stack.enter_context(adapted(dense, state.adapters))
         stack.enter_context(training_blocks(dense, config, compiled))
         learner = MaskLearner(problem, state, masking, adapting, compiled)
-        schedule = Schedule(config, steps, "learning masks")
+        rarer = RARER if problem.learn.learns_weights else 1
+        schedule = Schedule(config, steps, "learning masks", rarer)
         train(state, _optimizers(problem, state), learner.loss, schedule, problem.job)
     with torch.no_grad():
         never_pruned = problem.budget.never_pruned.to(start.device)
@@ -121,7 +122,8 @@ def _optimizers(problem: PruningProblem, state: LearningState) -> list[Optimizer
 
 @dataclass(frozen=True)
 class MaskLearner:
-    """The loss of a step: cross-entropy + λ·|log(T(s)/(keep·T))|."""
+    """The loss of a step: (1 − distill)·cross-entropy + distill·KL(original ‖ masked) +
+    λ·|log(share/keep)|, shares of what the budget limits."""
 
     problem: PruningProblem
     state: LearningState
@@ -135,6 +137,7 @@ class MaskLearner:
         budget, config = problem.budget, problem.training
         keep = problem.keep_at(random_stream("sizes", problem.seed, step))
         noise = shared_stream("steps", problem.seed, step)
+        windows = problem.corpus.draw_own(config.batch, config.length, noise, problem.job.process)
         never_pruned = budget.never_pruned.to(problem.dense.device)
         logits = budget.layout.by_chunks(state.logits(), budget.chunk)
         at_keep = functools.partial(project, budget=budget, share=keep, align=problem.align)
@@ -146,12 +149,11 @@ class MaskLearner:
         self.masking.set(mask)
         if self.adapting is not None:
             self.adapting.set()
-        windows = problem.corpus.draw_own(config.batch, config.length, noise, problem.job.process)
         with torch.set_grad_enabled(sample.log_probability is None):
             loss = self._losses(windows).mean()
         share = budget.share(budget.layout.counts(sample.counted))
         total = loss
-        if learn.penalty:
+        if learn.penalty and learn.estimator != "projected":  # whose masks have the size
             total = total + learn.penalty * (share / keep).log().abs()
         if sample.log_probability is not None:
             total = self._against_baseline(total) * sample.log_probability

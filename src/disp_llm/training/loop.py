@@ -25,6 +25,8 @@ from disp_llm.training.checkpoints import restore, save, whole_tensors
 
 CHECKPOINT_EVERY = 25
 """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
+RARER = 4
+"""Checkpoints are so many times rarer where they hold all weights and moments."""
 
 Figures = dict[str, Any]
 
@@ -137,7 +139,7 @@ def train(
                 rates = {"learning_rate": groups[0]["lr"], "tokens_per_s": tokens * pace}
                 figures |= rates | {"step": done, "tokens": tokens * done}
                 _report(figures, schedule, job, log)
-            if stopping or (schedule.saves(done) and not job.is_trial):
+            if (stopping or schedule.saves(done)) and not job.is_trial:
                 tensors = whole_tensors(trained, optimizers, is_main)
                 if is_main:
                     facts = {"step": str(done), "metrics": log.settle(), "run": job.run.identity}

@@ -1,8 +1,9 @@
 """How much memory learning takes in each process, counted from the shapes of a model.
 
 For its backward pass a block of a frozen model keeps `T·(4F + 6D + 2q + 4kv)` numbers: what enters
-and leaves each mask, the activation, queries, keys, values and the attention's output. With
-gradient checkpointing all blocks keep `T·D`, and one of them the rest.
+and leaves each mask, the activation, queries, keys, values and the attention's output; D less for
+each site of the residual stream that is not pruned. With gradient checkpointing all blocks keep
+`T·D`, and one of them the rest.
 `benchmarks/learning_memory.py` compares with measured peaks. Low-rank attention and what stands in
 the place of attention take up to twice what is counted.
 
@@ -17,6 +18,7 @@ import torch
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.prune import PruneConfig
+from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.training.losses import CHUNK
 
@@ -67,27 +69,30 @@ def learning_memory(
         itemsize: bytes of a number of the model.
     """
     training, shapes = config.training, target.layout.blocks
-    tokens = training.length * training.batch
+    read = training.length * training.batch if config.reads.steps else 0
+    back = read if config.learn.estimator != "policy_gradient" else 0  # that of forward passes
+    if config.reads.gradients and config.reads_calibration:
+        back = max(back, config.scores.calibration_length)
+    masks = 2 + sum(site in target.sites for site in STREAM_SITES)
     blocks = [sum(p.numel() for p in block.parameters()) * itemsize for block in target.blocks]
     weights, running = target.parameters * itemsize, 0
     if processes > 1:
         weights -= sum(blocks) - sum(blocks) // processes
         running = GATHERED * max(blocks)
     of_blocks = [
-        tokens * itemsize * ((s.num_input_projections + 2) * s.used + 6 * s.hidden + 2 * s.qkv)
+        back * itemsize * ((s.num_input_projections + 2) * s.used + masks * s.hidden + 2 * s.qkv)
         for s in shapes
     ]
-    backward = max(tokens * itemsize * (3 * s.used + 2 * s.hidden) for s in shapes)
+    backward = max(back * itemsize * (3 * s.used + 2 * s.hidden) for s in shapes)
     logits = TAUGHT_LOGITS if training.distill else LOGITS
-    chunk = min(CHUNK, tokens) * target.head_weight.shape[0] * FLOAT * logits
+    chunk = min(CHUNK, max(back, read)) * target.head_weight.shape[0] * FLOAT * logits
     if training.gradient_checkpointing == "yes":
-        kept = sum(tokens * itemsize * s.hidden for s in shapes)
+        kept = sum(back * itemsize * s.hidden for s in shapes)
         passing = max(chunk, max(of_blocks) + backward)
     else:
         kept, passing = sum(of_blocks), max(chunk, backward)
-    if config.learn.estimator == "policy_gradient":  # forward passes alone
-        kept = 0
-    return Memory(weights, running, _trained_bytes(target, config), kept, passing)
+    trained = _trained_bytes(target, config) if config.reads.steps else 0
+    return Memory(weights, running, trained, kept, passing)
 
 
 def _trained_bytes(target: PrunableModel, config: PruneConfig) -> int:

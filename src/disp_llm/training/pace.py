@@ -51,12 +51,14 @@ def _steps_in(problem: PruningProblem, take: Take) -> int:
         """As many as the slowest process has time for: all decide alike."""
         return int(problem.job.process.least(_seconds_left(problem) / seconds))
 
+    how = problem.training.compile
+    if how == "yes":
+        return max(steps_of(_seconds_per_step(problem, take, "yes")), FEWEST)
     eager = _seconds_per_step(problem, take, "no")
     steps = steps_of(eager)
-    auto = problem.training.compile == "auto" and can_be_worth_compiling(problem.dense)
-    if problem.training.compile == "yes" or (auto and steps >= WORTH_COMPILING):
+    if how == "auto" and can_be_worth_compiling(problem.dense) and steps >= WORTH_COMPILING:
         steps = steps_of(_seconds_per_step(problem, take, "yes"))
-        if auto and steps < WORTH_COMPILING:  # compiling took the time of those that it was for
+        if steps < WORTH_COMPILING:  # compiling took the time of those that it was for
             steps = min(steps_of(eager), WORTH_COMPILING - 1)
     return max(steps, FEWEST)
 

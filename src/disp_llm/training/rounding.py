@@ -25,16 +25,22 @@ class Rounded(nn.Module):
         dtype: what scales are stored in.
     """
 
-    def __init__(self, bits: Bits, dtype: torch.dtype):
+    scales: Tensor
+
+    def __init__(self, weight: Tensor, bits: Bits, dtype: torch.dtype):
         super().__init__()
         self.bits, self.dtype = bits, dtype
-        self.scales: Tensor | None = None
+        self.register_buffer("scales", None)  # a checkpoint holds those in use
+        self.search(weight)
+
+    @torch.no_grad()
+    def search(self, weight: Tensor) -> None:
+        """Finds the scales that suit the weight as it is now."""
+        self.scales = scales_of(weight, self.bits, self.dtype)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Rounds it, with a gradient of 1 where it has one."""
         with torch.no_grad():
-            if self.scales is None:
-                self.scales = scales_of(weight, self.bits, self.dtype)
             stored = on_grid(weight, self.scales, self.bits)
             if not weight.requires_grad:
                 return stored.to(weight.dtype)
@@ -60,13 +66,13 @@ def rounded(
             hint="prune with an --align of 32 for int4, or take int8",
         )
     for linear in linears:
-        roundings.append(Rounded(bits, dtype))
+        roundings.append(Rounded(linear.weight, bits, dtype))
         parametrize.register_parametrization(linear, "weight", roundings[-1], unsafe=True)
 
     def before(step: int) -> None:
         if step % SEARCHED == 0:
-            for one in roundings:
-                one.scales = None
+            for linear, one in zip(linears, roundings, strict=True):
+                one.search(linear.parametrizations.weight.original)
 
     try:
         yield before

@@ -14,12 +14,10 @@ from disp_llm.data.windows import Corpus
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
-from disp_llm.training.loop import Loss, Schedule, optimizers_of, train
+from disp_llm.training.loop import RARER, Loss, Schedule, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.rounding import rounded
 
-RARER = 4
-"""Checkpoints are so many times rarer than those of masks: they hold all weights and moments."""
 CLIP = 1.0
 """Largest norm of the gradient."""
 WARMUP = 0.05
