@@ -19,6 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters and prove it
+	@test ! -e $(DEMO_DIR) -o -e $(DEMO_DIR)/config.toml || { echo "$(DEMO_DIR) is no run of ours"; exit 1; }
 	rm -rf $(DEMO_DIR)
 	$(BIN)/disp-llm prune smollm2-135m --text speeches --recipe domain --keep 0.5 --minutes $(DEMO_MINUTES) \
 		--calibration-sequences 16 --windows 8 --output-dir $(DEMO_DIR)
@@ -52,7 +53,7 @@ size:  ## lines of code, largest files first
 	@find src -name '*.py' | xargs wc -l | sort -rn
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs/demo runs/ci runs/soak runs/mutation
 
 experiments/%: setup  ## run experiments/NAME.toml, as far as it has not been run
 	$(BIN)/python experiments/run.py $*

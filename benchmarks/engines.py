@@ -20,14 +20,24 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from structures import BENCH, Figure, as_gguf, command, figure, in_llama_cpp, whole
+from structures import (
+    BENCH,
+    ROUNDS,
+    Figure,
+    as_gguf,
+    command,
+    figure,
+    in_llama_cpp,
+    rows_in,
+    whole,
+    write_rows,
+)
 
 from disp_llm.evaluation.timing import in_turn
 from disp_llm.runs.files import read_json
-from disp_llm.runs.provenance import hardware
+from disp_llm.runs.provenance import hardware, provenance
 
 RESULTS = Path(__file__).parent / "results" / "engines.json"
-ROUNDS = 9
 TYPES = ("Q8_0", "Q4_K_M")
 """As which llama-quantize stores weights."""
 DECODED = 64
@@ -117,15 +127,14 @@ def main() -> None:
     asked = parser.parse_args()
     result = read_json(asked.run / "result.json", "name a run of prune")
     sizes = {one["size"]: one for one in result["models"]}
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = rows_in(RESULTS)
 
     def note(keep: str, way: str, found: dict[str, Figure]) -> None:
         print(keep, way, found, file=sys.stderr)
         rows[:] = [row for row in rows if (row["keep"], row["in"]) != (float(keep), way)]
         row = {"keep": float(keep), "in": way, "counted": counted(sizes[keep], result["original"])}
-        rows.append(row | found)
-        told = {"hardware": hardware(), "rounds": ROUNDS, "rows": rows}
-        RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+        rows.append(row | found | {"provenance": provenance(0, "python benchmarks/engines.py RUN")})
+        write_rows(RESULTS, rows)
 
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)

@@ -11,20 +11,18 @@ import time
 from collections import defaultdict
 from typing import Any
 
+from disp_llm import models
 from disp_llm.cli.main import main
-from disp_llm.models import source
-from disp_llm.runs import files, folder
+from disp_llm.commands import session
+from disp_llm.runs import files, folder, sums
 from disp_llm.training import checkpoints
 
 COUNTED = {
     "flushing": [(files, "_flush"), (files, "_flush_entry")],
     "hashing": [
-        (folder, "sha256"),
-        (folder, "changed_files"),
-        (folder, "folder_problems"),
-        (source, "fingerprint"),
-        (source, "tensors_sha256"),
-        (checkpoints, "tensors_sha256"),
+        *((module, "sha256_of") for module in (session, models.files, sums)),
+        *((folder, name) for name in ("sha256", "changed_files", "folder_problems")),
+        *((module, "tensors_sha256") for module in (models.source, checkpoints)),
     ],
 }
 """The functions, where they are called from."""

@@ -77,8 +77,10 @@ def main() -> None:
     possible = [name for name in SCORED if arguments.general or "{general}" not in MADE[name]]
     for name in arguments.only or possible:
         if not file_of(runs, name).exists():
-            write_results(file_of(runs, name), scored(name, runs, arguments))
-        collect(runs, name, arguments)
+            found = scored(name, runs, arguments)
+            made_by = provenance(arguments.seed, command_of(name, arguments))
+            write_results(file_of(runs, name), found | made_by)
+        collect(runs, name, arguments.seed)
 
 
 def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
@@ -167,18 +169,21 @@ def called(*words: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def collect(runs: Path, name: str, arguments: argparse.Namespace) -> None:
+def command_of(name: str, arguments: argparse.Namespace) -> str:
+    """The line that makes a row."""
+    asked = f"--only {shlex.quote(name)} --seed {arguments.seed}"
+    if "{general}" in MADE[name]:
+        asked += f" --general {Path(arguments.general).name}"
+    return f"python benchmarks/specialists.py WNUT17 {asked}"
+
+
+def collect(runs: Path, name: str, seed: int) -> None:
     """Puts what was measured into the committed results."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     row = {"name": name, "how": MADE[name]}
     row |= {"training_s": read_json(file_of(runs, name, ".made.json"), "delete it")["seconds"]}
     row |= read_json(file_of(runs, name), "delete it")
     row["counts"] = " ".join("/".join(map(str, one)) for one in row["counts"])  # a line in the file
-    seed = arguments.seed
-    command = f"python benchmarks/specialists.py WNUT17 --only {shlex.quote(name)} --seed {seed}"
-    if "{general}" in MADE[name]:
-        command += f" --general {Path(arguments.general).name}"
-    row |= provenance(seed, command)
     rows = [one for one in rows if (one["name"], one["seed"]) != (name, seed)]
     write_results(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))
 

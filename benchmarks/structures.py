@@ -16,9 +16,10 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from disp_lab.results import machine_name
 from disp_llm.evaluation.llama_bench import PROGRAM, run_bench
 from disp_llm.evaluation.timing import USUAL, Pair, in_turn
-from disp_llm.runs.provenance import hardware
+from disp_llm.runs.provenance import hardware, provenance
 
 RESULTS = Path(__file__).parent / "results" / "structures.json"
 MODEL = "smollm2-135m"
@@ -75,21 +76,35 @@ def whole(folder: Path) -> Path:
     return folder / "keep-1"
 
 
+def rows_in(path: Path) -> list[dict]:
+    """The rows that were measured before, on this machine: a table sets all of them side by
+    side."""
+    told = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    if told["rows"] and machine_name(told["hardware"]) != machine_name(hardware()):
+        sys.exit(f"{path} is of {machine_name(told['hardware'])}: move it away")
+    return told["rows"]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    told = {"hardware": hardware(), "rounds": ROUNDS, "rows": rows}
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--keep", nargs="*", default=["0.8", "0.65", "0.5"])
     asked = parser.parse_args()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows, line = rows_in(RESULTS), "python benchmarks/structures.py RUNS/contest"
     known = {(row["structure"], row["keep"], row["in"]) for row in rows}
 
     def note(structure: str, keep: str, way: str, measured) -> None:
         if (structure, float(keep), way) not in known:
             found = measured()
             print(structure, keep, way, found, file=sys.stderr)
-            rows.append({"structure": structure, "keep": float(keep), "in": way} | found)
-            told = {"hardware": hardware(), "rounds": ROUNDS, "rows": rows}
-            RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+            row = {"structure": structure, "keep": float(keep), "in": way} | found
+            rows.append(row | {"provenance": provenance(0, line)})
+            write_rows(RESULTS, rows)
 
     with tempfile.TemporaryDirectory() as place:
         original = as_gguf(whole(Path(place) / "run"), Path(place) / "file") if BENCH else None

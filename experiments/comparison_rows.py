@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from committed import read_committed
-from test_suite import on_test_suite
+from test_suite import on_test_suite, size_of
 
 HERE = Path(__file__).parent
 BASELINES = HERE / "baselines"
@@ -116,7 +116,7 @@ def _row(told: dict) -> Row:
     read = [model["tokens_seen"] + begun for model in models]
     ratios: dict[str, list[float]] = {}
     for model in models:
-        size = f"{model.get('keep_asked', round(model['keep'], 2)):g}"
+        size = f"{size_of(model):g}"
         ratios.setdefault(size, []).append(model["general_ratio"])
     return Row(
         name=told["name"],

@@ -11,7 +11,7 @@ from markdown_table import table
 from over_seeds import by_name, paired
 from test_suite import on_test_suite
 
-from disp_lab.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, name_lines, save
+from disp_lab.reporting.canvas import COUNTED, OTHERS, PRUNED, name_lines, panels, save
 
 ALONE = "scales alone: "
 """How the names of variants begin whose adapters are left out."""
@@ -53,7 +53,7 @@ def structures() -> list[str]:
     note = (
         f"From {tokens / 1e3:.0f} k tokens of the [mix](../experiments/results/general.md), one "
         "run for all sizes; *scales alone* from fewer, without adapters. Means over seeds; a pair "
-        "is of the same seed, with the standard error over seeds and Student's t. "
+        "is of the same seed, with the standard error over three seeds and Student's t. "
         "[Every run](../experiments/results/contest.md)."
     )
     chart = "![Loss over the time of a prompt, compiled and in llama.cpp](structures.png)"
@@ -69,8 +69,8 @@ def rivals() -> list[str]:
         "everybody, with what [five trials each](../experiments/results/rival-trials.md) chose for "
         "the others. DDP and GRASPrune learn each size by itself, ours and GISP all from one run; "
         "they learn masks and scales, as one of ours does. "
-        "Means over as many seeds as the last column says; pairs are of the same seed, with the "
-        "standard error over seeds and Student's t. [Every run](../experiments/results/rivals.md)."
+        "Means over as many seeds as the last column says; pairs are of the same seed, of three "
+        "with their standard error and Student's t. [Every run](../experiments/results/rivals.md)."
     )
     return [*rival_tables(results), "", note]
 
@@ -169,10 +169,9 @@ def draw_structures(path: Path) -> None:
 
     found = by_name(read_committed(HERE / "results" / "contest.json"))
     told = read_committed(TIMES)["rows"]
-    figure = canvas(7.4, 3.6 * len(DRAWN))
-    for place, way in enumerate(DRAWN, start=1):
-        axes = figure.add_subplot(len(DRAWN), 1, place)
-        axes.spines[["top", "right"]].set_visible(False)
+    height, value = 3.6 * len(DRAWN), "times the original's perplexity"
+    figure, every = panels(7.4, height, value, len(DRAWN))
+    for axes, way in zip(every, DRAWN, strict=True):
         colors = iter((COUNTED, *OTHERS))
         ends = []
         for name in sorted({row["structure"] for row in told if row["in"] == way}):
@@ -190,7 +189,6 @@ def draw_structures(path: Path) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FormatStrFormatter("×%g"))
         axes.yaxis.set_minor_formatter(FormatStrFormatter("×%g"))
-        axes.set_ylabel("times the original's perplexity")
         axes.set_xlabel(f"times as fast, a prompt of 512 tokens, {way}")
         name_lines(axes, ends)
     save(figure, path)

@@ -15,8 +15,8 @@ import tomllib
 from pathlib import Path
 
 from committed import read_committed
-from run import HERE, exported
-from test_suite import FILE, measured_in
+from run import HERE
+from test_suite import FILE, measured_in, size_of
 
 from disp_llm.cli.environment import prepare_libraries
 
@@ -38,16 +38,12 @@ def models(runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
             continue
         for result in read_committed(results):
             folder = runs / path.stem / result["name"].replace(" ", "-")
-            for made in result.get("models") or result.get("rows") or []:
-                keep = made["keep_asked"] if "keep_asked" in made else round(made["keep"], 2)
-                place: Path | None = folder / ("model" if "before" in result else f"keep-{keep:g}")
-                if "method" in made:
-                    place = exported(folder, made)
-                if place is None:  # a baseline leaves no folder
-                    continue
+            for made in result.get("models", []):
+                keep = size_of(made)
+                place = folder / ("model" if "before" in result else f"keep-{keep:g}")
                 seed = made.get("provenance", result).get("seed", 0)
                 named = {"experiment": path.stem, "variant": result["name"], "keep": keep}
-                named |= {"method": made.get("method", ""), "seed": seed}
+                named |= {"method": "", "seed": seed}
                 found.append((named | {"original": original_of(result.get("command", ""))}, place))
     return found
 
@@ -101,6 +97,7 @@ def main() -> None:
         made = provenance(named["seed"], "python experiments/final.py")
         row = named | {"weights_sha256": weights} | as_json(scores) | {"provenance": made}
         rows.append(row)
+        known[weights] = row
         told["models"] = [*told["models"], row]
         path.write_text(json.dumps(told, indent=1) + "\n")
     told["models"] = rows

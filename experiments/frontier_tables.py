@@ -4,8 +4,6 @@ Every number comes from `results/frontier.json` or, for how pruning and quantisi
 `benchmarks/results/quantise.json`; where the first has not been run, the text says so.
 """
 
-from dataclasses import dataclass
-
 from committed import as_compared, read_committed
 from comparison_rows import HERE, WORDS
 from machines import machine, origin_of_rows
@@ -34,25 +32,12 @@ Beside each model of another method stands the best of ours, or of the original 
 that takes its time or less. Tokens read are not equal: {}."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A comparison that has been run."""
-
-    result: dict
-    """What `compare.json` holds."""
-
-    @property
-    def machine(self) -> str:
-        """What it ran on."""
-        return origin_of_rows(self.result)
-
-
-def frontier() -> Measured | None:
+def frontier() -> dict | None:
     """The first variant of the experiment, if it has been run."""
     if not RESULTS.exists():
         return None
     found = [result for result in read_committed(RESULTS) if "rows" in result]
-    return Measured(found[0]) if found else None
+    return found[0] if found else None
 
 
 def comparison_section(result: dict) -> list[str]:
@@ -64,7 +49,7 @@ def comparison_section(result: dict) -> list[str]:
     lines += ["Speeds are times as fast as the original.", ""]
     lines += [*measured.table().markdown(), ""]
     lines += ["## At the time of others", "", TO_TAKE.format(tokens_read(measured)), ""]
-    return [*lines, *beside(measured), "", Measured(result).machine, ""]
+    return [*lines, *beside(measured), "", origin_of_rows(result), ""]
 
 
 def choices() -> list[str]:
@@ -75,7 +60,7 @@ def choices() -> list[str]:
         lines += [f"The frontier has not been run yet: `{COMMAND}` fills this part."]
     else:
         lines += ["![Perplexity over prefill, decode and memory](frontier.png)", "", NAMES, ""]
-        lines += [*fronts(Frontier.of(as_compared(found.result))), ""]
+        lines += [*fronts(Frontier.of(as_compared(found))), ""]
         lines += ["[All rows, and ours beside others](../experiments/results/frontier.md)."]
     return [*lines, "", "### Prune, quantise, or both", "", *quantising()]
 

@@ -3,6 +3,8 @@ docs/commands.md."""
 
 import re
 
+from markdown_table import table
+
 from disp_lab.baselines import ALL
 from disp_lab.names import BASELINES, compared_methods
 from disp_lab.variants import VARIANTS
@@ -11,17 +13,17 @@ from disp_llm.methods import method_named
 
 def methods_table() -> list[str]:
     """A row for each: its name, what it is, its paper, and whether `prune --method` takes it."""
-    lines = ["| name | is | paper | `prune` |", "|---|---|---|---|"]
+    rows = []
     for name in compared_methods():
         if name in VARIANTS:
             told = " ".join((VARIANTS[name].__doc__ or "").split())
-            lines.append(f"| `{name}` | {told.rstrip('.')} | | |")
+            rows.append((f"`{name}`", told.rstrip("."), "", ""))
             continue
         masks = name not in BASELINES
         method = method_named(name) if masks else ALL[name]
         paper, link = _paper(method.reference)
-        lines.append(f"| `{name}` | {method.title}{paper} | {link} | {'yes' if masks else ''} |")
-    return lines
+        rows.append((f"`{name}`", f"{method.title}{paper}", link, "yes" if masks else ""))
+    return table(("name", "is", "paper", "`prune`"), rows, "llll")
 
 
 def _paper(reference: str) -> tuple[str, str]:

@@ -41,8 +41,10 @@ class Paired:
 
     @property
     def said(self) -> str:
-        """`×1.031 ± 0.006, t 5.1`."""
-        return f"{self}, t {self.t:.1f}" if self.error else str(self)
+        """`×1.031 ± 0.006, t 5.1`; the ratio alone of fewer than three seeds, which do not tell how
+        far seeds lie apart."""
+        enough = self.error is not None and self.seeds > 2
+        return f"{self}, t {self.t:.1f}" if enough else f"×{self.ratio:.3f}"
 
 
 BySeed = dict[int, float]

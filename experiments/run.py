@@ -54,10 +54,9 @@ def command_of(variant: dict, experiment: dict) -> str:
 
 def command_now(recorded: str) -> str:
     """A recorded command with today's names of what it asks for: sizes lay in `model` and
-    `model-0.5`, a range of sizes was a setting, and so was that recovery trains all weights."""
+    `model-0.5`, and that recovery trains all weights was a setting."""
     recorded = recorded.replace(" --target ", " --fit ")
     recorded = re.sub(r"--eval-text (\S+) --how full", r"--eval-text=\1", recorded)
-    recorded = re.sub(r" --keep-range ([\d.]+) ([\d.]+)", r" \1 \2", recorded)
     place = r"(RUNS/(?:general|headline)/[^ '\"]*)/model"
     return re.sub(place + r"(?![-\w])", r"\1/keep-0.8", re.sub(place + "-", r"\1/keep-", recorded))
 
@@ -76,9 +75,7 @@ def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
     texts = set(texts_of(variant, experiment))
     if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had
         made = [row for row in result["rows"] if row.get("error") is None or row.get("weights")]
-        return all(
-            row.get("error") is None and texts <= set(row.get("other_texts", {})) for row in made
-        )
+        return all(row.get("error") is None for row in made)
     wanted = {"tasks", "answers"} & set(experiment)
     return all(
         texts <= set(model.get("texts", {})) and wanted <= set(model) for model in result["models"]
@@ -117,7 +114,6 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
         return {"name": variant["name"], "error": found["error"]}
     if "rows" in found:
         told = of_comparison(found, stated)
-        measure_rows(told, folder, variant, experiment)
         return {"name": variant["name"], "command": stated} | told
     kept = {"command": stated} | {key: found[key] for key in KEPT if key in found}
     if "resumed" in kept:
@@ -156,27 +152,6 @@ def of_comparison(found: dict, command: str) -> dict:
             told["provenance"] = stated_by(command, told["provenance"])
     source = named_source(found["source"])
     return found | {"asked": asked, "rows": rows, "original": original, "source": source}
-
-
-def measure_rows(comparison: dict, folder: Path, variant: dict, experiment: dict) -> None:
-    """Adds to a comparison what its original and its exported models have on the other texts: as
-    `other_texts`, since `texts` are those of its suite."""
-    texts = texts_of(variant, experiment)
-    if not texts:
-        return
-    places = [exported(folder, row) for row in comparison["rows"]]
-    models = [comparison["asked"]["model"], *places]
-    for told, place in zip([comparison["original"], *comparison["rows"]], models, strict=True):
-        if place is not None:
-            told["other_texts"] = measure(str(place), texts, "")["texts"]
-
-
-def exported(folder: Path, row: dict) -> Path | None:
-    """Where a comparison has left the model of a row; None of a baseline, which leaves none."""
-    keep = f"keep-{row['keep_asked']:g}"
-    places = (folder / row["method"] / keep / keep, folder / row["method"] / keep)
-    place = next((place for place in places if place.is_dir()), places[-1])
-    return place if place.is_dir() else None
 
 
 def named_source(source: dict) -> dict:

@@ -15,7 +15,7 @@ import numpy as np
 from comparison_rows import HERE
 from markdown_table import table
 
-from disp_lab.reporting.canvas import GREY, OTHERS, PRUNED, canvas
+from disp_lab.reporting.canvas import GREY, OTHERS, PRUNED, panels, save
 
 RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
 TIMES = RESULTS.with_name("tagger_time.json")
@@ -155,15 +155,11 @@ def draw_specialists(path: Path) -> None:
     """F1 against megabytes, ours as a line, and against time, where that was measured."""
     timed = times()
     count = 2 if timed["rows"] else 1
-    figure = canvas(7.4, 3.4 * count)
-    axes = [figure.add_subplot(count, 1, place) for place in range(1, count + 1)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_ylabel("F1 on WNUT-17 test, %")
+    figure, axes = panels(7.4, 3.4 * count, "F1 on WNUT-17 test, %", count)
     _draw_sizes(axes[0])
     if timed["rows"]:
         _draw_times(axes[1], timed)
-    figure.savefig(path, dpi=160)
+    save(figure, path)
 
 
 def apart(heights: Sequence[float], factor: float) -> list[float]:

@@ -289,7 +289,7 @@ def main() -> None:
         draw_specialists(docs / "specialists.png")
     found = frontier()
     if found is not None:
-        points = Frontier.of(as_compared(found.result))
+        points = Frontier.of(as_compared(found))
         draw_costs(points, list(COSTS), docs / "frontier.png", fronts=True)
 
 

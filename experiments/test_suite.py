@@ -15,6 +15,11 @@ def measured_in(folder: Path) -> dict:
     return read_committed(path) if path.exists() else {"originals": {}, "models": []}
 
 
+def size_of(model: dict) -> float:
+    """The share that was asked for; of a recovery, which asks for none, that which it has."""
+    return model["keep_asked"] if "keep_asked" in model else round(model["keep"], 2)
+
+
 def on_test_suite(experiment: str, results: list[dict], folder: Path) -> list[dict]:
     """The results of an experiment with the ratios of the test suite; what was not measured there
     is left out."""
@@ -25,7 +30,7 @@ def on_test_suite(experiment: str, results: list[dict], folder: Path) -> list[di
     }
 
     def measured(name: str, model: dict) -> dict:
-        row = known.get((name, model.get("method", ""), model["keep_asked"]), {})
+        row = known.get((name, model.get("method", ""), size_of(model)), {})
         return model | {key: row[key] for key in row.keys() & FIGURES} if row else {}
 
     found = []

@@ -218,33 +218,6 @@ def test_a_row_of_several_seeds_has_their_mean(experiments):
     assert row.general["0.5"] == pytest.approx(sum(halves) / len(halves))
 
 
-def test_models_that_a_comparison_has_left_are_measured_on_other_texts(
-    experiments, compared, tmp_path, monkeypatch
-):
-    """Of a run for all sizes, and of one a size; what leaves no folder has no such figure."""
-    run, _ = experiments
-    told = run.of_comparison(compared, "disp-llm compare m")
-    places = [tmp_path / "learned" / "keep-0.5", tmp_path / "flap" / "keep-0.5" / "keep-0.5"]
-    for place in places:
-        place.mkdir(parents=True)
-    asked = []
-
-    def evaluate(model: str, flags: str) -> dict:
-        asked.append((model, flags))
-        return {"perplexity": 10.0 * len(asked), "tokens": 5, "seconds": 1}
-
-    monkeypatch.setattr(run, "evaluate", evaluate)
-    variant = {"name": "v", "flags": "", "texts": {"whole": "w.txt --windows 0"}}
-    run.measure_rows(told, tmp_path, variant, {"common": "m"})
-    models = ["some/model", *map(str, places)]
-    assert asked == [(model, "--text w.txt --windows 0") for model in models]
-    assert told["original"]["other_texts"]["whole"] == {"perplexity": 10.0, "tokens": 5}
-    found = {row["method"]: row.get("other_texts", {}).get("whole") for row in told["rows"]}
-    assert found["learned"]["perplexity"] == 20.0
-    assert found["flap"]["perplexity"] == 30.0
-    assert found["greedy"] is None
-
-
 def test_what_runs_took_is_told_by_machine(experiments, monkeypatch):
     import costs_table
 

@@ -31,6 +31,8 @@ from lines import random_line  # noqa: E402
 from processes import Done, import_all, run  # noqa: E402
 from world import MADE, World, line_of  # noqa: E402
 
+from disp_llm.runs.ownership import LOCK, MARK  # noqa: E402
+
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ALLOWED = {
     0: {0, 2},
@@ -123,7 +125,10 @@ class Soak:
         if new and not begun and not resumes:
             self.find(f"refused and left folders: {sorted(new)[:4]}", line, said)
         changed = [name for name in before if name in now and before[name] != now[name]]
-        if (gone := before.keys() - now.keys()) and not resumes:
+        gone = before.keys() - now.keys()
+        marks = {name for name in gone if Path(name).name in (MARK, LOCK)}
+        empty = {Path(name).parent.as_posix() for name in marks}  # killed before it had begun
+        if (gone := gone - marks - empty) and not resumes:
             self.find(f"refused and removed: {sorted(gone)[:4]}", line, said)
         if changed and not resumes and line[0] not in ("compare", "export"):
             self.find(f"refused and changed: {sorted(changed)[:4]}", line, said)

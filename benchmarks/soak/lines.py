@@ -1,14 +1,13 @@
 """Random command lines: of every command, with values of every type for every flag, right and
 wrong ones, as its dataclass declares them."""
 
-import dataclasses
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from disp_llm.cli.parsing import all_settings
+from disp_llm.config.settings import Setting, settings_of
 
 Flags = dict[str, list[str]]
 
@@ -40,7 +39,8 @@ SMALL: dict[str, str] = {
     "doctor": "--device cpu",
     "bench": "--against model --length 8 --batch 1 --rounds 2 --context 8 --dtype float32 "
     "--device cpu",
-    "convert": "--to int8 --output-dir new --device cpu",
+    "generate": "--max-new-tokens 4 --device cpu",
+    "convert": "--to int8 --output-dir new",
     "push": "",
     "verify": "",
 }
@@ -55,6 +55,7 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
     "eval": ("run/keep-0.5", "model", "recovered/model"),
     "doctor": ("model", "run/keep-0.5"),
     "bench": ("run/keep-0.5",),
+    "generate": ("run/keep-0.5 Line", "model Line"),
     "convert": ("run/keep-0.5", "recovered/model", "model"),
     "push": ("run/keep-0.5 x/y", "docs x/y"),
     "verify": ("run", "run/keep-0.5", "recovered", "recovered/model", "comparison"),
@@ -63,10 +64,10 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
 WEIGHTS = {"prune": 6, "recover": 4, "compare": 2, "export": 3, "bench": 0.15, "push": 0.5}
 """How often a command comes, relative to the others."""
 
-SLOW = {
-    *("tasks", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
-    *("self_tokens", "force"),
-}
+INTERACTIVE = {"chat"}
+"""Commands that wait for somebody to type."""
+
+SLOW = {"tasks", "shots", "compile", "minutes", "track", "self_tokens"}
 """Settings that take minutes, the network or what is not installed."""
 
 INTEGERS = ("1", "2", "3", "4", "8", "32", "0", "-1", "9" * 23, "x", "")
@@ -87,17 +88,10 @@ WORDS = (
 )
 
 
-def settings_of(config: Any) -> Iterator[tuple[str, Any]]:
-    """Every setting that is a flag, with its type."""
-    hints = get_type_hints(config, include_extras=True)
-    for field in dataclasses.fields(config):
-        kind = hints[field.name]
-        inner = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-        positional = get_origin(kind) is Annotated and "Positional" in repr(get_args(kind)[1:])
-        if dataclasses.is_dataclass(inner):
-            yield from settings_of(inner)
-        elif not positional and field.name not in SLOW:
-            yield field.name, inner
+def random_settings(command: str) -> list[Setting]:
+    """Every setting of a command that is a flag."""
+    told = settings_of(all_settings()[command]).values()
+    return [one for one in told if not one.is_positional and one.name not in SLOW]
 
 
 def values(kind: Any, random: Random) -> list[str]:
@@ -139,18 +133,16 @@ def words(front: list[str], flags: Flags) -> list[str]:
 
 def random_line(random: Random) -> list[str]:
     """Any command, with up to three flags changed and, at times, another thing to work on."""
-    names = list(all_settings())
+    names = [name for name in all_settings() if name not in INTERACTIVE]
     command = random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     front, flags = base(command, random)
-    settings = list(settings_of(all_settings()[command]))
-    outputs = [name for name, _ in settings if name in ("output_dir", "output")]
-    for name in outputs:
-        flag = f"--{name.replace('_', '-')}"
+    settings = random_settings(command)
+    for flag in ("--output-dir", "--output"):
         if flag in flags and random.random() < 0.5:
             flags[flag] = [random.choice(PLACES)]
     for _ in range(random.choice((0, 0, 1, 1, 2, 3)) if settings else 0):
-        name, kind = random.choice(settings)
-        flags[f"--{name.replace('_', '-')}"] = values(kind, random)
+        setting = random.choice(settings)
+        flags[setting.flag] = values(setting.kind, random)
     if random.random() < 0.1:
         front[1:2] = [random.choice(PLACES)]
     if random.random() < 0.2:

@@ -115,7 +115,7 @@ class World:
             path = folder / name
             if path.is_file() and not any(free in name for free in FREE):
                 found[name] = digest(path)
-        return found
+        return found | {"perplexities": " ".join(perplexities(folder))}
 
     def undisturbed(self, line: list[str], output: str) -> dict[str, str]:
         """What a line makes where nothing disturbs it; leaves the folder as it was."""
@@ -128,14 +128,8 @@ class World:
         return self.right[key]
 
 
-TIMES = re.compile(
-    rb'"(?:tokens_per_s|seconds|[a-z_]+_s|date|peak_memory_bytes|id|checksum|resumed|command)": '
-    rb"(?:\"[^\"]*\"|[^,}\n]+)"
-)
-
-
 def digest(path: Path) -> str:
-    """Hash of a file; of text, without times, hashes of texts with times, and identities."""
+    """Hash of a file; `text` of one that holds times, or hashes of such."""
     if path.suffix in (".json", ".jsonl", ".md") or path.name in ("SHA256SUMS", ".disp-llm"):
         return "text"
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -194,6 +194,8 @@ def train(
         seed: Of the order of sentences, and of how scorers begin.
         device: Where it runs.
     """
+    if output.exists() and any(output.iterdir()):
+        raise InputError("holds something", field=str(output), hint="name another --output")
     begun = scorers_in(Path(model)) if (Path(model) / SCORERS[1]).is_file() else None
     sentences = read_conll(train, begun.labels if begun else None)
     labels = begun.labels if begun else sorted({s.label for one in sentences for s in one.spans})

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from disp_lab.parts.baseline import stored_numbers
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
 from disp_llm.commands.planning import own_needs
@@ -106,7 +105,7 @@ class BaselineContext:
         return OriginalResult(
             measured=measuring.perplexity(self.dense, "perplexity"),
             parameters=self.dense.parameters,
-            block_parameters=stored_numbers(self.dense),
+            block_parameters=self.dense.block_parameters,
             scores=measuring.scores(self.dense, "suite"),
         )
 

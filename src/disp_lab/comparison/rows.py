@@ -14,7 +14,7 @@ from disp_lab.comparison.baseline_context import BaselineContext, shared_setting
 from disp_lab.comparison.quantised import quantised
 from disp_lab.comparison.table_rows import RowKey
 from disp_lab.names import ORIGINAL, mask_methods
-from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
+from disp_lab.parts.baseline import Baseline, BaselineModel, Maker, stored_numbers
 from disp_lab.results import ComparisonRow, OriginalResult
 from disp_lab.settings import CompareConfig
 from disp_lab.variants import ONE_SIZE, VARIANTS
@@ -248,14 +248,20 @@ def baseline_rows(
         return
     preparing = time.perf_counter() - began
     for key in missing:
-        began = time.perf_counter()
-        try:
-            made = make(key.share)
-            seconds = preparing + time.perf_counter() - began
-            row = _measured(comparison, baseline, key.share, made, seconds)
-        except FAILURES as error:
-            row = failed(name, key, error)
-        yield row
+        yield _row_of(comparison, baseline, make, key, preparing)
+
+
+def _row_of(
+    comparison: Comparison, baseline: Baseline, make: Maker, key: RowKey, preparing: float
+) -> ComparisonRow:
+    """One size, whose model is let go before the next is made."""
+    began = time.perf_counter()
+    try:
+        made = make(key.share)
+        seconds = preparing + time.perf_counter() - began
+        return _measured(comparison, baseline, key.share, made, seconds)
+    except FAILURES as error:
+        return failed(baseline.name, key, error)
 
 
 def _problem(comparison: Comparison, name: str) -> PruningProblem:

@@ -87,7 +87,8 @@ def as_stored(prunable: PrunableModel) -> BaselineModel:
 def stored_numbers(prunable: PrunableModel) -> int:
     """Numbers in the blocks' matrices, whatever layers hold them; norms, biases and convolutions do
     not count."""
-    return sum(p.numel() for p in prunable.blocks.parameters() if p.dim() == 2)
+    named = prunable.blocks.named_parameters()
+    return sum(p.numel() for name, p in named if p.dim() == 2 and "norm" not in name)
 
 
 Solve = Callable[[PruningProblem, PrunableModel, Layout, float], Float[Tensor, " N"]]
