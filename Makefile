@@ -24,7 +24,7 @@ demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters 
 	$(BIN)/disp-llm prune smollm2-135m --text speeches --recipe domain --keep 0.5 --minutes $(DEMO_MINUTES) \
 		--calibration-sequences 16 --windows 8 --output-dir $(DEMO_DIR)
 
-test: setup  ## the whole suite, in five minutes
+test: setup  ## the tests, in minutes; slow ones are under `proof` and `matrix`
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
 matrix: setup  ## all architectures, where the suite tries one of each kind

@@ -53,16 +53,16 @@ def comparison_section(result: dict) -> list[str]:
 
 
 def choices() -> list[str]:
-    """Between the markers of docs/guide.md: the fronts, and quantising."""
+    """Between the markers of docs/results.md: the fronts, and quantising."""
     found = frontier()
-    lines = ["### Smaller, faster, or both", ""]
+    lines = ["## Smaller, faster, or both", ""]
     if found is None:
         lines += [f"The frontier has not been run yet: `{COMMAND}` fills this part."]
     else:
         lines += ["![Perplexity over prefill, decode and memory](frontier.png)", "", NAMES, ""]
         lines += [*fronts(Frontier.of(as_compared(found))), ""]
         lines += ["[All rows, and ours beside others](../experiments/results/frontier.md)."]
-    return [*lines, "", "### Prune, quantise, or both", "", *quantising()]
+    return [*lines, "", "## Prune, quantise, or both", "", *quantising()]
 
 
 def fronts(frontier: Frontier) -> list[str]:

@@ -211,11 +211,12 @@ def blocks() -> dict[Path, dict[str, list[str]]]:
         docs / "results.md": {
             "structures": structures(),
             "rivals": rivals(),
+            "frontier": choices(),
             "as-used": as_used_table(),
             "specialists": specialists_table(),
         },
         docs / "run.md": {"engines": engines_table()},
-        docs / "guide.md": {"costs": costs(), "frontier": choices()},
+        docs / "guide.md": {"costs": costs()},
         docs / "commands.md": {"settings": settings_table(), "methods": methods_table()},
     }
 

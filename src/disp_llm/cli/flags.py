@@ -105,7 +105,9 @@ def _metavar(setting: Setting) -> str:
 
 def sentence_of(setting: Setting, whole: bool) -> str:
     """What help says of a setting: its first sentence or all of them, and its default."""
-    said = setting.sentence if whole else setting.sentence.split(". ")[0].rstrip(".") + "."
+    first, *others = setting.sentence.rstrip(".").split(". ")
+    short = ". ".join([first, *(one for one in others if one.startswith("Default"))]) + "."
+    said = setting.sentence if whole else short
     if len(setting.choices) > SHORT_CHOICE:
         said += f" One of {', '.join(setting.choices)}."
     default = setting.default

@@ -236,7 +236,7 @@ class AnswerConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Answer a prompt, the likeliest token at a time."""
+    """Answer a prompt by greedy decoding."""
 
     model: Annotated[Word, POSITIONAL]
     """Exported folder, or any model."""
@@ -248,7 +248,7 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class ChatConfig:
-    """Answer what is typed, line after line; an empty line begins anew."""
+    """Chat in the terminal; an empty line starts a new conversation."""
 
     model: Annotated[Word, POSITIONAL]
     """Exported folder, or any model."""
@@ -311,7 +311,7 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Check that a run, a comparison or an exported folder is what it was when it was written."""
+    """Check the files of a run, a comparison or an exported folder against their hashes."""
 
     folder: Annotated[Path, POSITIONAL]
     """The folder of a `prune`, `recover` or `compare`, or a model folder such as run/keep-0.5."""

@@ -28,7 +28,7 @@ class TrainingConfig:
     """One training loop, whatever it trains."""
 
     length: Window = 512
-    """Tokens of a training window. Short windows cost quality on all other text."""
+    """Tokens of a training window. Short windows cost quality on text of other kinds."""
     batch: Batch = 2
     """Windows of a batch, in each process."""
     learning_rate: Rate = 0.05
@@ -37,7 +37,7 @@ class TrainingConfig:
     """Decay of AdamW's first and second moment."""
     weight_optimizer: Literal["adamw", "muon"] = "adamw"
     """What steps the linear layers of the blocks where they learn: adamw, or muon (arXiv
-    2502.16982), a third slower on a CPU."""
+    2502.16982), a quarter slower on a CPU."""
     weight_decay: AnyRate = 0.0
     """AdamW's decoupled weight decay."""
     schedule: LearningRateSchedule = "cosine"

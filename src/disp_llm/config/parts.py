@@ -74,7 +74,7 @@ class TextConfig:
     )
 
     text: tuple[Path, ...] = ()
-    """Text to learn from: files, folders, or a name. `self` is text that the model writes,
+    """Text to learn from: files, folders, or a name. `self` is text the original writes,
     `speeches` the embedded English, `general` a mixture of hub data sets, FILE.toml a mixture of
     yours. Default: self."""
     text_field: Word = "text"
@@ -193,9 +193,9 @@ class BudgetConfig:
     )
 
     budget: BudgetKind = "params"
-    """What --fit counts, and nothing else is decided: total all parameters, flops a token of the
-    linear layers, bytes all weights, memory these and the KV cache, latency the time of --workload
-    here, active the block parameters that a token uses. params is what --keep is a share of."""
+    """What --fit limits: total parameters, flops of the linear layers for a token, bytes of all
+    weights, memory of weights and KV cache, latency of --workload here, or active block parameters
+    of a token. With params, the default, --fit may choose tokens and bits too."""
     fit: tuple[float | str, ...] = ()
     """Size in place of --keep, for what you have: 100MB, 80ms, 300M parameters, or a share of the
     original's bytes, in (0, 1]. Alone, megabytes and parameters also decide how many tokens stay

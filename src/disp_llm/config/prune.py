@@ -124,7 +124,7 @@ class PruneConfig:
     output_dir: Path = Path("run")
     """The run folder."""
     recipe: Word = "default"
-    """Shipped recipe: named settings under --config and flags."""
+    """Shipped settings, such as retrain, disp, domain, paper."""
     method: str = "learned"
     """Method that chooses masks: learned, fisher, or one that a package adds."""
     sites: tuple[Site, ...] = ()
@@ -134,7 +134,7 @@ class PruneConfig:
     """Ways to store weights that --fit chooses between."""
     for_: Engine = "transformers"
     """Program that is to run the result: prune what it can run, and write its format beside each
-    size. vllm: no attention as a whole. llama.cpp: GGUF. nemotron-nas: read by vLLM, SGLang,
+    size. vllm: no whole attention or experts. llama.cpp: GGUF. nemotron-nas: read by vLLM, SGLang,
     TensorRT-LLM and mlx-lm; MLP widths in steps of 256. anywhere: the original's own class, one
     width for all blocks; --sites mlp_mid heads adds heads."""
     least_cut: ShareBelowOne = 0.1

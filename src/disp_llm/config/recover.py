@@ -42,7 +42,7 @@ class RecoverConfig:
     output_dir: Path = Path("recovered")
     """The new run folder; the model is in its model/."""
     teacher: str = ""
-    """Hub id, folder or smollm2-135m. Default: the original that the card names."""
+    """Model that teaches. Default: the original that the card names."""
     weights_from: str = ""
     """Larger size, recovered already, whose weights training begins with, such as
     recovered/model."""
