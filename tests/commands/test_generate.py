@@ -1,6 +1,7 @@
 """What models answer at the command line, and how it is asked for."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from conftest import SMALL, environment, run_command
 import disp_llm
 from disp_llm.commands import generate
 from disp_llm.commands.generate import Messages, load_models
-from disp_llm.config.commands import ChatConfig
+from disp_llm.config.commands import AnswerConfig, ChatConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PlaceConfig
 
@@ -63,6 +64,40 @@ def test_a_chat_remembers_until_an_empty_line(pruned):
     first = likeliest(pruned, "one", 6)
     second = likeliest(pruned, f"one\n{first}\ntwo", 6)
     assert done.stdout == f"[{pruned}]\n{first}\n{second}\n{first}\n"
+
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_a_chat_template_is_used_and_each_model_reads_its_own_answers(
+    pruned, llama_folder, tmp_path
+):
+    models = []
+    for folder in (pruned, llama_folder):
+        models.append(shutil.copytree(folder, tmp_path / folder.name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(models[-1])
+    asked = {"max_new_tokens": 5, "dtype": "float32"}
+    found = disp_llm.generate(models[1], prompt="one", **asked)["answers"][0]["text"]
+    assert found == likeliest(models[1], "[user]one[assistant]", 5)
+    plain = disp_llm.generate(models[1], prompt="one", template="plain", **asked)
+    assert plain["answers"][0]["text"] == likeliest(models[1], "one", 5)
+    answers = AnswerConfig(against=str(models[1]), max_new_tokens=5)
+    config = ChatConfig(str(models[0]), answers, PlaceConfig("cpu", "float32"))
+    shown: dict[str, str] = dict.fromkeys(map(str, models), "")
+
+    def show(name: str, text: str) -> None:
+        shown[name] += text
+
+    generate.chat(config, load_models(config), ["one", "two"], show)
+    for model in models:
+        first = likeliest(model, "[user]one[assistant]", 5)
+        second = likeliest(model, f"[user]one[assistant]{first}[user]two[assistant]", 5)
+        assert shown[str(model)] == f"{first}\n{second}\n"
 
 
 def test_a_chat_forgets_its_oldest_turn_where_positions_end(pruned, monkeypatch):

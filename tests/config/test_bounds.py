@@ -72,6 +72,32 @@ def test_python_and_toml_say_the_same(command):
                 assert refused.value.field == name
 
 
+def just_outside(number: type, bound: Meta) -> list[float]:
+    """The values next to those that a bound allows."""
+    step = 1 if number is int else 1e-9 * max(1.0, abs(bound.le or 0))
+    edges = (
+        None if bound.ge is None else bound.ge - step, bound.gt,
+        None if bound.le is None else bound.le + step, bound.lt,
+    )  # fmt: skip
+    return [edge for edge in edges if edge is not None]
+
+
+@pytest.mark.parametrize("command", all_settings())
+def test_what_lies_next_to_a_bound_is_refused(command):
+    config = parse(least(command))
+    paths, tried = setting_paths(config), 0
+    for name, kind in ((name, kind) for of, name, kind in declared() if of == command):
+        for number, about in leaves(kind):
+            for bound in (part for part in about if isinstance(part, Meta)):
+                for value in just_outside(number, bound) if number in (int, float) else ():
+                    is_list = isinstance(reduce(getattr, paths[name], config), tuple)
+                    with pytest.raises(InputError, match="; give ") as refused:
+                        with_settings(config, {name: [value] if is_list else value})
+                    assert refused.value.field == name
+                    tried += 1
+    assert tried or not any(of == command and n != "fit" for of, n, _ in NUMBERS)
+
+
 @pytest.mark.parametrize("said", ["1e308", "1e308GB", "1e999", HUGE, f"{HUGE}B", "nan", "0", "0GB"])
 @pytest.mark.parametrize("budget", ["total", "bytes", "memory", "latency", "flops"])
 def test_no_target_is_out_of_bounds(budget, said):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import fresh
 import pytest
@@ -9,10 +10,14 @@ import torch
 from conftest import SMALL, masks_of, run_command, tiny_prunable, without_branches
 from torch.utils.flop_counter import FlopCounterMode
 
+from disp_llm.commands.bench import in_own_process
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.evaluation import timing
 from disp_llm.evaluation.benchmark import Counted, compare, count, side_by_side
 from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner, speed_against
 from disp_llm.exporter.cutting import compact_model
+from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
@@ -225,7 +230,7 @@ print(json.dumps(_load_and_run(*pickle.load(open(sys.argv[1], "rb")))))
 @pytest.fixture
 def fresh_processes(tmp_path, monkeypatch):
     """A fresh process for each model in place of a new interpreter, which takes six seconds to
-    start; that a model which is not there is refused is what a new one finds below."""
+    start."""
 
     def in_fresh_process(*asked) -> dict:
         path = tmp_path / "asked"
@@ -235,6 +240,18 @@ def fresh_processes(tmp_path, monkeypatch):
         return json.loads(done.stdout)
 
     monkeypatch.setattr("disp_llm.commands.bench.in_own_process", in_fresh_process)
+
+
+def test_a_process_of_its_own_measures_or_says_why(llama_folder, tmp_path):
+    machine = PlaceConfig("cpu", "float32")
+    found = in_own_process(str(llama_folder), machine, 16)
+    assert found["weight_bytes"] == weight_bytes(llama_folder)
+    assert min(found["load_s"], found["peak_memory_bytes"]) > 0
+    broken = shutil.copytree(llama_folder, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(InputError) as refused:
+        in_own_process(str(broken), machine, 16)
+    assert refused.value.field == str(broken / "model.safetensors")
 
 
 @pytest.mark.usefixtures("fresh_processes")

@@ -7,7 +7,7 @@ import fresh
 import pytest
 import torch
 from conftest import SMALL, byte_tokenizer, masks_of, run_command, tiny_prunable
-from in_memory import export_folder
+from in_memory import blocks_that_differ, export_folder
 from transformers import AutoModelForCausalLM
 
 from disp_llm.commands.convert import convert
@@ -96,6 +96,18 @@ def test_heads_that_the_original_class_cannot_have_are_refused(model_type, whole
     with pytest.raises(InputError, match=says):
         convert(ConvertConfig(folder, "plain", tmp_path / "plain"), progress=silent)
     assert not (tmp_path / "plain").exists()
+
+
+def test_lost_branches_are_nothing_for_the_original_class(tmp_path):
+    folder = blocks_that_differ(tmp_path / "ours")
+    with pytest.raises(InputError, match="whole branches are pruned"):
+        convert(ConvertConfig(folder, "plain", tmp_path / "plain"), progress=silent)
+
+
+def test_heads_that_are_cut_fit_no_nemotron_nas(tmp_path):
+    folder = uniform_folder("llama", tmp_path / "ours")
+    with pytest.raises(InputError, match="heads are cut"):
+        convert(ConvertConfig(folder, "nemotron-nas", tmp_path / "nas"), progress=silent)
 
 
 def test_pruned_uniformly_it_loads_without_our_code(llama_folder, text_file, tmp_path):

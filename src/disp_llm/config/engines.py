@@ -46,6 +46,7 @@ DEMANDS: dict[Engine, Demands] = {
     "nemotron-nas": Demands(("mlp_mid", *BRANCHES), "nemotron-nas", align=256),
     "anywhere": Demands((*COUPLED, EXPERTS), "plain", uniform=True),
 }
-"""vLLM's Transformers backend takes no block without attention, nor pruned experts without disp-llm.
-llama.cpp and the engines that read `nemotron-nas` (vLLM, SGLang, TensorRT-LLM, mlx-lm) know blocks
-of different widths and blocks without a branch. `anywhere` is whatever runs the original."""
+"""vLLM's Transformers backend takes no block without attention, and pruned experts only with
+disp-llm. llama.cpp and the engines that read `nemotron-nas` (vLLM, SGLang, TensorRT-LLM, mlx-lm)
+know blocks of different widths and blocks without a branch. `anywhere` is whatever runs the
+original."""
