@@ -271,10 +271,6 @@ def questions(tmp_path) -> Path:
     return path
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | more
-
-
 def run_process(*arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
     """`disp-llm ...` in a process of its own, where the process is what is tested.
 
@@ -315,16 +311,31 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def must_run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command that ends well."""
+    done = run_command(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def must_refuse(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command that is refused, in one line, which is the last."""
+    done = run_command(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("disp-llm: "), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
     """A finished run of the tiny Llama at two sizes, every site of the stream cut, and what
     `prune --json` printed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--recipe", "disp", "--keep", 0.5, 0.8, "--text", text_file,
         "--output-dir", folder, "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
 

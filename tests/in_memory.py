@@ -39,7 +39,7 @@ def blocks_that_differ(folder: Path) -> Path:
     target = PrunableModel(dense, family_of(dense.config), sites_with(branches=True))
     layout = target.layout
     kept = torch.ones(layout.entries, dtype=torch.bool)
-    parts = dict(zip(layout.names, layout.split(kept), strict=True))
+    parts = layout.named(kept)
     noise = torch.Generator().manual_seed(0)
     for block, width in enumerate((256, 512)):
         channels = parts[f"layers.{block}.mlp_mid"]

@@ -9,7 +9,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-from conftest import run_command
+from conftest import must_refuse
 from fresh import start_command
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -61,8 +61,7 @@ def test_what_cannot_be_shown_is_escaped(name):
 def test_a_flag_of_any_value_is_one_line(name, flags, llama_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = [flag.replace("NAME", name) for flag in flags]
-    done = run_command("prune", llama_folder, "--json", *arguments)
-    assert done.returncode == 2
+    done = must_refuse("prune", llama_folder, "--json", *arguments)
     *progress, said = done.stderr.splitlines(keepends=True)
     assert is_one_line(said), done.stderr
     assert all(map(is_one_line, progress))
@@ -77,8 +76,7 @@ def test_a_stranger_names_a_tensor(name, llama_folder, text_file, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors[f"evil{name}disp-llm: ok"] = tensors["model.norm.weight"].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    done = run_command("eval", folder, "--text", text_file, "--context", 32, "--windows", 1)
-    assert done.returncode == 2
+    done = must_refuse("eval", folder, "--text", text_file, "--context", 32, "--windows", 1)
     assert is_one_line(done.stderr.splitlines(keepends=True)[-1])
     assert not any(letter in done.stderr for letter in "\x1b\x07\x9b\u202e\u2028\r")
 
@@ -119,8 +117,7 @@ BAD = "bad\udcff.txt"  # b"bad\xff.txt", as Python has it
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_utf_8_is_one_line(arguments):
-    done = run_command(*arguments, "--json")
-    assert done.returncode == 2
+    done = must_refuse(*arguments, "--json")
     assert is_one_line(done.stderr)
     assert r"bad\udcff.txt" in done.stderr
     assert "is not UTF-8; rename it" in done.stderr
@@ -190,8 +187,7 @@ def test_a_model_of_absurd_sizes_is_one_line(sizes, llama_folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | sizes))
     for command in (["doctor"], ["eval"]):
-        done = run_command(*command, folder)
-        assert done.returncode == 2
+        done = must_refuse(*command, folder)
         assert "; correct its config.json" in done.stderr
         assert is_one_line(done.stderr)
 

@@ -5,7 +5,7 @@ import shutil
 import tomllib
 
 import pytest
-from conftest import SMALL, run_command
+from conftest import SMALL, must_run, run_command
 from test_prune import assert_one_line
 from transformers import AutoModelForCausalLM
 
@@ -36,8 +36,7 @@ def asked(llama_folder) -> str:
 def fitted(llama_folder, text_file, tmp_path_factory, asked):
     """A run that fits into so many megabytes, as the command made it."""
     folder = tmp_path_factory.mktemp("fitted") / "run"
-    done = run_command(*command(llama_folder, text_file, folder, asked))
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command(llama_folder, text_file, folder, asked))
     return folder, json.loads(done.stdout)
 
 
@@ -60,7 +59,7 @@ def test_memory_is_no_more_than_was_asked_for(fitted, asked, llama_folder):
     assert made["share_of_budget"] <= made["share_asked"]
     assert tomllib.loads((folder / "config.toml").read_text())["budget"]["fit"] == [asked]
     assert f"for {made['asked']} at most" in (folder / made["size"] / "README.md").read_text()
-    assert run_command("verify", folder).returncode == 0
+    must_run("verify", folder)
 
 
 def test_a_run_with_an_absolute_goes_on(fitted, asked, llama_folder, text_file, tmp_path):
@@ -68,8 +67,7 @@ def test_a_run_with_an_absolute_goes_on(fitted, asked, llama_folder, text_file, 
     shutil.copytree(fitted[0], folder)
     size = fitted[1]["models"][0]["size"]
     shutil.rmtree(folder / size)
-    done = run_command(*command(llama_folder, text_file, folder, asked), "--resume")
-    assert done.returncode == 0, done.stderr
+    must_run(*command(llama_folder, text_file, folder, asked), "--resume")
     stored = f"{size}/model.safetensors"
     assert (folder / stored).read_bytes() == (fitted[0] / stored).read_bytes()
     other = run_command("prune", llama_folder, "--output-dir", folder, "--fit", 0.5, "--resume")
@@ -82,8 +80,7 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
     shutil.copytree(small_run[0], folder)
     dense = AutoModelForCausalLM.from_pretrained(llama_folder).num_parameters()
     parameters = f"{0.7e-6 * dense:.4f}M"
-    done = run_command("export", folder, "--budget", "total", "--fit", parameters, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("export", folder, "--budget", "total", "--fit", parameters, "--json")
     (made,) = json.loads(done.stdout)["models"]
     assert made["parameters"] <= 1e6 * float(parameters[:-1])
     assert made["share_of_budget"] == made["keep_total"] <= made["share_asked"]
@@ -131,8 +128,7 @@ def test_what_cannot_be_had_is_one_line(budget, target, said, llama_folder, text
 def test_the_smallest_that_is_named_can_be_had(llama_folder, text_file, tmp_path):
     done = run_command(*command(llama_folder, text_file, tmp_path / "run", "0.001MB"))
     least = done.stderr.rpartition("ask for ")[2].partition(" or more")[0]
-    done = run_command(*command(llama_folder, text_file, tmp_path / "run", least))
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command(llama_folder, text_file, tmp_path / "run", least))
     assert taken(next((tmp_path / "run").glob("memory-*"))) <= 1e6 * float(least.removesuffix("MB"))
 
 
@@ -147,19 +143,17 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
 
     monkeypatch.setattr(timing.Stopwatch, "paired", staticmethod(counted))
     flags = ("--budget", "latency", "--workload-length", 100)
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, *flags, "--fit", "160ms", "--text", text_file,
         "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
     assert made["size"] == "latency-prefill-100-160ms"
     assert (made["asked"], made["share_asked"]) == ("160ms", pytest.approx(0.8))
     assert made["latency"]["measured_ms"] == pytest.approx(160, rel=latency.TOLERANCE)
     assert "asked for" not in done.stderr
     speed[0] = 300.0  # the machine has become slower since its costs were measured
-    slower = run_command("export", tmp_path / "run", *flags, "--fit", "0.15s", "--json")
-    assert slower.returncode == 0, slower.stderr
+    slower = must_run("export", tmp_path / "run", *flags, "--fit", "0.15s", "--json")
     (made,) = json.loads(slower.stdout)["models"]
     assert made["latency"]["measured_share"] == pytest.approx(0.75, rel=latency.TOLERANCE)
     for target, said in (

@@ -10,7 +10,14 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import SETTINGS, SMALL, byte_tokenizer, environment, run_command, tiny_model
+from conftest import (
+    SETTINGS,
+    SMALL,
+    byte_tokenizer,
+    must_refuse,
+    must_run,
+    tiny_model,
+)
 from small import settings_of
 
 import disp_lab
@@ -243,11 +250,10 @@ def test_steps_are_logged_to_a_tracker(llama_folder, text_file, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = run_command(
+    must_run(
         "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run",
         "--track", "tensorboard", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     (folder,) = {path.parent for path in (run / "disp-llm").glob("events.out.tfevents.*")}
     events = EventAccumulator(str(folder))
@@ -266,11 +272,10 @@ def test_steps_are_logged_to_a_tracker(llama_folder, text_file, tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_first(llama_folder, text_file, tmp_path):
-    done = run_command(
+    done = must_refuse(
         "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run",
         "--track", "wandb", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 2
     assert "--track: wandb is not installed; run `pip install wandb`" in done.stderr
     assert not (tmp_path / "run").exists()
 
@@ -283,7 +288,7 @@ def test_importing_the_package_imports_nothing_heavy():
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
-        capture_output=True, text=True, timeout=60, env=environment(), check=True,
+        capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["none", "True"]
 

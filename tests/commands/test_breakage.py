@@ -10,7 +10,7 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
-from conftest import SMALL, run_command
+from conftest import SMALL, must_refuse, must_run, run_command
 from safetensors.torch import load_file, save_file
 
 import disp_llm
@@ -30,8 +30,7 @@ def run(small_run, tmp_path) -> Path:
 
 def refused(*command: object) -> str:
     """The line that a command is refused with."""
-    done = run_command(*command)
-    assert done.returncode == 2, done.stderr
+    done = must_refuse(*command)
     assert "Traceback" not in done.stderr
     return (done.stderr or done.stdout).splitlines()[-1]
 
@@ -65,7 +64,7 @@ def test_a_page_replaces_pages_alone(run, name):
     assert "that disp-llm did not write" in refused("report", run, "--output", path)
     assert path.read_bytes() == before
     page = run / "report.html"
-    assert run_command("report", run, "--output", page).returncode == 0
+    must_run("report", run, "--output", page)
     page.write_text("<html>of somebody else</html>")
     assert "that disp-llm did not write" in refused("report", run)
 
@@ -83,11 +82,10 @@ def test_verify_of_a_run_without_its_record(run, tmp_path):
 def test_verify_of_a_comparison_names_a_run_that_lost_a_file(
     lost, llama_folder, text_file, tmp_path
 ):
-    done = run_command(
+    must_run(
         "compare", llama_folder, "--methods", "magnitude", "--keep", 0.5, "--text", text_file,
         "--output-dir", tmp_path / "cmp", "--context", 32, "--windows", 2, "--rounds", 0,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     assert disp_llm.verify(tmp_path / "cmp")["ok"]
     (tmp_path / "cmp" / "magnitude" / lost).unlink()
     assert lost in refused("verify", tmp_path / "cmp")
@@ -128,8 +126,7 @@ def test_nothing_is_shared_without_sums(how, run, text_file, tmp_path):
     ):
         assert "SHA256SUMS: is missing or empty" in refused(*command)
     assert not made.exists()
-    done = run_command("eval", folder, "--text", text_file, "--context", 32, "--windows", 2)
-    assert done.returncode == 0, done.stderr
+    must_run("eval", folder, "--text", text_file, "--context", 32, "--windows", 2)
 
 
 def test_a_copy_has_what_the_sums_name_and_nothing_else(run, tmp_path):
@@ -159,7 +156,7 @@ def prune_in(folder: Path, inputs: dict[str, Path], *flags: object) -> tuple[obj
 @pytest.mark.parametrize("what", ["model", "text"])
 def test_a_finished_run_of_other_inputs(what, inputs, tmp_path):
     run = tmp_path / "run"
-    assert run_command(*prune_in(run, inputs)).returncode == 0
+    must_run(*prune_in(run, inputs))
     path = inputs["model"] / "model.safetensors" if what == "model" else inputs["text"]
     os.utime(path, (1, 1))
     again = prune_in(run, inputs, "--resume", "auto")
@@ -169,7 +166,7 @@ def test_a_finished_run_of_other_inputs(what, inputs, tmp_path):
     field = "MODEL" if what == "model" else "--text"
     assert f"{field}: is not what {run} was made of ({path.name} has changed)" in refused(*again)
     assert (run / "result.json").read_bytes() == before
-    assert run_command(*again, "--anyway").returncode == 0
+    must_run(*again, "--anyway")
 
 
 def test_a_checkpoint_of_another_text_is_not_taken(inputs, tmp_path, monkeypatch):
@@ -236,7 +233,7 @@ def test_what_a_killed_copy_left_is_swept_by_the_next(run, tmp_path, monkeypatch
 def test_a_deleted_model_is_named_as_it_was_given(inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inputs["model"] = Path("m")
-    assert run_command(*prune_in(Path("run"), inputs)).returncode == 0
+    must_run(*prune_in(Path("run"), inputs))
     shutil.rmtree("run/keep-0.5")
     shutil.rmtree("m")
     line = refused(*prune_in(Path("run"), inputs, "--resume"))

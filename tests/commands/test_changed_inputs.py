@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, run_command
+from conftest import SMALL, must_refuse, must_run, run_command
 from safetensors.torch import load_file, save_file
 
 import disp_llm
@@ -30,11 +30,10 @@ def inputs(llama_folder, text_file, tmp_path) -> dict[str, Path]:
 def run(inputs, tmp_path) -> Path:
     """A finished run of them."""
     folder = tmp_path / "run"
-    done = run_command(
+    must_run(
         "prune", inputs["model"], "--keep", 0.5, "--text", inputs["text"],
         "--eval-text", inputs["eval_text"], "--output-dir", folder, *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -51,29 +50,26 @@ def change(inputs: dict[str, Path], what: str) -> None:
 
 def test_export_refuses_a_changed_text(run, inputs):
     change(inputs, "eval_text")
-    done = run_command("export", run, "--keep", 0.7)
-    assert done.returncode == 2
+    done = must_refuse("export", run, "--keep", 0.7)
     assert "eval_text: is not what" in done.stderr
     assert not (run / "keep-0.7").exists()
-    assert run_command("export", run, "--keep", 0.7, "--anyway").returncode == 0
+    must_run("export", run, "--keep", 0.7, "--anyway")
 
 
 def test_a_teacher_that_is_not_the_original_is_refused(run, inputs, tmp_path):
     change(inputs, "model")
     few = "--tokens 64 --length 32 --batch 1 --context 32 --windows 2 --dtype float32".split()
     command = ["recover", run / "keep-0.5", "--text", inputs["text"], *few, "--output-dir"]
-    done = run_command(*command, tmp_path / "better")
-    assert done.returncode == 2
+    done = must_refuse(*command, tmp_path / "better")
     assert "is not what" in done.stderr
     assert not (tmp_path / "better").exists()
-    assert run_command(*command, tmp_path / "better", "--anyway").returncode == 0
+    must_run(*command, tmp_path / "better", "--anyway")
 
 
 def test_another_data_type_is_refused(run, inputs, monkeypatch):
     (run / "selection.safetensors").unlink()
     monkeypatch.setattr("disp_llm.commands.session.dtype_name", lambda dtype: "bfloat16")
-    done = run_command("prune", inputs["model"], "--output-dir", run, "--resume")
-    assert done.returncode == 2
+    done = must_refuse("prune", inputs["model"], "--output-dir", run, "--resume")
     assert "--dtype: is bfloat16 here" in done.stderr
 
 
@@ -83,10 +79,9 @@ def test_a_run_is_gone_on_with_from_any_folder(run, inputs, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     again = tmp_path / "relative"
     flags = ["--text", "text.txt", "--eval-text", "test.txt", "--output-dir", again, *SMALL]
-    assert run_command("prune", "model", "--keep", 0.5, *flags).returncode == 0
+    must_run("prune", "model", "--keep", 0.5, *flags)
     monkeypatch.chdir(other)
-    done = run_command("export", os.path.relpath(again), "--keep", 0.7)
-    assert done.returncode == 0, done.stderr
+    must_run("export", os.path.relpath(again), "--keep", 0.7)
     own, moved = Run(run).result(), tmp_path / "moved"
     again.rename(moved)
     assert (
@@ -102,23 +97,20 @@ def test_resume_auto_begins_or_goes_on(inputs, tmp_path):
         "prune", inputs["model"], "--keep", 0.5, "--text", inputs["text"], "--output-dir", folder,
         "--resume", "auto", "--json", *SMALL,
     ]  # fmt: skip
-    first = run_command(*command)
-    assert first.returncode == 0, first.stderr
+    first = must_run(*command)
     assert run_command(*command).stdout == first.stdout
-    other = run_command(*command[:3], 0.6, *command[4:])
-    assert other.returncode == 2
+    other = must_refuse(*command[:3], 0.6, *command[4:])
     assert "this run has keep" in other.stderr
 
 
 def test_export_replaces_nothing_that_is_not_its_own(run, tmp_path):
     (run / "keep-0.7").mkdir()
     (run / "keep-0.7" / "mine.txt").write_text("mine")
-    done = run_command("export", run, "--keep", 0.7)
-    assert done.returncode == 2
+    done = must_refuse("export", run, "--keep", 0.7)
     assert "holds something else" in done.stderr
     assert (run / "keep-0.7" / "mine.txt").read_text() == "mine"
     shutil.rmtree(run / "keep-0.7")
-    assert run_command("export", run, "--keep", 0.7).returncode == 0
+    must_run("export", run, "--keep", 0.7)
     assert disp_llm.verify(run)["ok"]
 
 
@@ -126,23 +118,21 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_leaves_nothing(inputs, tmp_
     folder = tmp_path / "taken"
     command = ["prune", inputs["model"], "--text", inputs["text"], "--output-dir", folder, *SMALL]
     with locked(folder, "prune"):
-        done = run_command(*command)
-        assert done.returncode == 2
+        done = must_refuse(*command)
         assert f"is in use by process {os.getpid()}" in done.stderr
     assert not folder.exists()
     folder.mkdir()
     mark(folder, "prune")  # this, the next two lines are what a kill leaves
     (folder / f"{temporary_prefix(folder / 'model')}x").mkdir()
     (folder / LOCK).write_text("{")
-    assert run_command(*command).returncode == 0
+    must_run(*command)
     assert list(folder.rglob(".*")) == [folder / MARK]
 
 
 def test_verify_names_what_is_wrong(run, tmp_path):
     found = disp_llm.verify(run)
     assert found["ok"]
-    done = run_command("verify", run / "keep-0.5")
-    assert done.returncode == 0
+    done = must_run("verify", run / "keep-0.5")
     assert "whole" in done.stdout
     card = run / "keep-0.5" / "card.json"
     card.write_text(card.read_text().replace('"block_parameters": ', '"block_parameters": 1'))
@@ -150,8 +140,7 @@ def test_verify_names_what_is_wrong(run, tmp_path):
     assert {problem["file"] for problem in found} == {str(card)}
     masks = run / "selection.safetensors"
     masks.write_bytes(masks.read_bytes()[:-1])
-    done = run_command("verify", run, "--json")
-    assert done.returncode == 2
+    done = must_refuse("verify", run, "--json")
     files = {problem["file"] for problem in json.loads(done.stdout)["problems"]}
     assert files == {str(masks), str(card)}
-    assert run_command("verify", tmp_path / "nowhere").returncode == 2
+    must_refuse("verify", tmp_path / "nowhere")

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import run_command
+from conftest import must_refuse, must_run, run_command
 from damage import names, outcome
 
 from disp_llm.commands.prune import prune
@@ -42,31 +42,30 @@ def test_a_selection_is_made_again_as_its_hint_says(run, llama_folder):
     assert names(outcome(lambda: PruneResult(run, figures).masks(0.8)), path)
     assert "delete it: `resume` makes it again" in done.stderr
     path.unlink()
-    assert run_command("prune", llama_folder, "--output-dir", run, "--resume").returncode == 0
+    must_run("prune", llama_folder, "--output-dir", run, "--resume")
     assert path.read_bytes() == whole
     again = json.loads((run / "result.json").read_text())
     assert [m["measured"]["perplexity"] for m in again["models"]] == [
         m["measured"]["perplexity"] for m in figures["models"]
     ]
-    assert run_command("report", run).returncode == 0
+    must_run("report", run)
 
 
 def test_a_size_that_was_deleted_is_forgotten_or_made_again(run, llama_folder):
     """What `export` had made to save room, and one of the run's own."""
-    assert run_command("export", run, "--keep", 0.6, "--no-measure").returncode == 0
+    must_run("export", run, "--keep", 0.6, "--no-measure")
     shutil.rmtree(run / "keep-0.6")
-    assert run_command("verify", run).returncode == 2
-    assert run_command("export", run, "--keep", 0.7, "--no-measure").returncode == 0
+    must_refuse("verify", run)
+    must_run("export", run, "--keep", 0.7, "--no-measure")
     result = json.loads((run / "result.json").read_text())
     assert [model["size"] for model in result["models"]] == ["0.5", "0.8", "0.7"]
     assert not any("0.6" in name for name in result["files"])
     shutil.rmtree(run / "keep-0.8")
     made = run_command("export", run, "--keep", 0.65, "--no-measure")
     assert made.returncode == 0, made.stderr  # its page needs no weights
-    again = run_command("prune", llama_folder, "--output-dir", run, "--resume", "--json")
-    assert again.returncode == 0, again.stderr
+    must_run("prune", llama_folder, "--output-dir", run, "--resume", "--json")
     assert (run / "keep-0.8" / "model.safetensors").exists()
-    assert run_command("report", run).returncode == 0
+    must_run("report", run)
 
 
 def test_figures_of_a_finished_run_are_checked_when_they_are_asked_for(run, llama_folder):
@@ -90,7 +89,7 @@ def test_recover_goes_on_with_sound_figures_only(run, text_file, tmp_path, key):
         "--context", 32, "--windows", 2, "--text", text_file, "--device", "cpu",
         "--dtype", "float32",
     ]  # fmt: skip
-    assert run_command(*command).returncode == 0
+    must_run(*command)
     path = folder / "result.json"
     whole = without_checksum(json.loads(path.read_text())) | {"status": "running"}
     write_checked_json(path, whole | {key: 5})

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, StopAfter, run_command
+from conftest import SMALL, StopAfter, must_run, run_command
 from foreign import Entry, changes, snapshot
 from safetensors.torch import load_file, save_file
 
@@ -250,10 +250,9 @@ def world(llama_folder, text_file, tmp_path_factory) -> World:
         rows = [{"prompt": f"{i} plus {i}?", "answer": f" {2 * i}"} for i in range(90)]
         (place / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run, few = place / "run", ["--text", place / "text.txt", "--dtype", "float32"]
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--keep", 0.5, 0.8, *few, "--output-dir", run, *SMALL[:-4]
     )
-    assert done.returncode == 0, done.stderr
     for job in JOBS:
         done = made.run(job, "finished")
         assert done.returncode == 0, done.stderr

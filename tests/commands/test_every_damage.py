@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, run_command
+from conftest import SMALL, must_run, run_command
 from damage import STRAY, damaged_values, ways
 from damaged_world import World
 
@@ -38,8 +38,7 @@ def whole(llama_folder, text_file, tmp_path_factory) -> dict[str, Path]:
         ["compare", llama_folder, *text, "--output-dir", root / "comparison", *COMPARED],
     ]
     for line in lines:
-        done = run_command(*line)
-        assert done.returncode == 0, done.stderr
+        must_run(*line)
     models = {"model": root / "run" / "keep-0.5", "recovered model": root / "recovered" / "model"}
     return {name: root / name for name in ("run", "recovered", "comparison")} | models
 

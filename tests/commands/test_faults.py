@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, run_command
+from conftest import SMALL, must_run, run_command
 from foreign import left_over
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -108,7 +108,7 @@ def test_a_run_that_is_cut_off_at_any_write_goes_on_to_the_same_result(
         assert again.returncode == 0, again.stderr
         assert results_of(folder) == undisturbed
         assert not left_over(folder)
-        assert run_command("verify", folder).returncode == 0
+        must_run("verify", folder)
 
     at()
 
@@ -131,9 +131,9 @@ def test_an_export_that_is_killed_at_any_write_leaves_a_run_that_can_be_used(
         found = disp_llm.verify(folder)["problems"]  # the size may lie there and not be recorded
         assert {problem["file"] for problem in found} <= {str(folder / "keep-0.6")}
         assert prune_at(folder, llama_folder, text_file, "--resume").returncode == 0
-        assert run_command(*export).returncode == 0
+        must_run(*export)
         again = (folder / "selection.safetensors").read_bytes()
         made = made or again
         assert again == made != undisturbed["selection.safetensors"]
-        assert run_command("verify", folder).returncode == 0
+        must_run("verify", folder)
     assert write >= 6, "two writes of result.json and one of the selection among them"

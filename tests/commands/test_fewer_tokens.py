@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from conftest import run_command, tiny_model
+from conftest import must_refuse, must_run, run_command, tiny_model
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import disp_llm
@@ -53,14 +53,13 @@ def place(tmp_path_factory):
 
 
 def pruned(place, name: str, *more):
-    said = run_command(
+    said = must_run(
         "prune", place / "model", "--vocabulary", FEWER, "--text", place / "some.txt",
         "--eval-text", place / "new.txt", "--context", 64, "--windows", 4, "--length", 32,
         "--calibration-length", 32, "--calibration-sequences", 2, "--rounds", 0,
         "--align", 1, "--dtype", "float32", "--output-dir", place / name, "--json",
         *(more if "--steps" in more else ("--steps", 2, *more)),
     )  # fmt: skip
-    assert said.returncode == 0, said.stderr
     return json.loads(said.stdout)
 
 
@@ -135,8 +134,7 @@ def test_logits_of_kept_tokens_are_the_originals_to_the_bit(place, untrained):
 
 def test_only_the_vocabulary_cut_is_a_model_of_the_originals_own_class(place, untrained):
     folder = untrained
-    said = run_command("convert", folder, "--to", "plain", "--output-dir", place / "plain")
-    assert said.returncode == 0, said.stderr
+    must_run("convert", folder, "--to", "plain", "--output-dir", place / "plain")
     config = json.loads((place / "plain" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["vocab_size"] == FEWER
@@ -146,8 +144,7 @@ def test_only_the_vocabulary_cut_is_a_model_of_the_originals_own_class(place, un
 def test_another_size_has_the_same_vocabulary(place, run):
     for more in ([], ["--no-measure"]):
         name = "0.7" if more else "0.8"
-        said = run_command("export", place / "run", "--keep", name, *more, "--json")
-        assert said.returncode == 0, said.stderr
+        must_run("export", place / "run", "--keep", name, *more, "--json")
         small = transformers.AutoTokenizer.from_pretrained(place / f"run/keep-{name}")
         first = transformers.AutoTokenizer.from_pretrained(place / "run/keep-0.6")
         assert small.get_vocab() == first.get_vocab()
@@ -158,22 +155,20 @@ def test_recover_and_eval_count_tokens_of_the_original(place, run):
     suite.write_text(
         f'title = "New"\ncontext = 64\nwindows = 4\n[texts.New]\nfiles = ["{place}/new.txt"]\n'
     )
-    said = run_command(
+    said = must_run(
         "recover", place / "run/keep-0.6", "--text", place / "some.txt", "--eval-text",
         place / "new.txt", "--context", 64, "--windows", 4, "--length", 32, "--tokens", 256,
         "--suite", suite, "--dtype", "float32", "--output-dir", place / "better", "--json",
     )  # fmt: skip
-    assert said.returncode == 0, said.stderr
     found = json.loads(said.stdout)
     size = next(size for size in run["models"] if size["size"] == "0.6")
     before = found["before"]["measured"]
     assert before["perplexity"] == pytest.approx(size["measured"]["perplexity"], rel=1e-4)
     assert before["tokens"] == size["measured"]["tokens"]
     assert found["before"]["scores"]["general_ratio"] > 0
-    said = run_command(
+    said = must_run(
         "eval", place / "better/model", "--suite", suite, "--dtype", "float32", "--json"
     )
-    assert said.returncode == 0, said.stderr
     alone = json.loads(said.stdout)
     after = found["model"]["scores"]["general_ratio"]
     assert alone["general_ratio"] == pytest.approx(after, rel=1e-3)
@@ -220,13 +215,12 @@ def test_answers_are_counted_by_whole_token(place):
         {"prompt": written(WORDS[::3], n, 6), "answer": written(WORDS, n, 4)} for n in range(40)
     ]
     (place / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = run_command(
+    done = must_run(
         "prune", place / "model", "--vocabulary", FEWER, "--keep", 1, "--steps", 0, "--rounds", 0,
         "--examples", place / "examples.jsonl", "--template", "plain", "--length", 64,
         "--context", 64, "--calibration-length", 32, "--calibration-sequences", 2, "--align", 1,
         "--dtype", "float32", "--output-dir", place / "of-examples", "--json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     size, original = found["models"][0]["measured"], found["original"]["measured"]
     assert size["tokens"] == original["tokens"]
@@ -259,11 +253,10 @@ def test_answers_are_counted_by_whole_token(place):
     ],
 )
 def test_what_cannot_be_is_one_line(place, more, said):
-    found = run_command(
+    found = must_refuse(
         "prune", place / "model", "--text", place / "some.txt", "--length", 32, "--context", 64,
         "--output-dir", place / "none", *more,
     )  # fmt: skip
-    assert found.returncode == 2
     last = found.stderr.strip().splitlines()[-1]
     assert last.startswith("disp-llm: ")
     assert said in last

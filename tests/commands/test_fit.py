@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import run_command, tiny_model
+from conftest import must_run, run_command, tiny_model
 from test_fewer_tokens import place as place_of_words
 
 from disp_llm.commands.report import PruneResult
@@ -66,13 +66,12 @@ def test_what_is_written_fits(place, wide, asked, bits):
     small = transformers.AutoTokenizer.from_pretrained(folder)
     whole = transformers.AutoTokenizer.from_pretrained(wide)
     assert len(small) == (found["fit"]["tokens"] or len(whole))
-    again = run_command("eval", folder, "--text", place / "new.txt", "--context", 64, "--json")
-    assert again.returncode == 0, again.stderr
+    must_run("eval", folder, "--text", place / "new.txt", "--context", 64, "--json")
     assert "fits    " in done.stderr
     page = (place / name / "report.html").read_text()
     assert f"fits {amount}" in page
     assert f"fit-{amount}&#34;" in page or f'fit-{amount}"' in page, "the snippet loads it"
-    assert run_command("verify", place / name).returncode == 0
+    must_run("verify", place / name)
     resumed = fitted(place, wide, name, "--fit", amount, "--resume",
                      *(["--bits", *bits] if bits else []))  # fmt: skip
     assert json.loads(resumed.stdout)["fit"] == found["fit"]
@@ -93,8 +92,7 @@ def test_a_dry_run_and_doctor_say_what_is_left_of_the_blocks(place, wide):
     done = fitted(place, wide, "nothing", "--fit", "0.5", "--dry-run")
     assert done.returncode == 0, done.stderr
     stages = json.loads(done.stdout)["stages"]
-    told = run_command("doctor", wide, "--fit", "0.5", "--json")
-    assert told.returncode == 0, told.stderr
+    told = must_run("doctor", wide, "--fit", "0.5", "--json")
     fits = {one["bits"]: one["keep"] for one in json.loads(told.stdout)["fits"]}
     assert fits["as-is"] < fits["int8"]
     assert f"export and measure {fits['int8']:g}, int8" in stages
@@ -124,18 +122,16 @@ def test_bytes_are_foretold(place, bits, tied, tmp_path):
     way = stored(PrunableModel(model, family_of(model.config)), bits, 2)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    done = run_command(
+    done = must_run(
         "prune", tmp_path / "model", "--keep", 1, "--text", place / "some.txt", "--length", 32,
         "--context", 64, "--windows", 1, "--rounds", 0, "--dtype", "bfloat16", "--output-dir",
         tmp_path / "run",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     folder = tmp_path / "run/keep-1"
     if bits != "as-is":
-        done = run_command(
+        done = must_run(
             "convert", folder, "--to", bits, "--embeddings", "--output-dir", tmp_path / bits
         )
-        assert done.returncode == 0, done.stderr
         folder = tmp_path / bits
     done = run_command("eval", folder, "--text", place / "new.txt", "--context", 64, "--json")
     assert json.loads(done.stdout)["parameters"] == model.num_parameters()  # tied ones once

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from conftest import SMALL, run_command
+from conftest import SMALL, must_run, run_command
 from foreign import LOCK, MARK, STRANGE_ID, TREES, changes, grown, snapshot
 
 from disp_llm.cli.parsing import all_settings
@@ -184,8 +184,7 @@ MADE += [("recover", PLACES[1]), ("compare", PLACES[2]), ("int8", PLACES[3])]
 def test_what_is_made_changes_nothing_beside_it(command, where, made, tmp_path):
     place = grown("everything", tmp_path / "place" / "tree")
     before = snapshot(place.parent)
-    done = run_command(*made.command(command, place / where))
-    assert done.returncode == 0, done.stderr
+    must_run(*made.command(command, place / where))
     require_untouched(place.parent, before, f"tree/{where.removesuffix('/est')}")
     assert (place / where).exists()
 
@@ -295,7 +294,7 @@ def test_only_temporary_folders_of_the_run_itself_are_swept(made, tmp_path):
     (strange / "model").mkdir(parents=True)
     (strange / "model" / "a").write_text("mine\n")
     before = snapshot(strange)
-    assert run_command("prune", made.model, "--output-dir", run, "--resume").returncode == 0
+    must_run("prune", made.model, "--output-dir", run, "--resume")
     require_untouched(strange, before)
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import transformers
-from conftest import SMALL, environment, run_command
+from conftest import SMALL, must_run
 
 import disp_llm
 from disp_llm.commands import generate
@@ -22,8 +22,7 @@ from disp_llm.config.parts import PlaceConfig
 def pruned(llama_folder, text_file, tmp_path_factory):
     run = tmp_path_factory.mktemp("generated") / "run"
     flags = ("--method", "fisher", "--text", text_file, "--output-dir", run)
-    done = run_command("prune", llama_folder, *flags, *SMALL)
-    assert done.returncode == 0, done.stderr
+    must_run("prune", llama_folder, *flags, *SMALL)
     return run / "keep-0.5"
 
 
@@ -37,8 +36,7 @@ def likeliest(folder, prompt: str, tokens: int) -> str:
 
 def test_both_answer_as_transformers_does(pruned, llama_folder):
     flags = ("--against", "original", "--max-new-tokens", 9, "--dtype", "float32", "--json")
-    done = run_command("generate", pruned, "How many", *flags)
-    assert done.returncode == 0, done.stderr
+    done = must_run("generate", pruned, "How many", *flags)
     answers = json.loads(done.stdout)["answers"]
     assert [one["model"] for one in answers] == [str(pruned), str(llama_folder)]
     for one, folder in zip(answers, (pruned, llama_folder), strict=True):
@@ -47,8 +45,7 @@ def test_both_answer_as_transformers_does(pruned, llama_folder):
 
 
 def test_answers_are_shown_below_their_names(pruned):
-    done = run_command("generate", pruned, "How many", "--max-new-tokens", 5, "--dtype", "float32")
-    assert done.returncode == 0, done.stderr
+    done = must_run("generate", pruned, "How many", "--max-new-tokens", 5, "--dtype", "float32")
     name, *_, last = done.stdout.splitlines()
     assert name == f"[{pruned}]"
     assert last.startswith(f"{pruned}: 5 tokens, ")
@@ -58,7 +55,7 @@ def test_a_chat_remembers_until_an_empty_line(pruned):
     command = [sys.executable, "-m", "disp_llm", "chat", pruned, "--max-new-tokens", "6"]
     done = subprocess.run(
         [*map(str, command), "--dtype", "float32"], input="one\ntwo\n\none\n", text=True,
-        capture_output=True, env=environment(), timeout=120, check=False,
+        capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     first = likeliest(pruned, "one", 6)

@@ -6,7 +6,7 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import SMALL, byte_tokenizer, must_run, tiny_model
 from fresh import PROMPT
 from mixture_runs import export_another_size
 from safetensors.torch import load_file, save_file
@@ -78,12 +78,11 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
     run = tmp_path / "run"
     flags = ("--keep", 0.5, "--sites", *SITES, "--method", "fisher")
     where = ("--text", text_file, "--output-dir", run, "--json", *SMALL)
-    done = run_command("prune", published[0], *where, *flags)
-    assert done.returncode == 0, done.stderr
+    done = must_run("prune", published[0], *where, *flags)
     (size,) = json.loads(done.stdout)["models"]
     assert 0.47 < size["keep"] <= 0.5
     assert size["logit_errors"]["max_logit_error"] < 1e-5
-    assert run_command("verify", run).returncode == 0
+    must_run("verify", run)
     config = json.loads((run / "keep-0.5" / "config.json").read_text())
     assert "quantization_config" not in config
     assert min(config["disp_llm"]["widths"]["experts"]) < 6
@@ -96,14 +95,8 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
 def test_uniform_gives_a_model_of_the_original_class(published, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
     flags = ("--keep", 0.6, "--for", "anywhere", "--method", "fisher")
-    done = run_command(
-        "prune", published[0], "--text", text_file, "--output-dir", run, *SMALL, *flags
-    )
-    assert done.returncode == 0, done.stderr
-    done = run_command(
-        "convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain, "--json"
-    )
-    assert done.returncode == 0, done.stderr
+    must_run("prune", published[0], "--text", text_file, "--output-dir", run, *SMALL, *flags)
+    must_run("convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain, "--json")
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "GptOssForCausalLM"
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, run_command, tiny_prunable
+from conftest import SMALL, must_run, tiny_prunable
 from safetensors.torch import load_file
 
 from disp_llm.cli.parsing import parse
@@ -23,8 +23,7 @@ from disp_llm.training.memory import learning_memory
 
 
 def examined(folder, *flags: object) -> dict:
-    done = run_command("doctor", folder, "--json", *flags)
-    assert done.returncode == 0, done.stderr
+    done = must_run("doctor", folder, "--json", *flags)
     return json.loads(done.stdout)
 
 
@@ -66,12 +65,10 @@ def test_prune_takes_the_first_plan_that_fits(
     takes = plans[1].memory.total
     monkeypatch.setattr(module, "free_memory", lambda device: takes / ROOM * 1.0001)
     command = ("prune", llama_folder, "--text", text_file, *SMALL, "--compile", "no")
-    done = run_command(*command, "--output-dir", tmp_path / "little")
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command, "--output-dir", tmp_path / "little")
     assert "GiB; with --gradient-checkpointing yes it is" in caplog.text
     monkeypatch.undo()
-    done = run_command(*command, "--output-dir", tmp_path / "much")
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command, "--output-dir", tmp_path / "much")
     assert "GiB; with" not in done.stderr
     files = (tmp_path / run / "selection.safetensors" for run in ("little", "much"))
     little, much = map(load_file, files)
@@ -85,8 +82,7 @@ def test_weights_that_learn_are_held_whole(llama_folder, text_file, tmp_path, mo
     """However little memory is free, by the plan that takes least."""
     monkeypatch.setattr(module, "free_memory", lambda device: 1)
     flags = ("--text", text_file, *SMALL, "--weight-rate", 0.001, "--output-dir", tmp_path)
-    done = run_command("prune", llama_folder, *flags)
-    assert done.returncode == 0, done.stderr
+    must_run("prune", llama_folder, *flags)
     assert "GiB; with --gradient-checkpointing yes it is" in caplog.text
 
 
@@ -162,8 +158,7 @@ def test_what_needs_whole_weights_is_never_held_otherwise(
 ):
     """A method that looks at weights runs as it did, however little memory there is."""
     monkeypatch.setattr(module, "free_memory", lambda device: 1.0)
-    done = run_command(
+    must_run(
         "prune", llama_folder, "--text", text_file, "--method", "magnitude", *SMALL,
         "--output-dir", tmp_path / "run",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import SMALL, byte_tokenizer, must_refuse, must_run, tiny_model
 from fresh import PROMPT
 from transformers import AutoModelForCausalLM
 
@@ -21,11 +21,8 @@ def mixture(tmp_path_factory) -> Path:
 
 
 def pruned(model: Path, text: Path, run: Path, *flags: object) -> dict:
-    done = run_command(
-        "prune", model, "--text", text, "--output-dir", run, "--json", *SMALL, *flags
-    )
-    assert done.returncode == 0, done.stderr
-    assert run_command("verify", run).returncode == 0
+    done = must_run("prune", model, "--text", text, "--output-dir", run, "--json", *SMALL, *flags)
+    must_run("verify", run)
     return json.loads(done.stdout)
 
 
@@ -62,10 +59,7 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
     experts, middle = (config["widths"][site][::2] for site in ("experts", "mlp_mid"))
     assert len(set(experts)) == len(set(middle)) == 1
     assert middle[0] % 8 == 0
-    done = run_command(
-        "convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain, "--json"
-    )
-    assert done.returncode == 0, done.stderr
+    must_run("convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain, "--json")
     assert not list(plain.glob("*.py"))
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "Qwen3MoeForCausalLM"
@@ -102,29 +96,25 @@ def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):
 )
 def test_what_a_mixture_cannot_have_is_refused(mixture, text_file, tmp_path, flags, says):
     run = tmp_path / "run"
-    done = run_command("prune", mixture, "--text", text_file, "--output-dir", run, *SMALL, *flags)
-    assert done.returncode == 2
+    done = must_refuse("prune", mixture, "--text", text_file, "--output-dir", run, *SMALL, *flags)
     assert says in done.stderr
     assert not run.exists()
 
 
 def test_experts_of_a_dense_model_are_refused(llama_folder, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--sites", "experts")
-    done = run_command("prune", llama_folder, *flags, *SMALL)
-    assert done.returncode == 2
+    done = must_refuse("prune", llama_folder, *flags, *SMALL)
     assert "llama has no experts" in done.stderr
 
 
 def test_doctor_counts_what_a_token_uses(mixture):
-    done = run_command("doctor", mixture, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("doctor", mixture, "--json")
     size = json.loads(done.stdout)["sizes"][0]
     assert size["active_block_parameters"] < size["block_parameters"]
 
 
 def test_doctor_names_the_widths_of_blocks_that_differ(mixture):
-    done = run_command("doctor", mixture)
-    assert done.returncode == 0, done.stderr
+    done = must_run("doctor", mixture)
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("entries of"))
     config = json.loads((mixture / "config.json").read_text())
     experts = config["moe_intermediate_size"] * config["num_local_experts"]

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, byte_tokenizer, run_command, run_process, tiny_model
+from conftest import (
+    SMALL,
+    byte_tokenizer,
+    must_refuse,
+    must_run,
+    run_process,
+    tiny_model,
+)
 from safetensors.torch import load_file, save_file
 
 import disp_llm
@@ -30,8 +37,7 @@ def own_run(small_run, tmp_path) -> Path:
 
 
 def export(run: Path, *more: object) -> dict[str, Any]:
-    done = run_command("export", run, "--keep", 0.65, "--json", *more)
-    assert done.returncode == 0, done.stderr
+    done = must_run("export", run, "--keep", 0.65, "--json", *more)
     (entry,) = json.loads(done.stdout)["models"]
     return entry
 
@@ -57,29 +63,24 @@ def test_the_same_folder_without_what_must_run(own_run, monkeypatch):
     assert not set(RUN) & set(entry)
     del entry["provenance"]  # another command, a later time
     assert entry.items() <= measured.items()
-    assert run_command("verify", own_run).returncode == 0
+    must_run("verify", own_run)
 
 
 def test_what_is_not_known_is_said_in_words(own_run, text_file, tmp_path):
-    done = run_command("export", own_run, "--keep", 0.65, "--no-measure")
-    assert done.returncode == 0, done.stderr
+    done = must_run("export", own_run, "--keep", 0.65, "--no-measure")
     assert "not measured" in done.stdout
     card = (own_run / "keep-0.65" / "README.md").read_text()
     assert "| not measured | |" in card
     assert "exported without running it" in card
     assert "model-index" not in card
     assert "<td>not measured</td>" in (own_run / "report.html").read_text()
-    assert run_command("report", own_run).returncode == 0
-    saved = run_command(
-        "convert", own_run / "keep-0.65", "--to", "folder", "--output-dir", tmp_path / "saved"
-    )
-    assert saved.returncode == 0, saved.stderr
-    done = run_command(
+    must_run("report", own_run)
+    must_run("convert", own_run / "keep-0.65", "--to", "folder", "--output-dir", tmp_path / "saved")
+    done = must_run(
         "recover", own_run / "keep-0.65", "--text", text_file, "--tokens", 256, "--length", 32,
         "--batch", 2, "--context", 32, "--windows", 2, "--dtype", "float32", "--device", "cpu",
         "--output-dir", tmp_path / "recovered",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     card = (tmp_path / "recovered" / "model" / "README.md").read_text()
     assert "not measured" not in card
     assert "exported without running it" in card
@@ -93,7 +94,7 @@ def test_it_is_measured_later(own_run):
     assert set(RUN) <= set(after)
     assert (own_run / "keep-0.65" / "model.safetensors").read_bytes() == stamp
     assert export(own_run, "--no-measure") == after  # what is known stays known
-    assert run_command("verify", own_run).returncode == 0
+    must_run("verify", own_run)
 
 
 def test_no_text_is_needed(own_run, text_file, tmp_path, monkeypatch):
@@ -108,8 +109,7 @@ def test_an_original_that_cannot_be_read_by_tensor_is_loaded(own_run, monkeypatc
     sums = export(own_run, "--no-measure") and read_sums(own_run / "keep-0.65")
     shutil.rmtree(own_run / "keep-0.65")
     monkeypatch.setattr(checkpoint, "checkpoint_of", lambda loaded: None)
-    done = run_command("export", own_run, "--keep", 0.65, "--no-measure")
-    assert done.returncode == 0, done.stderr
+    done = must_run("export", own_run, "--keep", 0.65, "--no-measure")
     assert "is loaded as a whole" in done.stderr
     found = read_sums(own_run / "keep-0.65")
     for name in ("card.json", "README.md"):  # tell the command
@@ -150,11 +150,10 @@ def sharded(text_file, tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("sharded")
     tiny_model("llama").save_pretrained(folder / "model", max_shard_size="60KB")
     byte_tokenizer().save_pretrained(folder / "model")
-    done = run_command(
+    must_run(
         "prune", folder / "model", "--keep", 0.5, "--text", text_file, "--method", "magnitude",
         "--output-dir", folder / "run", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     return folder / "run", folder / "model"
 
 
@@ -166,8 +165,7 @@ def test_a_damaged_file_is_one_line_and_leaves_nothing(damage, sharded):
     whole, before = file.read_bytes(), sorted(path.name for path in run.iterdir())
     damage(file)
     for more in ((), ("--anyway",)):
-        done = run_command("export", run, "--keep", 0.65, "--no-measure", *more)
-        assert done.returncode == 2, done.stderr
+        done = must_refuse("export", run, "--keep", 0.65, "--no-measure", *more)
         assert "Traceback" not in done.stderr
         assert str(source) in done.stderr or "is not what" in done.stderr
         assert sorted(path.name for path in run.iterdir()) == before

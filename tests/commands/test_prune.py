@@ -19,8 +19,9 @@ import transformers
 from conftest import (
     SMALL,
     byte_tokenizer,
-    environment,
     kept_in,
+    must_refuse,
+    must_run,
     run_command,
     run_process,
     tiny_prunable,
@@ -117,11 +118,10 @@ def test_whole_sites_have_no_selection(llama_folder, text_file, tmp_path):
     selections = {}
     for least in ("0", "0.5"):
         folder = tmp_path / least
-        done = run_command(
+        must_run(
             "prune", llama_folder, "--recipe", "disp", "--text", text_file, "--keep", 0.6,
             "--output-dir", folder, *SMALL, "--least-cut", least,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
         masks = kept_in(folder, "0.6")
         weights = load_file(folder / "keep-0.6" / "model.safetensors")
         selections[least] = sum(name.endswith(("kept_in", "kept_out")) for name in weights)
@@ -132,24 +132,18 @@ def test_whole_sites_have_no_selection(llama_folder, text_file, tmp_path):
 
 def test_export_makes_another_size_without_learning(own_run, text_file):
     folder = own_run
-    done = run_command("export", folder, "--keep", 0.65, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("export", folder, "--keep", 0.65, "--json")
     result = json.loads(done.stdout)
     assert [entry["share_asked"] for entry in result["models"]] == [0.65]
     assert 0.6 < result["models"][0]["keep"] <= 0.65
     assert (folder / "keep-0.65" / "config.json").exists()
     assert len(json.loads((folder / "result.json").read_text())["models"]) == 3
     assert "learning" not in done.stderr
-    again = run_command(
-        "eval", folder / "keep-0.65", "--text", text_file, "--context", 32, "--json"
-    )
-    assert again.returncode == 0, again.stderr
-    mixture = run_command("eval", folder / "keep-0.65", "--text", folder / "config.toml")
-    assert mixture.returncode == 2
+    must_run("eval", folder / "keep-0.65", "--text", text_file, "--context", 32, "--json")
+    mixture = must_refuse("eval", folder / "keep-0.65", "--text", folder / "config.toml")
     assert "config.toml is only learned from" in mixture.stderr
     for name in ("self", "speeches"):
-        done = run_command("eval", folder / "keep-0.65", "--text", name)
-        assert done.returncode == 2
+        done = must_refuse("eval", folder / "keep-0.65", "--text", name)
         assert f"--text: {name} is only learned from; name files" in done.stderr
 
 
@@ -171,11 +165,10 @@ def test_eval_agrees_with_prune(small_run, text_file, tmp_path):
 
 
 def test_keep_one_is_bitwise_the_original(llama_folder, text_file, tmp_path):
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--keep", 1.0, "--text", text_file, "--method", "magnitude",
         "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)["models"]
     assert entry["logit_errors"]["max_logit_error"] == 0
     assert entry["keep"] == 1
@@ -189,11 +182,10 @@ def test_keep_one_is_bitwise_the_original(llama_folder, text_file, tmp_path):
 
 @pytest.mark.parametrize("method", ["fisher", "magnitude", "random"])
 def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
-    done = run_command(
+    must_run(
         "prune", llama_folder, "--method", method, "--text", text_file, "--align", 8,
         "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run" / "keep-0.5" / "config.json").read_text())
     widths = config["disp_llm"]["widths"]
     assert {*widths.pop("heads")} <= {1, 2}
@@ -238,8 +230,7 @@ def resume(*inputs) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, llama_folder, text_file):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run_command(*long_run(folder, llama_folder, text_file))
-    assert done.returncode == 0, done.stderr
+    must_run(*long_run(folder, llama_folder, text_file))
     return folder
 
 
@@ -326,8 +317,7 @@ def test_a_folder_that_is_taken_can_be_resumed_only_where_it_is_a_run(own_run, l
         (own_run, "add --resume to go on with it, or name another folder"),
         (llama_folder, "name another folder"),
     ):
-        done = run_command("prune", llama_folder, "--output-dir", folder)
-        assert done.returncode == 2
+        done = must_refuse("prune", llama_folder, "--output-dir", folder)
         said = f"disp-llm: --output-dir: {folder} exists and is not empty; {hint}"
         assert done.stderr.splitlines() == [said]
 
@@ -335,8 +325,7 @@ def test_a_folder_that_is_taken_can_be_resumed_only_where_it_is_a_run(own_run, l
 def test_resume_of_a_finished_run_changes_nothing(own_run, llama_folder):
     before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
     assert not list(own_run.rglob("step-*")), "a finished run needs no checkpoints"
-    done = run_command("prune", llama_folder, "--output-dir", own_run, "--resume", "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("prune", llama_folder, "--output-dir", own_run, "--resume", "--json")
     assert json.loads(done.stdout) == Run(own_run).result()
     assert {path: path.stat().st_mtime_ns for path in own_run.rglob("*")} == before
 
@@ -356,13 +345,11 @@ def test_scales_outlive_a_first_size_of_one(llama_folder, text_file, tmp_path):
     sizes = {}
     for name, keeps in (("whole first", (1.0, 0.5)), ("whole last", (0.5, 1.0))):
         run = tmp_path / name
-        done = run_command(
+        done = must_run(
             "prune", llama_folder, "--keep", *keeps, "--text", text_file, "--output-dir", run,
             *SMALL,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        done = run_command("export", run, "--keep", 0.6, "--json")
-        assert done.returncode == 0, done.stderr
+        done = must_run("export", run, "--keep", 0.6, "--json")
         sizes[name] = json.loads(done.stdout)["models"][0]
         assert sizes[name]["scaled"]
     of_first, of_last = (size["measured"]["perplexity"] for size in sizes.values())
@@ -370,14 +357,12 @@ def test_scales_outlive_a_first_size_of_one(llama_folder, text_file, tmp_path):
 
 
 def test_a_selection_for_one_size_is_exported_at_that_size_only(llama_folder, text_file, tmp_path):
-    done = run_command(
+    must_run(
         "prune", llama_folder, "--method", "wanda", "--keep", 0.7, "--text", text_file,
         "--output-dir", tmp_path / "run", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     assert_one_line(run_command("export", tmp_path / "run", "--keep", 0.8), "one size at a time")
-    done = run_command("export", tmp_path / "run", "--keep", 0.7)
-    assert done.returncode == 0, done.stderr
+    must_run("export", tmp_path / "run", "--keep", 0.7)
 
 
 def test_seconds_of_all_attempts_add_up(small_run, tmp_path):
@@ -457,8 +442,7 @@ def test_bad_flags_are_one_line_and_leave_nothing(
 
 
 def test_errors_as_json(llama_folder):
-    done = run_command("prune", llama_folder, "--keep", 3, "--json")
-    assert done.returncode == 2
+    done = must_refuse("prune", llama_folder, "--keep", 3, "--json")
     assert set(json.loads(done.stdout)) == {"error", "field", "hint"}
 
 
@@ -539,8 +523,7 @@ def test_full_disk_leaves_no_half_written_folder(llama_folder, text_file, tmp_pa
     assert_one_line(done, "cannot write", "make room")
     assert not (folder / "keep-0.5").exists()
     assert [path.name for path in folder.glob(".*")] == [MARK]
-    again = run_command(*command, "--resume")  # with room, what was learned is not learned again
-    assert again.returncode == 0, again.stderr
+    again = must_run(*command, "--resume")  # with room, what was learned is not learned again
     assert "learning" not in again.stderr
 
 
@@ -552,7 +535,7 @@ def by_torchrun(*arguments: object) -> str:
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
             "-m", "disp_llm", *map(str, arguments),
         ],
-        capture_output=True, text=True, timeout=240, env=environment(), check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -587,11 +570,10 @@ def test_two_processes_learn_the_same_masks_everywhere(start, llama_folder, text
 
 @pytest.mark.parametrize("recipe", ["default", "paper", "paper-released-code"])
 def test_only_the_asked_sites_are_cut(recipe, llama_folder, text_file, tmp_path):
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--recipe", recipe, "--sites", "mlp_mid", "mlp_in", "--keep", 0.7,
         "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run" / "keep-0.7" / "config.json").read_text())
     widths = config["disp_llm"]["widths"]
     for site, full in (("attn_in", 32), ("attn_out", 32), ("mlp_out", 32)):
@@ -604,8 +586,7 @@ def test_only_the_asked_sites_are_cut(recipe, llama_folder, text_file, tmp_path)
 @pytest.mark.parametrize("kind", ["flops", "bytes", "total"])
 def test_other_budgets_by_flag(kind, llama_folder, small_run, tmp_path):
     shutil.copytree(small_run[0], tmp_path / "run")
-    done = run_command("export", tmp_path / "run", "--budget", kind, "--fit", 0.7, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("export", tmp_path / "run", "--budget", kind, "--fit", 0.7, "--json")
     (model,) = json.loads(done.stdout)["models"]
     assert model["size"] == f"{kind}-0.7"
     assert 0.68 < model["share_of_budget"] <= 0.7
@@ -620,11 +601,10 @@ def test_heads_as_a_sixth_site(llama_folder, text_file, tmp_path):
     """Of two KV heads in each of three blocks some go; the cache shrinks and the card says so."""
     run = tmp_path / "run"
     sites = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads")
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--text", text_file, "--keep", 0.1, "--sites", *sites,
         "--output-dir", run, "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
     assert made["logit_errors"]["max_logit_error"] <= 1e-5
     masks = kept_in(run, "0.1")
@@ -641,11 +621,10 @@ def test_heads_as_a_sixth_site(llama_folder, text_file, tmp_path):
 def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     """Blocks lose attention or MLP; table, card, page and check know it, and training goes on."""
     run = tmp_path / "run"
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--text", text_file, "--keep", 0.3, "--method", "magnitude",
         "--sites", "mlp_mid", "attention", "mlp", "--output-dir", run, *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     first = json.loads((run / "result.json").read_text())["models"][0]
     assert sum(first["dropped"].values()) > 0
     assert first["logit_errors"]["max_logit_error"] <= 1e-5
@@ -664,23 +643,20 @@ def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     card = (run / "keep-0.3" / "README.md").read_text()
     assert f"Blocks have lost {said}" in card
     assert ("vllm serve" in card) == (not first["dropped"]["attention"])
-    assert run_command("verify", run).returncode == 0
-    smaller = run_command("export", run, "--keep", 0.4, "--json")
-    assert smaller.returncode == 0, smaller.stderr
+    must_run("verify", run)
+    smaller = must_run("export", run, "--keep", 0.4, "--json")
     assert json.loads(smaller.stdout)["models"][0]["keep"] <= 0.4
-    recovered = run_command(
+    must_run(
         "recover", run / "keep-0.3", "--text", text_file, "--tokens", 128, "--length", 32,
         "--batch", 1, "--context", 32, "--windows", 4, "--output-dir", tmp_path / "recovered",
     )  # fmt: skip
-    assert recovered.returncode == 0, recovered.stderr
 
 
 def test_a_method_that_scores_no_whole_branches_says_so(llama_folder, text_file, tmp_path):
-    done = run_command(
+    done = must_refuse(
         "prune", llama_folder, "--text", text_file, "--method", "wanda", "--sites", "mlp_mid",
         "attention", "--output-dir", tmp_path / "run",
     )  # fmt: skip
-    assert done.returncode == 2
     assert "--sites: the method wanda does not score whole branches" in done.stderr
     assert not (tmp_path / "run").exists()
 

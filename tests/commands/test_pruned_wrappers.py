@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, run_command
+from conftest import SMALL, byte_tokenizer, must_run, run_command
 from mixture_runs import export_another_size, pruned
 from PIL import Image
 from safetensors.torch import load_file
@@ -53,11 +53,10 @@ def wrapped(request, tmp_path_factory, text_file) -> tuple[str, Path, Path]:
     tiny_wrapper(request.param).save_pretrained(folder / "model")
     write = gemma3_processor if request.param == "gemma3" else settings_alone
     write(folder / "model")
-    done = run_command(
+    must_run(
         "prune", folder / "model", "--keep", 1.0, 0.6, "--text", text_file,
         "--output-dir", folder / "run", "--json", *SMALL, *FIXED,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     return request.param, folder / "model", folder / "run"
 
 
@@ -108,10 +107,9 @@ def test_what_is_pruned_is_the_language_model(wrapped):
 
 def test_the_processor_travels(wrapped, tmp_path):
     model_type, model, run = wrapped
-    done = run_command(
+    done = must_run(
         "convert", run / "keep-0.6", "--to", "folder", "--output-dir", tmp_path / "saved"
     )
-    assert done.returncode == 0, done.stderr
     assert "left out" not in done.stderr
     files = [path.name for path in model.glob("*processor_config.json")]
     assert files
@@ -137,8 +135,7 @@ def test_another_size_with_little_memory(wrapped):
     _, _, run = wrapped
     for flags in ((), ("--no-measure",)):
         shutil.rmtree(run / "keep-0.8", ignore_errors=True)
-        done = run_command("export", run, "--keep", 0.8, *flags)
-        assert done.returncode == 0, done.stderr
+        must_run("export", run, "--keep", 0.8, *flags)
         files = {
             path.name: path.read_bytes()
             for path in (run / "keep-0.8").iterdir()
@@ -152,12 +149,11 @@ def test_another_size_with_little_memory(wrapped):
 def test_recover_trains_the_language_model_alone(wrapped, text_file, tmp_path):
     model_type, _, run = wrapped
     student = run / "keep-0.6"
-    done = run_command(
+    must_run(
         "recover", student, "--text", text_file, "--tokens", 128, "--length", 32, "--batch", 1,
         "--context", 32, "--windows", 4, "--learning-rate", 0.01,
         "--output-dir", tmp_path / "better", "--device", "cpu", "--dtype", "float32",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     better = tmp_path / "better" / "model"
     before, after = beside(student), beside(better)
     assert before.keys() == after.keys()
@@ -176,12 +172,11 @@ def test_recover_trains_the_language_model_alone(wrapped, text_file, tmp_path):
 def test_learned_masks_with_scales_and_adapters(wrapped, text_file, tmp_path):
     """The default method, all kinds of entries: what is written is what was masked."""
     _, model, _ = wrapped
-    done = run_command(
+    done = must_run(
         "prune", model, "--keep", 0.6, "--text", text_file, "--output-dir", tmp_path / "run",
         "--sites", "attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "attention", "mlp",
         "--json", *SMALL, "--rounds", 1,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
     assert made["logit_errors"]["max_logit_error"] < 1e-5
     assert made["speed"]["prefill_ms"] > 0 < made["speed"]["decode_ms"]
@@ -192,11 +187,10 @@ def test_both_are_evaluated(wrapped, text_file):
     _, model, run = wrapped
     result = json.loads((run / "result.json").read_text())
     for folder, stated in ((model, result["original"]), (run / "keep-0.6", result["models"][1])):
-        done = run_command(
+        done = must_run(
             "eval", folder, "--text", text_file, "--context", 32, "--windows", 4,
             "--device", "cpu", "--dtype", "float32", "--json",
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         for key in ("parameters", "block_parameters"):
             assert found[key] == stated[key]
@@ -205,15 +199,13 @@ def test_both_are_evaluated(wrapped, text_file):
 def test_plain_wrappers_load_anywhere(tmp_path, text_file):
     tiny_wrapper("gemma3").save_pretrained(tmp_path / "model")
     gemma3_processor(tmp_path / "model")
-    done = run_command(
+    must_run(
         "prune", tmp_path / "model", "--keep", 0.75, "--text", text_file, "--sites", "mlp_mid",
         "--align", 24, "--output-dir", tmp_path / "run", *SMALL, *FIXED,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    done = run_command(
+    must_run(
         "convert", tmp_path / "run/keep-0.75", "--to", "plain", "--output-dir", tmp_path / "plain"
     )
-    assert done.returncode == 0, done.stderr
     plain, prompt = loaded(tmp_path / "plain"), picture("gemma3")
     assert type(plain).__name__ == "Gemma3ForConditionalGeneration"
     assert plain.config.text_config.intermediate_size == 24
@@ -253,8 +245,7 @@ def test_reap_drops_experts_of_a_wrapper(mixture, text_file, tmp_path):
 def test_uniform_experts_give_a_plain_wrapper(mixture, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
     widths = pruned(mixture, text_file, run, "--keep", 0.6, "--for", "anywhere", *FIXED)
-    done = run_command("convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain)
-    assert done.returncode == 0, done.stderr
+    must_run("convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain)
     model, report = AutoModelForMultimodalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "Qwen3_5MoeForConditionalGeneration"
     assert not any(report.values())

@@ -12,7 +12,7 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import SMALL, byte_tokenizer, must_refuse, must_run, run_command, tiny_model
 from safetensors.torch import load_file
 from small import usual
 from torch.nn import functional
@@ -29,8 +29,7 @@ FEW = usual("--tokens 1920 --length 32 --batch 4 --context 32 --windows 8 --dtyp
 
 
 def recover(*arguments, **options) -> dict:
-    done = run_command("recover", *arguments, *FEW, "--json", **options)
-    assert done.returncode == 0, done.stderr
+    done = must_run("recover", *arguments, *FEW, "--json", **options)
     return json.loads(done.stdout)
 
 
@@ -89,8 +88,7 @@ def test_a_dense_model_takes_the_same_training(llama_folder, text_file, tmp_path
 def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_path):
     flags = ["--text", text_file, *FEW]
     command = ["recover", small_run[0] / "keep-0.5", *flags]
-    whole = run_command(*command, "--output-dir", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
+    must_run(*command, "--output-dir", tmp_path / "whole")
     running = fresh.start_command(*command, "--output-dir", tmp_path / "cut")
     metrics = tmp_path / "cut" / "metrics.jsonl"
     for _ in range(6000):
@@ -101,8 +99,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     done = running.wait()
     assert done.returncode == 130, done.stderr
     assert "--resume" in done.stderr
-    resumed = run_command("recover", "--resume", "--output-dir", tmp_path / "cut")
-    assert resumed.returncode == 0, resumed.stderr
+    must_run("recover", "--resume", "--output-dir", tmp_path / "cut")
     assert metrics.read_text().count("\n") == 15
     files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -110,8 +107,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     assert counted == [1920, 1920]
     steps = metrics.stat().st_mtime_ns
     assert not list((tmp_path / "cut").rglob("step-*")), "a finished run needs no checkpoints"
-    again = run_command("recover", "--resume", "--output-dir", tmp_path / "cut")
-    assert again.returncode == 0, again.stderr
+    must_run("recover", "--resume", "--output-dir", tmp_path / "cut")
     assert metrics.stat().st_mtime_ns == steps, "nothing is trained again"
 
 
@@ -124,10 +120,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     ],
 )
 def test_careless_numbers(small_run, tmp_path, flags, words):
-    done = run_command(
+    done = must_refuse(
         "recover", small_run[0] / "keep-0.5", *flags, "--output-dir", tmp_path / "run"
     )
-    assert done.returncode == 2
     assert words in done.stderr
     assert not (tmp_path / "run").exists()
 
@@ -139,7 +134,7 @@ def test_an_original_that_is_gone_is_named(small_run, text_file, tmp_path):
     text = settings.read_text()
     model = tomllib.loads(text)["model"]
     settings.write_text(text.replace(model, f"{tmp_path}/gone"))
-    done = run_command(
+    done = must_refuse(
         "recover",
         tmp_path / "moved/keep-0.5",
         "--text",
@@ -147,14 +142,12 @@ def test_an_original_that_is_gone_is_named(small_run, text_file, tmp_path):
         "--output-dir",
         tmp_path / "run",
     )
-    assert done.returncode == 2
     assert f"and {tmp_path}/gone is gone; name a model" in done.stderr
 
 
 def test_a_teacher_must_be_known_and_fit(llama_folder, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run")
-    done = run_command("recover", llama_folder, *flags)
-    assert done.returncode == 2
+    done = must_refuse("recover", llama_folder, *flags)
     assert "--teacher" in done.stderr
     dry = run_command("recover", llama_folder, *flags, "--dry-run")
     assert (dry.returncode, dry.stderr) == (2, done.stderr.splitlines(keepends=True)[-1])
@@ -162,8 +155,7 @@ def test_a_teacher_must_be_known_and_fit(llama_folder, text_file, tmp_path):
     other.save_pretrained(tmp_path / "other")
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama_folder)
     tokenizer.save_pretrained(tmp_path / "other")
-    done = run_command("recover", llama_folder, "--teacher", tmp_path / "other", *flags)
-    assert done.returncode == 2
+    done = must_refuse("recover", llama_folder, "--teacher", tmp_path / "other", *flags)
     assert "400 tokens" in done.stderr
     assert not (tmp_path / "run").exists()
 
@@ -200,8 +192,7 @@ def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_
         "recover", student, "--text", text_file, "--output-dir", folder, "--suite", suite,
         "--learning-rate", 0.003, *FEW, "--json",
     ]  # fmt: skip
-    done = run_command(*command)
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command)
     result = json.loads(done.stdout)
     for name, model in (("before", student), ("model", folder / "model")):
         alone = run_command(
@@ -223,9 +214,9 @@ def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_
     card = (folder / "model" / "README.md").read_text()
     assert f"that of the suite ×{before:.3f}" in card
     assert f"geometric mean over A | ×1 | ×{after:.3f} ± " in card
-    assert run_command("verify", folder).returncode == 0
+    must_run("verify", folder)
     page = folder / "report.html"
-    assert run_command("report", folder, "--output", page).returncode == 0
+    must_run("report", folder, "--output", page)
     assert f"<td>×{before:.3f} ± " in page.read_text()
     shutil.rmtree(folder / "model")  # so that there is something to go on with
     suite.write_text(suite.read_text().replace("texts.A", "texts.B"))
@@ -237,10 +228,7 @@ def test_the_original_is_not_measured_again(llama_folder, text_file, suite, tmp_
     """Its scores lie in the card of a run that had the same suite; of another one they do not."""
     run = tmp_path / "run"
     flags = ("--text", text_file, "--suite", suite)
-    done = run_command(
-        "prune", llama_folder, "--method", "magnitude", *flags, "--output-dir", run, *SMALL
-    )
-    assert done.returncode == 0, done.stderr
+    must_run("prune", llama_folder, "--method", "magnitude", *flags, "--output-dir", run, *SMALL)
     measured = []
     measure = Scoreboard.measure
 
@@ -277,8 +265,7 @@ def test_without_a_teacher_there_may_be_no_original(small_run, text_file, suite,
 def test_the_page_of_a_run_shows_before_and_after(recovered, tmp_path):
     folder, result = recovered
     page = tmp_path / "page.html"
-    done = run_command("report", folder, "--output", page)
-    assert done.returncode == 0, done.stderr
+    must_run("report", folder, "--output", page)
     text = page.read_text()
     made = (result[name]["measured"] for name in ("before", "model"))
     for figures in (*made, result["teacher"]):
@@ -293,11 +280,10 @@ def test_a_router_that_its_family_keeps_in_float32_stays_so(text_file, tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     loaded.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    done = run_command(
+    must_run(
         "recover", folder, *FEW, "--text", text_file, "--output-dir", tmp_path / "run",
         "--distill", 0, "--dtype", "bfloat16",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "run/model"))
     assert before[gate].dtype == torch.float32
     assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
@@ -336,6 +322,5 @@ def small_model_of(recovered) -> str:
 
 
 def test_a_run_of_it_is_named_where_one_of_prune_is_meant(recovered):
-    done = run_command("export", recovered[0], "--keep", 0.4)
-    assert done.returncode == 2
+    done = must_refuse("export", recovered[0], "--keep", 0.4)
     assert "is a run of `disp-llm recover`; name the `output_dir` of an earlier" in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import together
 import torch
-from conftest import BEGUN, one_process, run_command, tiny_model
+from conftest import BEGUN, must_refuse, must_run, one_process, tiny_model
 from safetensors.torch import load_file
 
 import disp_llm
@@ -34,8 +34,7 @@ def recover(folder: Path, *arguments: object, count: int = 1, in_node: int = 0) 
     """What the first of some processes printed with `--json`."""
     command = ("recover", *arguments, "--output-dir", folder, "--json")
     if count == 1:
-        done = run_command(*command)
-        assert done.returncode == 0, done.stderr
+        done = must_run(*command)
         return json.loads(done.stdout)
     first, *others = together.run(together.COMMAND, *command, count=count)
     assert not any(other.stdout.strip("{}\n") for other in others)
@@ -149,8 +148,7 @@ def job_of(folder: Path) -> Job[RecoverConfig]:
 
 def test_one_process_has_nobody_to_share_with(small_run, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--shard", "full")
-    done = run_command("recover", small_run[0] / "keep-0.5", *FEW, *flags)
-    assert done.returncode == 2
+    done = must_refuse("recover", small_run[0] / "keep-0.5", *FEW, *flags)
     assert "--shard: full, and there is one process; start several by" in done.stderr
     assert not (tmp_path / "run").exists()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import together
 import torch
-from conftest import SMALL, run_command
+from conftest import SMALL, must_refuse, must_run
 from safetensors.torch import load_file
 
 from disp_llm.runs.folder import Run
@@ -17,8 +17,7 @@ def prune(folder: Path, *arguments: object, count: int = 2, in_node: int = 0) ->
     """What the first of several processes printed with `--json`."""
     command = ("prune", *SMALL, *arguments, "--output-dir", folder, "--json")
     if count == 1:
-        done = run_command(*command)
-        assert done.returncode == 0, done.stderr
+        done = must_run(*command)
         return json.loads(done.stdout)
     first, *others = together.run(together.COMMAND, *command, count=count, in_node=in_node)
     for other in others:
@@ -95,8 +94,7 @@ def test_what_needs_whole_weights_is_refused(flags, said, llama_folder, text_fil
 
 
 def test_one_process_has_nobody_to_share_with(llama_folder, text_file, tmp_path):
-    done = run_command("prune", llama_folder, "--text", text_file, "--shard", "full", *SMALL)
-    assert done.returncode == 2
+    done = must_refuse("prune", llama_folder, "--text", text_file, "--shard", "full", *SMALL)
     assert "--shard: full, and there is one process; start several by" in done.stderr
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SETTINGS, SMALL, run_command
+from conftest import SETTINGS, SMALL, must_refuse, must_run, run_command
 from safetensors.torch import load_file, save_file
 from small import settings_of
 
@@ -33,10 +33,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 def own_run(tmp_path_factory, llama_folder) -> tuple[Path, dict]:
     """A finished run for which no text was named."""
     folder = tmp_path_factory.mktemp("own") / "run"
-    done = run_command(
-        "prune", llama_folder, "--keep", 0.5, "--output-dir", folder, "--json", *SMALL
-    )
-    assert done.returncode == 0, done.stderr
+    done = must_run("prune", llama_folder, "--keep", 0.5, "--output-dir", folder, "--json", *SMALL)
     return folder, json.loads(done.stdout)
 
 
@@ -70,11 +67,10 @@ def test_self_is_the_name_of_the_default_and_a_seed_gives_the_same_text(
 
 
 def test_another_seed_writes_other_text(own_run, llama_folder, tmp_path):
-    done = run_command(
+    must_run(
         "prune", llama_folder, "--method", "fisher", "--seed", 1, "--output-dir", tmp_path / "run",
         *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     written = written_in(tmp_path / "run")
     assert len(written) == 8  # fisher takes no steps
     assert not torch.equal(written[:2], written_in(own_run[0])[:2])
@@ -85,11 +81,10 @@ def test_a_file_called_self_is_named_with_its_folder(
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copy(text_file, "self")
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--text", "./self", "--method", "magnitude", "--json",
         "--output-dir", "run", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["source"]["text"] == "self"
     assert not Path("run/synthetic.safetensors").exists()
     result = disp_llm.prune(
@@ -104,11 +99,10 @@ def test_a_file_called_self_is_named_with_its_folder(
 
 @pytest.mark.parametrize("weights", [["--weights", 1, 3], []])
 def test_own_text_are_mixed_with_files(weights, llama_folder, text_file, tmp_path):
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--text", text_file, "self", *weights, "--output-dir",
         tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     share = 0.75 if weights else 1
     tokens = written_in(tmp_path / "run").numel()
     assert tokens == -(-share * (320 + 128) // 32) * 32
@@ -125,8 +119,7 @@ def test_interrupted_while_it_writes_and_resumed(own_run, llama_folder, tmp_path
     with pytest.raises(KeyboardInterrupt):
         disp_llm.prune(str(llama_folder), progress=progress, **call)
     assert Run(tmp_path / "run").result()["status"] == "stopped"
-    done = run_command("prune", llama_folder, "--output-dir", tmp_path / "run", "--resume")
-    assert done.returncode == 0, done.stderr
+    must_run("prune", llama_folder, "--output-dir", tmp_path / "run", "--resume")
     assert torch.equal(written_in(tmp_path / "run"), written_in(own_run[0]))
     ours, theirs = (
         load_file(folder / "selection.safetensors") for folder in (tmp_path / "run", own_run[0])
@@ -154,7 +147,7 @@ def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
 
 def test_verify_finds_text_that_has_changed(own_run, tmp_path):
     folder = shutil.copytree(own_run[0], tmp_path / "run")
-    assert run_command("verify", folder).returncode == 0
+    must_run("verify", folder)
     path = folder / "synthetic.safetensors"
     save_file({"tokens": torch.zeros(14, 32).int()}, path)
     problems = disp_llm.verify(folder)["problems"]
@@ -164,8 +157,7 @@ def test_verify_finds_text_that_has_changed(own_run, tmp_path):
 def test_other_sizes_of_a_run_are_measured_on_the_same_text(own_run, tmp_path):
     folder = shutil.copytree(own_run[0], tmp_path / "run")
     before = written_in(folder)
-    done = run_command("export", folder, "--keep", 0.7, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("export", folder, "--keep", 0.7, "--json")
     assert json.loads(done.stdout)["source"] == own_run[1]["source"]
     assert torch.equal(written_in(folder), before)
 
@@ -189,8 +181,7 @@ def test_minutes_are_shared_between_writing_and_learning(llama_folder, tmp_path)
         tmp_path / "run",
         "--json",
     ]
-    done = run_command("prune", llama_folder, *flags)
-    assert done.returncode == 0, done.stderr
+    done = must_run("prune", llama_folder, *flags)
     result = json.loads(done.stdout)
     assert len(written_in(tmp_path / "run")) >= (4 * 32 + 128) // 32
     assert result["steps"] >= 5
@@ -201,10 +192,9 @@ FEW = ["--tokens", 256, "--length", 32, "--context", 32, "--windows", 4, "--devi
 
 
 def test_the_original_writes_what_a_pruned_model_is_trained_on(own_run, tmp_path):
-    done = run_command(
+    done = must_run(
         "recover", own_run[0] / "keep-0.5", "--output-dir", tmp_path / "run", "--json", *FEW
     )
-    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["source"]["text"] == "synthetic text, 384 tokens"
     assert "teacher_revision" in result["source"]
@@ -218,8 +208,7 @@ def test_the_original_writes_what_a_pruned_model_is_trained_on(own_run, tmp_path
 def test_the_original_writes_also_where_it_does_not_teach(own_run, tmp_path):
     folder = tmp_path / "run"
     flags = ["--output-dir", folder, "--distill", 0, "--json", *FEW]
-    done = run_command("recover", own_run[0] / "keep-0.5", *flags)
-    assert done.returncode == 0, done.stderr
+    done = must_run("recover", own_run[0] / "keep-0.5", *flags)
     result = json.loads(done.stdout)
     assert "teacher" not in result
 
@@ -230,15 +219,13 @@ def test_the_original_writes_also_where_it_does_not_teach(own_run, tmp_path):
 )
 def test_who_is_to_write_is_asked_in_one_line(distill, hint, llama_folder, tmp_path):
     flags = ["--output-dir", tmp_path / "run", "--distill", distill, *FEW]
-    done = run_command("recover", llama_folder, *flags)
-    assert done.returncode == 2
+    done = must_refuse("recover", llama_folder, *flags)
     assert "--teacher: is needed to write text" in refusal(done)
     assert hint in refusal(done)
     assert not (tmp_path / "run").exists()
 
 
 def test_methods_are_compared_on_a_text_that_is_named(llama_folder, tmp_path):
-    done = run_command("compare", llama_folder, "--output-dir", tmp_path / "table")
-    assert done.returncode == 2
+    done = must_refuse("compare", llama_folder, "--output-dir", tmp_path / "table")
     assert "--text: is missing, and all methods learn from one text" in refusal(done)
     assert not (tmp_path / "table").exists()

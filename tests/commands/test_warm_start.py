@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 import torch
-from conftest import SMALL, kept_in, run_command
+from conftest import SMALL, kept_in, must_run, run_command
 from safetensors.torch import load_file, save_file
 from test_recover import FEW
 
@@ -123,8 +123,7 @@ def test_only_a_larger_size_of_the_same_run(
 
 def test_biases_for_what_is_pruned_are_of_every_size_other_ones(llama_folder, text_file, tmp_path):
     flags = ("--method", "flap", "--keep", 0.5, 0.8, "--text", text_file, *SMALL)
-    done = run_command("prune", llama_folder, *flags, "--output-dir", tmp_path / "flap")
-    assert done.returncode == 0, done.stderr
+    done = must_run("prune", llama_folder, *flags, "--output-dir", tmp_path / "flap")
     flags = ("--weights-from", tmp_path / "flap/keep-0.8", "--distill", 0)
     done = recover(tmp_path / "flap/keep-0.5", text_file, tmp_path / "run", *flags)
     assert done.returncode == 2

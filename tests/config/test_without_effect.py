@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from commands_of_all import declared, least
-from conftest import problem_of, run_command
+from conftest import must_refuse, problem_of
 
 from disp_llm.cli.parsing import all_settings, parse
 from disp_llm.config.checks import check_settings, unread, usual_settings, with_used
@@ -154,8 +154,7 @@ def test_a_text_that_is_learned_and_measured_is_warned_of(text_file, caplog):
 
 
 def test_the_line_says_what_would_read_it():
-    done = run_command("prune", "m", "--method", "magnitude", "--learning-rate", 1)
-    assert done.returncode == 2
+    done = must_refuse("prune", "m", "--method", "magnitude", "--learning-rate", 1)
     assert done.stderr == (
         "disp-llm: --learning-rate: is of the method learned, and the method magnitude does not "
         "read it; leave it out, or leave --method out\n"

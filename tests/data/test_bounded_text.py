@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, run_command
+from conftest import byte_tokenizer, must_refuse
 
 from disp_llm.commands.planning import tokens_wanted
 from disp_llm.config.errors import InputError
@@ -70,8 +70,7 @@ def test_a_command_does_not_wait_for_a_pipe(llama_folder, tmp_path):
     path = special_files(tmp_path)["pipe"]
     (tmp_path / "link.txt").symlink_to(path)
     for flags in (["--text", path], ["--eval-text", tmp_path / "link.txt"], ["--config", path]):
-        done = run_command("prune", llama_folder, *flags, "--output-dir", tmp_path / "run")
-        assert done.returncode == 2
+        done = must_refuse("prune", llama_folder, *flags, "--output-dir", tmp_path / "run")
         assert "write it to a file" in done.stderr
         assert "Traceback" not in done.stderr
 

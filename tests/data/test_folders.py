@@ -6,7 +6,7 @@ import os
 
 import datasets
 import pytest
-from conftest import run_command
+from conftest import must_refuse, run_command
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.sources import read_documents, read_given
@@ -98,8 +98,7 @@ def test_the_command_names_flag_file_and_line(llama_folder, text_file, tmp_path,
     bad.write_bytes(lines_of(["a", None]))
     texts = {"--text": text_file, "--eval-text": text_file} | {flag: bad}
     flags = [part for pair in texts.items() for part in pair]
-    done = run_command("prune", llama_folder, *flags, "--output-dir", tmp_path / "run")
-    assert done.returncode == 2
+    done = must_refuse("prune", llama_folder, *flags, "--output-dir", tmp_path / "run")
     assert f"disp-llm: {flag}: {bad} has no text but None as 'text' in line 2; " in done.stderr
     assert not (tmp_path / "run").exists()
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import SMALL, byte_tokenizer, run_command
+from conftest import SMALL, byte_tokenizer, must_refuse, must_run
 
 from disp_llm.config.parts import TextConfig
 from disp_llm.data.tokens import load_tokens
@@ -73,11 +73,10 @@ def test_what_is_held_out_is_read_in_turn(tmp_path):
 def test_a_run_of_short_windows_is_measured_on_every_text(llama_folder, tmp_path):
     for letter in "ab":  # the held-out tenth of each is more than all windows of SMALL
         (tmp_path / letter).write_text(letter * 12_000)
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--text", tmp_path / "a", tmp_path / "b", "--weights", 1, 1,
         "--method", "random", "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     of_a, of_b, *others = json.loads(done.stdout)["original"]["measured"]["window_losses"]
     assert of_a != of_b
     assert others == [of_a, of_b]
@@ -93,6 +92,5 @@ def test_a_run_of_short_windows_is_measured_on_every_text(llama_folder, tmp_path
     ],
 )
 def test_careless_weights(llama_folder, text_file, tmp_path, flags, word):
-    done = run_command("prune", llama_folder, "--text", text_file, text_file, *flags)
-    assert done.returncode == 2
+    done = must_refuse("prune", llama_folder, "--text", text_file, text_file, *flags)
     assert word in done.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import SMALL, byte_tokenizer, run_command
+from conftest import SMALL, byte_tokenizer, must_run
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
@@ -97,11 +97,10 @@ def test_mixed_with_other_text_its_weights_share_what_it_has(mixture, text_file)
 
 
 def test_a_run_learns_from_a_mixture(mixture, llama_folder, tmp_path):
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--text", mixture, "self", "--weights", 1, 1,
         "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     source = json.loads(done.stdout)["source"]
     assert source["text"].startswith("web/, code.jsonl, synthetic text")
 
@@ -112,12 +111,11 @@ def test_what_is_measured_after_recovery_was_not_learned_from_before(
     monkeypatch.setattr(sources, "LEAST_OF_MIXTURE", 120)
     flags = ("--text", mixture, "--length", 32, "--context", 32, "--windows", 1, "--batch", 1)
     flags = (*flags, "--dtype", "float32", "--device", "cpu", "--json")
-    pruned = run_command(
+    pruned = must_run(
         "prune", llama_folder, "--steps", 8, "--calibration-sequences", 8,
         "--calibration-length", 32, "--rounds", 0, "--output-dir", tmp_path / "run", *flags,
     )  # fmt: skip
-    assert pruned.returncode == 0, pruned.stderr
-    recovered = run_command(
+    recovered = must_run(
         "recover",
         tmp_path / "run/keep-0.5",
         "--tokens",
@@ -126,7 +124,6 @@ def test_what_is_measured_after_recovery_was_not_learned_from_before(
         tmp_path / "more",
         *flags,
     )
-    assert recovered.returncode == 0, recovered.stderr
     before, after = (json.loads(done.stdout)["source"] for done in (pruned, recovered))
     for key in ("text_sha256", "eval_text_sha256"):  # as far as before, not to the middle of it
         assert after[key] == before[key]

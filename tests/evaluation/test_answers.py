@@ -5,7 +5,15 @@ import math
 
 import pytest
 import torch
-from conftest import SETTINGS, SMALL, byte_tokenizer, run_command, tiny_model, tiny_prunable
+from conftest import (
+    SETTINGS,
+    SMALL,
+    byte_tokenizer,
+    must_refuse,
+    must_run,
+    tiny_model,
+    tiny_prunable,
+)
 
 import disp_llm
 from disp_llm.config.errors import InputError
@@ -117,23 +125,20 @@ def examples(tmp_path):
 
 def test_from_the_command_line(llama_folder, examples, tmp_path):
     small = [*SMALL, "--keep", "0.6", "--examples", examples, "--output-dir", tmp_path / "run"]
-    done = run_command("prune", llama_folder, *small, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("prune", llama_folder, *small, "--json")
     pruned = json.loads(done.stdout)
     assert pruned["source"]["text"] == "train.jsonl"
     assert pruned["source"]["eval_text"] == "answers in every tenth of train.jsonl"
     assert pruned["original"]["prompt"] == ROWS[3]["prompt"]
     folder, again = tmp_path / "run" / "keep-0.6", tmp_path / "again"
     flags = ["--examples", examples, "--context", 32, "--windows", 0, "--dtype", "float32"]
-    done = run_command("eval", folder, *flags, "--limit", 5, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("eval", folder, *flags, "--limit", 5, "--json")
     found = json.loads(done.stdout)
     assert found["answers"]["answers"] == 5
     assert found["tokens"] == 4 * sum(len(row["answer"]) + 1 for row in ROWS)
     short = ["--examples", examples, "--tokens", 256, "--length", 32, "--batch", 2]
     more = ["--context", 32, "--dtype", "float32", "--output-dir", again, "--json"]
-    done = run_command("recover", folder, *short, *more, "--learning-rate", 0.01)
-    assert done.returncode == 0, done.stderr
+    done = must_run("recover", folder, *short, *more, "--learning-rate", 0.01)
     recovered = json.loads(done.stdout)
     assert (
         recovered["model"]["measured"]["perplexity"] < recovered["before"]["measured"]["perplexity"]
@@ -148,8 +153,7 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
     ],
 )
 def test_what_eval_refuses(llama_folder, flags, words):
-    done = run_command("eval", llama_folder, *flags)
-    assert done.returncode == 2
+    done = must_refuse("eval", llama_folder, *flags)
     assert words in done.stderr
 
 

@@ -7,7 +7,14 @@ import shutil
 import fresh
 import pytest
 import torch
-from conftest import SMALL, masks_of, run_command, tiny_prunable, without_branches
+from conftest import (
+    SMALL,
+    masks_of,
+    must_refuse,
+    must_run,
+    tiny_prunable,
+    without_branches,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from disp_llm.commands.bench import in_own_process
@@ -193,11 +200,10 @@ def test_prune_times_what_it_made(llama_folder, text_file, tmp_path, monkeypatch
         return (0.004 if prefill else 0.001) * (1 + hasattr(model.config, "disp_llm"))
 
     monkeypatch.setattr(timing, "_timed", timed)
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--keep", 0.5, 1.0, "--method", "magnitude", "--text", text_file,
         "--output-dir", folder, *SMALL, "--rounds", 3,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     half, whole = json.loads((folder / "result.json").read_text())["models"]
     assert calls == 2 * 2 * (timing.WARM_UP + 3)  # two models, two phases
     for phase, seconds in (("prefill", 4), ("decode", 1)):
@@ -258,11 +264,10 @@ def test_a_process_of_its_own_measures_or_says_why(llama_folder, tmp_path):
 def test_bench_measures_a_folder_and_its_original(small_run, llama_folder):
     _, result = small_run
     folder = next(m["folder"] for m in result["models"] if m["share_asked"] == 0.5)
-    done = run_command(
+    done = must_run(
         "bench", folder, "--length", 16, 32, "--batch", 1, 2,
         "--context", 16, "--rounds", 3, "--dtype", "float32", "--device", "cpu", "--json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["against"] == str(llama_folder)
     assert [(c["phase"], c["length"], c["batch"]) for c in found["comparisons"]] == [
@@ -286,20 +291,17 @@ def test_bench_measures_a_folder_and_its_original(small_run, llama_folder):
 )
 def test_bad_requests_are_one_line_that_names_the_flag(llama_folder, flags, named):
     against = [] if "--against" in flags else ["--against", llama_folder]
-    done = run_command("bench", llama_folder, *against, *flags)
-    assert done.returncode == 2
+    done = must_refuse("bench", llama_folder, *against, *flags)
     assert named in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_what_was_not_pruned_has_no_original(llama_folder):
-    done = run_command("bench", llama_folder)
-    assert done.returncode == 2
+    done = must_refuse("bench", llama_folder)
     assert done.stderr.startswith("disp-llm: --against: nothing says what")
 
 
 def test_neither_is_loaded_where_one_is_missing(llama_folder, monkeypatch):
     monkeypatch.delattr("disp_llm.commands.bench.in_own_process")
-    done = run_command("bench", "nowhere/none", "--against", llama_folder)
-    assert done.returncode == 2
+    done = must_refuse("bench", "nowhere/none", "--against", llama_folder)
     assert done.stderr.startswith("disp-llm: MODEL: ")

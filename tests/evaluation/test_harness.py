@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import run_command
+from conftest import must_refuse, must_run
 
 from disp_llm.config.texts import load_suite
 from disp_llm.evaluation.suites import kept_above_chance
@@ -99,14 +99,12 @@ def directly(model, task, **settings):
 
 
 def evaluated(*arguments):
-    done = run_command("eval", *arguments, "--dtype", "float32", "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("eval", *arguments, "--dtype", "float32", "--json")
     return json.loads(done.stdout)
 
 
 def refused(*arguments):
-    done = run_command("eval", *arguments)
-    assert done.returncode == 2
+    done = must_refuse("eval", *arguments)
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1]
 
@@ -145,8 +143,7 @@ def test_shots_that_do_not_fit_are_a_warning(llama_folder, folder, caplog, shots
 def test_tables_name_the_shots(llama_folder, folder):
     suite = in_suite(folder, shown="chance = 0")
     for flags in (["--tasks", "shown"], ["--suite", suite]):
-        done = run_command("eval", llama_folder, *flags)
-        assert done.returncode == 0, done.stderr
+        done = must_run("eval", llama_folder, *flags)
         head, row = (
             line.split()
             for line in done.stdout.splitlines()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, run_command, sites_with, tiny_prunable
+from conftest import SMALL, must_run, sites_with, tiny_prunable
 from damage import BYTES
 from transformers import AutoModelForCausalLM
 
@@ -270,12 +270,11 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     monkeypatch.setattr(
         timing.Stopwatch, "paired", staticmethod(lambda *asked: taking(by_parameters(*asked[:2])))
     )
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--budget", "latency", "--fit", 0.6, 0.8,
         "--workload", "prefill", "decode", "--workload-length", 100,
         "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     dense = AutoModelForCausalLM.from_pretrained(llama_folder)
     for target, model in zip((0.6, 0.8), result["models"], strict=True):

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model, tiny_prunable
+from conftest import (
+    SMALL,
+    byte_tokenizer,
+    must_refuse,
+    must_run,
+    run_command,
+    tiny_model,
+    tiny_prunable,
+)
 
 import disp_llm
 from disp_llm.config.errors import InputError
@@ -141,8 +149,7 @@ def suite(tmp_path, text_file):
 
 
 def evaluated(*arguments):
-    done = run_command("eval", *arguments, "--dtype", "float32", "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("eval", *arguments, "--dtype", "float32", "--json")
     return json.loads(done.stdout), done.stderr
 
 
@@ -193,8 +200,7 @@ def test_first_rows_of_a_data_set(llama_folder, tmp_path):
     assert texts["A"]["perplexity"] == texts["B"]["perplexity"]
     assert texts["A"]["text"] == "rows/"
     suite.write_text(f"[texts.A]\ndataset = '{rows}'\nrows = 3")
-    done = run_command("eval", llama_folder, "--suite", suite)
-    assert done.returncode == 2
+    done = must_refuse("eval", llama_folder, "--suite", suite)
     assert "rows.toml: texts.A: " in done.stderr.splitlines()[-1]
     assert "words" in done.stderr.splitlines()[-1]
 
@@ -236,8 +242,7 @@ def test_tasks_against_the_original(llama_folder, other_folder, suite, questions
 def test_tasks_that_cannot_be_run(llama_folder, suite, tmp_path, task, said):
     (tmp_path / "c.jsonl").write_text('{"question": 3}')
     suite.write_text(task)
-    done = run_command("eval", llama_folder, "--suite", suite)
-    assert done.returncode == 2
+    done = must_refuse("eval", llama_folder, "--suite", suite)
     assert f"two.toml: {said}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
@@ -254,8 +259,7 @@ def test_tasks_that_cannot_be_run(llama_folder, suite, tmp_path, task, said):
 )
 def test_mistakes_are_one_line(llama_folder, suite, arguments, said):
     given = [suite if argument == "SUITE" else argument for argument in arguments]
-    done = run_command("eval", llama_folder, *given)
-    assert done.returncode == 2
+    done = must_refuse("eval", llama_folder, *given)
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
@@ -277,19 +281,17 @@ def test_mistakes_are_one_line(llama_folder, suite, arguments, said):
 def test_texts_that_cannot_be_read(llama_folder, suite, tmp_path, content, said):
     (tmp_path / "mine.jsonl").write_text("{")
     suite.write_text(content)
-    done = run_command("eval", llama_folder, "--suite", suite)
-    assert done.returncode == 2
+    done = must_refuse("eval", llama_folder, "--suite", suite)
     assert f"{suite}: {said}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
 def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, tmp_path):
     run = tmp_path / "run"
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--keep", 0.5, "--text", text_file, "--suite", suite,
         "--output-dir", run, "--json", "--method", "magnitude", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     dense, pruned = figures["original"], figures["models"][0]
     assert dense["scores"]["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
@@ -301,11 +303,10 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     assert f"×{said}" in done.stderr
     card = (run / "keep-0.5" / "README.md").read_text()
     assert f"| perplexity / the original's, geometric mean over A, B | ×1 | ×{said} | |" in card
-    done = run_command("export", run, "--keep", 0.7)
-    assert done.returncode == 0, done.stderr
+    done = must_run("export", run, "--keep", 0.7)
     models = json.loads((run / "result.json").read_text())["models"]
     assert [model["scores"]["suite"] for model in models] == ["two", "two"]
-    assert run_command("verify", run).returncode == 0
+    must_run("verify", run)
     page = (run / "report.html").read_text()
     assert "perplexity of the suite" in page
     assert f"<td>×{said}</td>" in page

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run_command
+from conftest import must_refuse, must_run
 
 from disp_llm.evaluation.tasks import average, metric_of
 
@@ -17,8 +17,7 @@ def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_s
 
     suite = questions.with_name("arc.toml")
     suite.write_text(f"[tasks.arc_easy]\nchance = 0.25\ndata = '{questions}'")
-    done = run_command("eval", llama_folder, "--suite", suite, "--dtype", "float32", "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("eval", llama_folder, "--suite", suite, "--dtype", "float32", "--json")
     figures = json.loads(done.stdout)["tasks"]["arc_easy"]
     assert figures["n"] == 12
     assert figures["metric"] == "acc_norm"
@@ -45,8 +44,7 @@ def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_s
     assert figures["stderr"] > 0
     own = questions.with_name("own.yaml")
     own.write_text(json.dumps(task))  # JSON is YAML
-    done = run_command("eval", llama_folder, "--tasks", own, "--dtype", "float32", "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("eval", llama_folder, "--tasks", own, "--dtype", "float32", "--json")
     assert json.loads(done.stdout)["tasks"]["local_arc"]["acc"] == figures["acc"]
 
 
@@ -58,8 +56,7 @@ def test_a_file_that_states_no_task_is_refused(text, said, llama_folder, tmp_pat
     own = tmp_path / "own.yaml"
     if text is not None:
         own.write_text(text)
-    done = run_command("eval", llama_folder, "--tasks", own)
-    assert done.returncode == 2
+    done = must_refuse("eval", llama_folder, "--tasks", own)
     assert f"{own}: {said}" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 

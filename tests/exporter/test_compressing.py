@@ -9,7 +9,7 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import byte_tokenizer, masks_of, run_command, tiny_prunable
+from conftest import byte_tokenizer, masks_of, must_refuse, must_run, run_command, tiny_prunable
 from in_memory import export_folder
 from safetensors.torch import load_file
 
@@ -81,8 +81,7 @@ def test_weights_are_rounded_and_everything_else_stays(kind, folder, tmp_path):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_it_is_verified_measured_and_loaded_without_the_package(kind, folder, tmp_path, text_file):
     made, _ = quantised(folder, kind, tmp_path / "made")
-    done = run_command("verify", made)
-    assert done.returncode == 0, done.stderr
+    must_run("verify", made)
     flags = ("--text", text_file, "--windows", 2, "--context", 32, "--json")
     asked = [run_command("eval", one, *flags) for one in (folder, made)]
     assert all(one.returncode == 0 for one in asked), [one.stderr for one in asked]
@@ -92,9 +91,8 @@ def test_it_is_verified_measured_and_loaded_without_the_package(kind, folder, tm
     assert after["parameters"] == before["parameters"]
     found = [fresh.load_and_generate(made, without) for without in (False, True)]
     assert found[0]["tokens"] == found[1]["tokens"]
-    done = run_command("convert", made, "--to", "folder", "--output-dir", tmp_path / "saved")
-    assert done.returncode == 0, done.stderr
-    assert run_command("verify", tmp_path / "saved").returncode == 0
+    must_run("convert", made, "--to", "folder", "--output-dir", tmp_path / "saved")
+    must_run("verify", tmp_path / "saved")
 
 
 @pytest.mark.usefixtures("compressed_tensors")
@@ -118,7 +116,7 @@ def test_a_folder_that_others_have_trained_and_saved_needs_no_card(folder, tmp_p
     wanted, _ = quantised(folder, "int4", tmp_path / "wanted")
     assert left == []
     assert not (made / "README.md").exists()
-    assert run_command("verify", made).returncode == 0
+    must_run("verify", made)
     tensors, others = (load_file(one / "model.safetensors") for one in (made, wanted))
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
@@ -179,13 +177,11 @@ def test_commands_that_cannot_use_it_say_so_in_one_line(folder, tmp_path, text_f
         ("recover", made, "--text", text_file, "--output-dir", tmp_path / "recovered"),
         ("convert", made, "--to", "int4", "--output-dir", tmp_path / "again"),
     ):
-        done = run_command(*arguments)
-        assert done.returncode == 2
+        done = must_refuse(*arguments)
         said = done.stderr.splitlines()[-1]
         assert said.startswith(("disp-llm: FOLDER: ", "disp-llm: MODEL: "))
         assert "is quantised compressed-tensors; name the model that it was made from" in said
-    done = run_command("convert", made, "--to", "gguf", "--output-dir", tmp_path / "small")
-    assert done.returncode == 2
+    done = must_refuse("convert", made, "--to", "gguf", "--output-dir", tmp_path / "small")
     assert "is quantised, and its weights are no numbers by themselves" in done.stderr
 
 

@@ -19,7 +19,7 @@ def test_a_bias_is_what_pruned_inputs_would_have_added_on_average():
     weight = linear_at(dense, "mlp.down_proj").weight.detach().clone()
     with fold_into_weights(target, masks):
         compact = compact_model(target, masks)
-    of_site = dict(zip(layout.names, layout.split(kept), strict=True))
+    of_site = layout.named(kept)
     inside, written = (of_site[f"layers.0.{site}"] for site in ("mlp_mid", "mlp_out"))
     q = layout.blocks[0].q
     wanted = (weight @ means[q : q + len(inside)].masked_fill(inside, 0.0))[written]

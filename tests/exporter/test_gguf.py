@@ -13,6 +13,7 @@ from conftest import (
     SMALL,
     byte_tokenizer,
     masks_of,
+    must_run,
     run_command,
     tiny_model,
     tiny_prunable,
@@ -76,10 +77,9 @@ def runs(llama_folder, text_file, tmp_path_factory) -> dict[str, Path]:
         "everywhere": ["--recipe", "disp", "--keep", "0.7"],
     }
     for name, flags in kinds.items():
-        done = run_command(
+        must_run(
             "prune", llama_folder, "--text", text_file, "--output-dir", root / name, *SMALL, *flags
         )
-        assert done.returncode == 0, done.stderr
     sizes = {name: flags[-1] for name, flags in kinds.items()}
     return {name: root / name / f"keep-{size}" for name, size in sizes.items()}
 
@@ -204,11 +204,10 @@ def test_scaled_rotary_embeddings_come_along(text_file, tmp_path):
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     tiny_model("llama", rope_parameters=rope).save_pretrained(original)
     byte_tokenizer().save_pretrained(original)
-    done = run_command(
+    must_run(
         "prune", original, "--sites", "mlp_mid", "--keep", 0.7, "--text", text_file,
         "--output-dir", run, *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     reader = gguf.GGUFReader(written(run / "keep-0.7", tmp_path / "small"))
     (found,) = [tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
     assert found[0] == 1
@@ -224,12 +223,11 @@ def test_another_activation_is_refused(tmp_path):
 
 def test_trained_attention_and_norms_come_along(runs, text_file, tmp_path):
     """A folder that `recover` has trained differs from the original outside the MLPs, too."""
-    done = run_command(
+    must_run(
         "recover", runs["uniform"], "--text", text_file, "--output-dir", tmp_path / "run",
         "--tokens", 512, "--length", 32, "--learning-rate", 0.01, "--distill", 0,
         "--context", 32, "--windows", 2, "--dtype", "float32",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     folder = tmp_path / "run" / "model"
     path = written(folder, tmp_path / "gguf")
     wanted = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -247,11 +245,10 @@ def test_biases_of_the_original_come_from_the_folder(text_file, tmp_path):
     original, run = tmp_path / "biased", tmp_path / "run"
     tiny_model("llama", mlp_bias=True, attention_bias=True).save_pretrained(original)
     byte_tokenizer().save_pretrained(original)
-    done = run_command(
+    must_run(
         "prune", original, "--sites", "mlp_mid", "--keep", 0.7, "--text", text_file,
         "--output-dir", run, *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     path = written(run / "keep-0.7", tmp_path / "small")
     state = load_file(run / "keep-0.7" / "model.safetensors")
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
@@ -272,12 +269,11 @@ def headless(text_file, tmp_path_factory) -> Path:
     model = tiny_model("llama", **more, attention_bias=True, mlp_bias=True)
     model.save_pretrained(root / "original")
     byte_tokenizer().save_pretrained(root / "original")
-    done = run_command(
+    must_run(
         "prune", root / "original", "--sites", "mlp_mid", "heads", "attention", "mlp",
         "--keep", 0.5, "--method", "random", "--align", 1, "--text", text_file,
         "--output-dir", root / "run", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     return root / "run" / "keep-0.5"
 
 
@@ -332,11 +328,10 @@ def attention_names() -> dict[str, str]:
 
 
 def test_biases_that_flap_adds_are_refused(llama_folder, text_file, tmp_path):
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--method", "flap", "--sites", "mlp_mid", "--keep", 0.7,
         "--text", text_file, "--output-dir", tmp_path / "run", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     folder = tmp_path / "run" / "keep-0.7"
     for to in ("gguf", "plain"):
         done = convert(folder, to, tmp_path / to)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import byte_tokenizer, run_command
+from conftest import byte_tokenizer, must_run
 
 from disp_llm.commands.convert import convert
 from disp_llm.config.commands import ConvertConfig
@@ -101,7 +101,7 @@ def test_a_calibrated_folder_is_nearer_to_what_it_was_made_of(folder, tmp_path, 
     convert(config, progress=lambda *report: said.append(report))
     convert(ConvertConfig(folder, "int4", tmp_path / "nearest"), progress=silent)
     assert [report[:3] for report in said] == [("writing int4", n, 3) for n in (1, 2, 3)]
-    assert run_command("verify", tmp_path / "made").returncode == 0
+    must_run("verify", tmp_path / "made")
     ids = byte_tokenizer()(text_file.read_text()[:4096])["input_ids"]
     windows = torch.tensor(ids).unfold(0, 32, 32)
     before = logits_of(folder, windows)

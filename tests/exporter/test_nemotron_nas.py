@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import SMALL, byte_tokenizer, must_refuse, must_run, tiny_model
 from in_memory import blocks_that_differ
 from safetensors.torch import load_file
 from transformers import AutoConfig
@@ -66,8 +66,7 @@ def wide(tmp_path_factory):
 def test_a_run_for_an_engine_has_its_format(engine, form, wide, text_file, tmp_path):
     run, flags = tmp_path / "run", ("--method", "fisher", "--keep", 0.6, "--for", engine)
     asked = ("prune", wide, "--text", text_file, "--output-dir", run, *SMALL, *flags, "--json")
-    done = run_command(*asked)
-    assert done.returncode == 0, done.stderr
+    done = must_run(*asked)
     (found,) = json.loads(done.stdout)["models"]
     new = run / f"keep-0.6-{form}"
     assert found["converted"] == str(new)
@@ -76,8 +75,7 @@ def test_a_run_for_an_engine_has_its_format(engine, form, wide, text_file, tmp_p
     assert loads[form] in (new / "README.md").read_text()
     sums = (new / "SHA256SUMS").read_bytes()
     shutil.rmtree(new)
-    done = run_command(*asked, "--resume")
-    assert done.returncode == 0, done.stderr
+    done = must_run(*asked, "--resume")
     assert (new / "SHA256SUMS").read_bytes() == sums
 
 
@@ -87,45 +85,37 @@ def test_a_model_that_an_engine_cannot_run_is_refused_first(engine, text_file, t
     tiny_model("qwen2", intermediate_size=1024).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     flags = ("--text", text_file, "--output-dir", run, "--for", engine)
-    done = run_command("prune", folder, *flags, *SMALL)
-    assert done.returncode == 2
+    done = must_refuse("prune", folder, *flags, *SMALL)
     assert "--for: qwen2 models" in done.stderr
     assert not run.exists()
 
 
 def test_a_recovered_model_is_written_for_an_engine(wide, text_file, tmp_path):
     text = ("--text", text_file)
-    done = run_command("prune", wide, *text, "--output-dir", tmp_path / "run", *SMALL)
-    assert done.returncode == 0, done.stderr
+    done = must_run("prune", wide, *text, "--output-dir", tmp_path / "run", *SMALL)
     pruned, better = tmp_path / "run" / "keep-0.5", tmp_path / "better"
     asked = ("recover", pruned, *text, "--tokens", 64, "--length", 16, "--windows", 1)
-    done = run_command(*asked, "--output-dir", better, "--for", "llama.cpp", "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run(*asked, "--output-dir", better, "--for", "llama.cpp", "--json")
     assert json.loads(done.stdout)["model"]["converted"] == str(better / "model-gguf")
     shutil.rmtree(better / "model-gguf")
-    done = run_command(*asked, "--output-dir", better, "--for", "llama.cpp", "--resume")
-    assert done.returncode == 0, done.stderr
+    done = must_run(*asked, "--output-dir", better, "--for", "llama.cpp", "--resume")
     assert (better / "model-gguf" / "model.gguf").is_file()
-    done = run_command(*asked, "--output-dir", tmp_path / "no", "--for", "nemotron-nas")
-    assert done.returncode == 2
+    done = must_refuse(*asked, "--output-dir", tmp_path / "no", "--for", "nemotron-nas")
     assert "--for: " in done.stderr
     assert not (tmp_path / "no").exists()
 
 
 def test_what_an_engine_cannot_run_is_refused(wide, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", *SMALL)
-    done = run_command("prune", wide, *flags, "--for", "llama.cpp", "--sites", "attn_in")
-    assert done.returncode == 2
+    done = must_refuse("prune", wide, *flags, "--for", "llama.cpp", "--sites", "attn_in")
     assert "--sites: names more than --for llama.cpp can run" in done.stderr
-    done = run_command("prune", wide, *flags, "--for", "llama.cpp", "--fit", "1MB")
-    assert done.returncode == 2
+    done = must_refuse("prune", wide, *flags, "--for", "llama.cpp", "--fit", "1MB")
     assert "--for" in done.stderr
 
 
 def test_widths_between_the_steps_are_refused(llama_folder, text_file, tmp_path):
     run = tmp_path / "run"
     flags = ("--text", text_file, "--sites", "mlp_mid", "--output-dir", run, *SMALL)
-    done = run_command("prune", llama_folder, *flags)
-    assert done.returncode == 0, done.stderr
+    must_run("prune", llama_folder, *flags)
     with pytest.raises(InputError, match="no multiples of 256"):
         convert(run / "keep-0.5", to="nemotron-nas", output_dir=tmp_path / "new")

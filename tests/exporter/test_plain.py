@@ -6,7 +6,7 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
-from conftest import SMALL, byte_tokenizer, masks_of, run_command, tiny_prunable
+from conftest import SMALL, byte_tokenizer, masks_of, must_run, tiny_prunable
 from in_memory import blocks_that_differ, export_folder
 from transformers import AutoModelForCausalLM
 
@@ -123,12 +123,8 @@ def test_pruned_uniformly_it_loads_without_our_code(llama_folder, text_file, tmp
         "--keep",
         0.5,
     )
-    done = run_command(
-        "prune", llama_folder, "--text", text_file, "--output-dir", run, *SMALL, *flags
-    )
-    assert done.returncode == 0, done.stderr
-    done = run_command("convert", run / "keep-0.5", "--to", "plain", "--output-dir", plain)
-    assert done.returncode == 0, done.stderr
+    must_run("prune", llama_folder, "--text", text_file, "--output-dir", run, *SMALL, *flags)
+    must_run("convert", run / "keep-0.5", "--to", "plain", "--output-dir", plain)
     config = json.loads((plain / "config.json").read_text())
     assert config["model_type"] == "llama"
     assert "per_layer_config" not in config

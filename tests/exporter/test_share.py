@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -13,7 +14,7 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import SMALL, environment, run_command
+from conftest import SMALL, must_refuse, must_run
 from huggingface_hub import ModelCard
 
 from disp_llm.config.names import Format
@@ -141,7 +142,8 @@ def hub():
 
 def with_hub(hub, tmp_path, **more: str) -> dict[str, str]:
     settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    return environment(HF_TOKEN="secret", HF_HOME=str(tmp_path / "home"), **settings | more)
+    account = {"HF_TOKEN": "secret", "HF_HOME": str(tmp_path / "home")}
+    return os.environ | account | settings | more
 
 
 def push(*arguments: object, **env: str):
@@ -245,8 +247,7 @@ def test_every_format_has_its_file(name):
 def test_another_format_of_a_run_is_pushed(form, hub, llama_folder, text_file, tmp_path):
     run = tmp_path / "run"
     flags = ("--text", text_file, "--for", "anywhere", "--keep", 0.5, "--output-dir", run)
-    done = run_command("prune", llama_folder, *flags, *SMALL)
-    assert done.returncode == 0, done.stderr
+    done = must_run("prune", llama_folder, *flags, *SMALL)
     folder = run / "keep-0.5"
     before = (folder / "card.json").read_bytes()
     done = push("push", folder, "me/other", "--to", form, **with_hub(hub, tmp_path))
@@ -280,15 +281,13 @@ def test_what_cannot_be_pushed_is_one_line(small_run, hub, tmp_path, trouble):
 
 def test_save_copies_and_names_the_place(small_run, tmp_path):
     folder, place = small_run[0] / "keep-0.5", tmp_path / "mine" / "smaller"
-    done = run_command("convert", folder, "--to", "folder", "--output-dir", place)
-    assert done.returncode == 0, done.stderr
+    must_run("convert", folder, "--to", "folder", "--output-dir", place)
     card = ModelCard((place / "README.md").read_text())
     assert 'from_pretrained("smaller"' in card.text
     assert str(tmp_path) not in card.text
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (place / name).read_bytes() == (folder / name).read_bytes()
-    again = run_command("convert", folder, "--to", "folder", "--output-dir", place)
-    assert again.returncode == 2
+    again = must_refuse("convert", folder, "--to", "folder", "--output-dir", place)
     assert "--output-dir" in again.stderr
 
 

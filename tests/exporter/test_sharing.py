@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 import transformers
-from conftest import SMALL, byte_tokenizer, masks_of, run_command, tiny_model
+from conftest import SMALL, byte_tokenizer, masks_of, must_refuse, must_run, run_command, tiny_model
 from huggingface_hub import ModelCard
 from in_memory import export_folder
 
@@ -108,10 +108,7 @@ def test_a_link_in_the_place_of_the_folder_of_templates_is_refused(folder, tmp_p
 def test_what_is_left_out_is_named_and_stays(folder, tmp_path, caplog):
     (folder / ".env").write_text("SECRET")
     (folder / "notes\n.md").write_text("SECRET")
-    done = run_command(
-        "convert", folder, "--to", "folder", "--output-dir", tmp_path / "new", "--json"
-    )
-    assert done.returncode == 0, done.stderr
+    done = must_run("convert", folder, "--to", "folder", "--output-dir", tmp_path / "new", "--json")
     assert caplog.messages == [r"left out, as no part of a model folder: .env, 'notes\n.md'"]
     assert json.loads(done.stdout)["left_out"] == [".env", "notes\n.md"]
     assert tree(tmp_path / "new").keys() == tree(folder).keys() - {".env", "notes\n.md"}
@@ -121,8 +118,7 @@ def test_sums_are_those_of_the_copy(folder, tmp_path):
     write_sums(folder)
     card, copy = folder / "README.md", tmp_path / "copy"
     card.write_text(card.read_text() + "\nMore about it.\n")  # cards are edited by hand
-    done = run_command("convert", folder, "--to", "folder", "--output-dir", copy)
-    assert done.returncode == 0, done.stderr
+    must_run("convert", folder, "--to", "folder", "--output-dir", copy)
     assert not folder_problems(copy)
     assert (copy / SUMS).read_text().count("\n") == len(list(copy.iterdir()))
     assert "More about it." in (copy / "README.md").read_text()
@@ -195,16 +191,14 @@ def secret_places(tmp_path_factory, llama_folder, text_file) -> dict[str, Path]:
         ),
     }
     for name, command in commands.items():
-        done = run_command(*command, *texts, "--output-dir", places["runs"] / name)
-        assert done.returncode == 0, done.stderr
+        must_run(*command, *texts, "--output-dir", places["runs"] / name)
     return {name: places["runs"] / name for name in commands}
 
 
 def test_nothing_that_is_shared_says_where_it_was_made(secret_places, tmp_path):
     run, recovered = secret_places["run"], secret_places["recovered"]
     for flags in ((recovered,), (run, "--output", tmp_path / "page.html")):
-        done = run_command("report", *flags)
-        assert done.returncode == 0, done.stderr
+        must_run("report", *flags)
     shared = [*run.glob("keep-*/*"), *recovered.glob("model/*"), tmp_path / "page.html"]
     shared += [run / "report.html", recovered / "report.html"]
     shared += [secret_places["comparison"] / "compare.md"]
@@ -249,14 +243,10 @@ def test_the_teacher_is_found_through_the_run(secret_places, tmp_path):
     assert Path(original_of(run / "keep-0.5")).name == "llama"
     assert original_of(recovered / "model") == original_of(run / "keep-0.5")
     alone = tmp_path / "alone"
-    assert (
-        run_command("convert", run / "keep-0.5", "--to", "folder", "--output-dir", alone).returncode
-        == 0
-    )
+    must_run("convert", run / "keep-0.5", "--to", "folder", "--output-dir", alone)
     assert original_of(alone) == ""
     flags = ("--dtype", "float32", "--output-dir", tmp_path / "run")
-    done = run_command("recover", alone, "--text", "speeches", "--tokens", 128, *flags)
-    assert done.returncode == 2
+    done = must_refuse("recover", alone, "--text", "speeches", "--tokens", 128, *flags)
     assert "--teacher: is needed to distil" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 

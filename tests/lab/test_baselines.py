@@ -189,7 +189,7 @@ def test_greedy_keeps_what_adds_most_and_solves_for_it(problem, monkeypatch):
     monkeypatch.setattr(greedy_module, "_reconstruct", watched)
     layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
     flat = solve_blocks(problem, copied(problem), layout, 0.5).bool()
-    masks = dict(zip(layout.names, layout.split(flat), strict=True))
+    masks = layout.named(flat)
     assert len(found) == 2 * len(layout.blocks)
     for place, (before, moment, kept, after) in enumerate(found):
         block, shape = place // 2, layout.blocks[place // 2]
@@ -267,7 +267,7 @@ def test_wanda_keeps_the_heads_and_channels_of_the_largest_scores(problem):
     chosen = WANDA.choose(problem).importance >= 1
     layout, moments = problem.budget.layout, {}
     visit_blocks(problem, copied(problem), lambda i, block, m: moments.setdefault(i, dict(m)))
-    masks = dict(zip(layout.names, layout.split(chosen), strict=True))
+    masks = layout.named(chosen)
     block = problem.dense.blocks[0]
     for path, site in (("self_attn.o_proj", "heads"), ("mlp.down_proj", "mlp_mid")):
         weight = linear_at(block, path).weight.double()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from configurations import DENSE_KINDS, cases
-from conftest import byte_tokenizer, problem_of, run_command, tiny_model
+from conftest import byte_tokenizer, must_refuse, must_run, problem_of, tiny_model
 from small import instead
 
 from disp_lab.names import IN_TIME, compared_methods
@@ -30,7 +30,7 @@ WITH_HEADS = [name for name in DENSE_KINDS if FAMILIES[name].can_lose_heads and 
 
 
 def parts_of(problem: PruningProblem, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    return dict(zip(problem.budget.layout.names, problem.budget.layout.split(flat), strict=True))
+    return problem.budget.layout.named(flat)
 
 
 def test_moments_are_those_of_what_enters_the_layer(tmp_path, text_file):
@@ -188,8 +188,7 @@ def comparison(text_file, tmp_path_factory):
     short = tuple(replace(one, length=16) for one in timing.USUAL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "USUAL", short)
-        done = run_command(*command)
-        assert done.returncode == 0, done.stderr
+        done = must_run(*command)
         yield folder, command, json.loads(done.stdout)
 
 
@@ -268,8 +267,7 @@ def test_going_on_makes_only_what_is_missing(comparison):
     folder, command, before = comparison
     rows = [row for row in before["rows"] if row["method"] != "wanda"]
     write_checked_json(folder / "compare.json", before | {"rows": rows})
-    done = run_command(*command)
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command)
     again = json.loads(done.stdout)["rows"]
     for now, was in zip(again, before["rows"], strict=True):
         assert now["provenance"]["seed"] == 0
@@ -277,8 +275,7 @@ def test_going_on_makes_only_what_is_missing(comparison):
     assert [row["method"] for row in again] == [row["method"] for row in before["rows"]]
     assert _without_times(again) == _without_times(before["rows"])
     for flags in (["--keep", "0.7"], ["--windows", "1"], ["--length", "16"]):
-        other = run_command(*instead(command, *flags))
-        assert other.returncode == 2
+        other = must_refuse(*instead(command, *flags))
         assert "compares something else" in other.stderr
 
 
@@ -286,11 +283,10 @@ def test_a_method_that_fails_leaves_rows_that_say_why(text_file, tmp_path):
     model = tmp_path / "neox"
     tiny_model("gpt_neox").save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
-    done = run_command(
+    done = must_run(
         "compare", model, "--methods", "flap", "random", "--keep", 0.8, "--text", text_file,
         "--output-dir", tmp_path / "out", "--context", 32, "--windows", 2, "--json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     flap, random = json.loads(done.stdout)["rows"]
     assert "cannot lose whole heads" in flap["error"]
     assert "perplexity" not in flap
@@ -320,8 +316,7 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
     monkeypatch.setattr(timing, "USUAL", short)
     measured = []
     monkeypatch.setattr(Scoreboard, "measure", counting(Scoreboard.measure, measured))
-    done = run_command(*command)
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command)
     assert len(measured) == 1 + 4  # the original, once, and every model
     result = json.loads(done.stdout)
     original, rows = result["original"], result["rows"]
@@ -343,19 +338,17 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
         )
         assert row["scores"]["kept"] == pytest.approx(lost)
     model = folder / "magnitude" / "keep-0.5"
-    alone = run_command(
+    alone = must_run(
         "eval", model, "--suite", suite, "--against", llama_folder, "--dtype", "float32", "--json"
     )
-    assert alone.returncode == 0, alone.stderr
     assert json.loads(alone.stdout)["general_ratio"] == rows[1]["scores"]["general_ratio"]
     first, _, *lines = (folder / "compare.md").read_text().splitlines()
     assert first.startswith("| method | general_ratio, keep 0.8 | general_ratio, keep 0.5 | kept,")
     ratio, error = rows[0]["scores"]["general_ratio"], rows[0]["scores"]["general_ratio_stderr"]
     assert lines[0].startswith(f"| magnitude | ×{ratio:.3f} ± {error:.3f} | ×")
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert run_command("verify", folder).returncode == 0
-    again = run_command(*instead(command, "--methods", "magnitude", "random"))
-    assert again.returncode == 0, again.stderr
+    must_run("verify", folder)
+    must_run(*instead(command, "--methods", "magnitude", "random"))
     assert len(measured) == 1 + 4 + 1 + 1 + 2  # those of `eval` too
 
 
@@ -375,12 +368,10 @@ def test_another_suite_is_refused_in_one_line(llama_folder, text_file, suite, tm
         "compare", llama_folder, "--methods", "magnitude", "--keep", 0.5, "--text", text_file,
         "--output-dir", tmp_path / "out", "--context", 32, "--windows", 2, "--rounds", 0,
     ]  # fmt: skip
-    done = run_command(*command, "--suite", suite)
-    assert done.returncode == 0, done.stderr
+    must_run(*command, "--suite", suite)
 
     def refused(*flags):
-        done = run_command(*instead(command, "--methods", "random", *flags))
-        assert done.returncode == 2
+        done = must_refuse(*instead(command, "--methods", "random", *flags))
         assert "Traceback" not in done.stderr
         return done.stderr.splitlines()[-1]
 
@@ -402,17 +393,14 @@ def test_another_text_of_the_suite_is_refused(llama_folder, text_file, tmp_path)
         "compare", llama_folder, "--keep", 0.5, "--text", text_file, "--output-dir",
         tmp_path / "out", "--context", 32, "--windows", 2, "--rounds", 0, "--suite", suite,
     ]  # fmt: skip
-    done = run_command(*command, "--methods", "magnitude")
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command, "--methods", "magnitude")
     part.write_text("Something else. " * 50)
-    done = run_command(*command, "--methods", "random")
-    assert done.returncode == 2
+    done = must_refuse(*command, "--methods", "random")
     assert f"--suite: is not what {tmp_path / 'out'} was made of" in done.stderr.splitlines()[-1]
 
 
 def test_a_window_of_one_token_is_refused(tmp_path):
-    done = run_command("compare", "smollm2-135m", "--length", 1, "--output-dir", tmp_path / "out")
-    assert done.returncode == 2
+    done = must_refuse("compare", "smollm2-135m", "--length", 1, "--output-dir", tmp_path / "out")
     assert "--length: expected int >= 2" in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -421,7 +409,6 @@ def test_a_window_of_one_token_is_refused(tmp_path):
 def test_a_run_or_a_model_is_no_place_for_a_comparison(place, small_run, text_file):
     """Nor is any other folder that is not its own."""
     folder = small_run[0] / place
-    done = run_command("compare", "m", "--text", text_file, "--output-dir", folder)
-    assert done.returncode == 2
+    done = must_refuse("compare", "m", "--text", text_file, "--output-dir", folder)
     assert f"--output-dir: {folder} " in done.stderr
     assert not (folder / "compare.json").exists()

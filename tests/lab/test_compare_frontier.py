@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import run_command, tiny_model
+from conftest import must_refuse, must_run, run_command, tiny_model
 from small import instead
 
 from disp_lab.comparison import rows as comparison_rows
@@ -45,8 +45,7 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     """Where quantising fails, the other rows stay, and it is tried again."""
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    done = run_command(*command)
-    assert done.returncode == 0, done.stderr
+    done = must_run(*command)
     result = json.loads(done.stdout)
     rows = {(row["method"], row.get("weights", "")): row for row in result["rows"]}
     assert list(rows) == [
@@ -75,11 +74,10 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     table = (tmp_path / "out" / "compare.md").read_text()
     assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "![frontier.png](frontier.png)" in table
-    assert run_command("verify", tmp_path / "out").returncode == 0
+    must_run("verify", tmp_path / "out")
 
     monkeypatch.setattr(comparison_rows, "quantised", packed)
-    again = run_command(*command)
-    assert again.returncode == 0, again.stderr
+    again = must_run(*command)
     assert "depth: " not in again.stderr  # which is there
     found = json.loads(again.stdout)["rows"]
     assert [(row["method"], row.get("weights", "")) for row in found] == list(rows)
@@ -106,15 +104,13 @@ def test_a_row_is_written_before_the_next_one_is_made(command, tmp_path, monkeyp
 
 def test_ours_by_time_is_as_fast_as_was_asked_for(command):
     flags = ["--methods", "latency", "--fit", 0.8, "--steps", 2, "--length", 32]
-    done = run_command(*instead(command, *flags, "--quantise", "latency"))
-    assert done.returncode == 0, done.stderr
+    done = must_run(*instead(command, *flags, "--quantise", "latency"))
     row = next(row for row in json.loads(done.stdout)["rows"] if row["method"] == "latency")
     assert row["keep_asked"] is None
     assert row["target"] == 0.8
     assert row["speedup"]["prefill"] == pytest.approx(1 / 0.8, rel=0.05)
     flags[3:4] = [0.8, 0.6]
-    done = run_command(*instead(command, *flags, "--quantise", "latency"))
-    assert done.returncode == 2
+    done = must_refuse(*instead(command, *flags, "--quantise", "latency"))
     assert "compares something else (target: [0.8])" in done.stderr
 
 
@@ -130,10 +126,9 @@ def test_ours_by_time_is_as_fast_as_was_asked_for(command):
 )
 def test_what_no_comparison_can_use_is_refused(flags, said, tmp_path):
     methods = [] if "--methods" in flags else ["--methods", "flap"]
-    done = run_command(
+    done = must_refuse(
         "compare", "smollm2-135m", "--output-dir", tmp_path / "out", *methods, *flags
     )
-    assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
 

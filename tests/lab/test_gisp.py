@@ -52,7 +52,7 @@ def by_hand(model, windows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tens
 
 
 def assert_scores(layout: Layout, flat: torch.Tensor, wanted: list) -> None:
-    parts = dict(zip(layout.names, layout.split(flat), strict=True))
+    parts = layout.named(flat)
     for index, (heads, channels) in enumerate(wanted):
         torch.testing.assert_close(parts[f"layers.{index}.heads"], heads, rtol=1e-3, atol=1e-8)
         torch.testing.assert_close(parts[f"layers.{index}.mlp_mid"], channels, rtol=1e-3, atol=1e-8)
@@ -69,7 +69,7 @@ def test_scores_are_mean_changes_of_the_loss_over_the_weights(problem):
 def test_scores_behind_masks_are_those_of_weights_set_to_zero(problem):
     windows, dense = calibration_windows(problem), problem.dense
     kept = torch.ones(dense.layout.entries)
-    parts = dict(zip(dense.layout.names, dense.layout.split(kept), strict=True))
+    parts = dense.layout.named(kept)
     parts["layers.0.heads"][1] = 0
     parts["layers.1.mlp_mid"][5:20] = 0
     with masked(dense) as masking:

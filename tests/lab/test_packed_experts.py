@@ -26,7 +26,7 @@ def test_magnitude_counts_the_rows_and_columns_of_a_dimension(tmp_path):
     found = problem(tmp_path, (*SITES, EXPERTS))
     layout = found.budget.layout
     scores = magnitude(found).importance + found.budget.entry_costs.log()
-    squares = dict(zip(layout.names, layout.split(scores.exp()), strict=True))
+    squares = layout.named(scores.exp())
     mixture = found.dense.blocks[1].mlp
     router, experts = mixture.router.weight.square(), mixture.experts
     gate, up = experts.gate_up_proj[..., ::2].square(), experts.gate_up_proj[..., 1::2].square()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import fresh
 import pytest
-from conftest import environment
 
 PRODUCT = Path(__file__).parents[2] / "src" / "disp_llm"
 
@@ -55,7 +54,7 @@ def test_help_lists_what_the_lab_adds_and_loads_no_torch(arguments):
     script = f"{told}; from disp_llm.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60,
-        check=True, env=environment(),
+        check=True,
     )  # fmt: skip
     assert "Methods side by side" in " ".join(done.stdout.split())
     assert done.stdout.splitlines()[-1] == "False"

@@ -15,8 +15,9 @@ from conftest import (
     chunked_masks,
     kept_in,
     masks_of,
+    must_refuse,
+    must_run,
     problem_of,
-    run_command,
     tiny_prunable,
     with_config,
 )
@@ -173,11 +174,10 @@ def test_learning_moves_a_chunk_as_one(text_file, tmp_path):
 def test_a_run_selects_in_chunks_and_its_folder_passes_every_check(
     llama_folder, text_file, tmp_path
 ):
-    done = run_command(
+    done = must_run(
         "prune", llama_folder, "--recipe", "disp", "--text", text_file, "--keep", 0.4, "--chunk", 8,
         "--output-dir", tmp_path / "run", *SMALL, "--json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)["models"]
     assert entry["logit_errors"]["max_logit_error"] <= 1e-5
     masks = kept_in(tmp_path / "run", "0.4")
@@ -190,9 +190,8 @@ def test_a_run_selects_in_chunks_and_its_folder_passes_every_check(
         _, _, block, place = name.split(".", 3)
         wanted = masks[f"layers.{block}.{places[place]}"].view(-1, 8)[:, 0]
         assert torch.equal(kept * 8, wanted)
-    assert run_command("verify", tmp_path / "run").returncode == 0
-    done = run_command("export", tmp_path / "run", "--keep", 0.3, "--json")
-    assert done.returncode == 0, done.stderr
+    must_run("verify", tmp_path / "run")
+    done = must_run("export", tmp_path / "run", "--keep", 0.3, "--json")
     (made,) = (tmp_path / "run").glob("keep-0.3*")
     config = json.loads((made / "config.json").read_text())
     assert config["disp_llm"]["chunk"] == 8
@@ -207,8 +206,7 @@ def test_a_folder_whose_widths_are_no_chunks_is_refused(chunk, tmp_path):
     config = json.loads(file.read_text())
     config["disp_llm"]["chunk"] = chunk
     file.write_text(json.dumps(config))
-    done = run_command("eval", tmp_path / "model")
-    assert done.returncode == 2
+    done = must_refuse("eval", tmp_path / "model")
     assert f"are no chunks of {chunk}" in done.stderr
 
 

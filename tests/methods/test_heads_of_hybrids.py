@@ -38,7 +38,7 @@ def test_a_head_is_all_that_belongs_to_it(problem, method):
         linear.out_proj.weight[:, 16 * DEAD : 16 * DEAD + 16] *= 1e-3
     importance = method_named(method).choose(problem).importance
     layout = problem.budget.layout
-    heads = dict(zip(layout.names, layout.split(importance), strict=True))["layers.0.heads"]
+    heads = layout.named(importance)["layers.0.heads"]
     assert heads.argmin() == DEAD
     if method == "magnitude":  # a logarithm of squares: nothing of a living head is in it
         assert heads[DEAD] < heads[1 - DEAD] - 10

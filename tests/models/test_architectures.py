@@ -16,7 +16,7 @@ from configurations import (
     tiny_config,
     unusual_values,
 )
-from conftest import masks_of, run_command, unusual_prunable
+from conftest import masks_of, must_refuse, unusual_prunable
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from disp_llm.config.errors import InputError
@@ -166,8 +166,7 @@ def test_an_architecture_under_another_name_is_known(tmp_path):
 @pytest.mark.parametrize("model_type", ["mamba", "llama4", "blip-2"])
 def test_doctor_refuses_what_has_no_row(model_type, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    done = run_command("doctor", tmp_path)
-    assert done.returncode == 2
+    done = must_refuse("doctor", tmp_path)
     assert done.stderr.count("disp-llm: ") == 1
     assert f"architecture '{model_type}' is not supported" in done.stderr
     assert "docs/architectures.md" in done.stderr

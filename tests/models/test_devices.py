@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import run_command
+from conftest import must_run
 
 from disp_llm.models.devices import free_memory, resolve_dtype
 from disp_llm.runs import provenance
@@ -44,8 +44,7 @@ def test_doctor_needs_no_proc(no_proc, llama_folder):
     assert resolve_dtype("auto", CPU) == torch.float32
     assert provenance.hardware()["cpu"]
     assert free_memory(CPU) > 0
-    done = run_command("doctor", llama_folder, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
+    done = must_run("doctor", llama_folder, "--device", "cpu")
     assert re.search(r"\d GiB are free: ", done.stdout), done.stdout
 
 

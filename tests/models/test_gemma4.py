@@ -10,6 +10,7 @@ from conftest import (
     SMALL,
     byte_tokenizer,
     masks_of,
+    must_run,
     problem_of,
     run_command,
     tiny_model,
@@ -183,11 +184,10 @@ def run(tmp_path_factory, text_file):
     folder = tmp_path_factory.mktemp("gemma4")
     tiny_model("gemma4_text", **LIKE_E2B).save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
-    done = run_command(
+    done = must_run(
         "prune", folder / "model", "--keep", 0.5, 0.8, "--text", text_file, "--sites", *SITES,
         *BRANCHES, "--output-dir", folder / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
 
@@ -206,8 +206,7 @@ def test_a_run_from_beginning_to_end(run):
 
 def test_doctor_counts_what_blocks_have(run):
     folder, _ = run
-    done = run_command("doctor", folder / "model", "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("doctor", folder / "model", "--json")
     found, target = json.loads(done.stdout), tiny_prunable("gemma4_text", **LIKE_E2B)
     assert found["parameters"] == target.parameters
     assert found["block_parameters"] == target.block_parameters
@@ -230,15 +229,13 @@ def test_a_plain_model_has_heads_of_two_widths(text_file, tmp_path, wide):
     changes = LIKE_E2B | {"use_double_wide_mlp": wide}
     tiny_model("gemma4_text", **changes).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    done = run_command(
+    must_run(
         "prune", tmp_path / "model", "--keep", 0.75, "--text", text_file, "--sites", "mlp_mid",
         "--align", 8, "--for", "anywhere", "--output-dir", tmp_path / "run", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    done = run_command(
+    must_run(
         "convert", tmp_path / "run/keep-0.75", "--to", "plain", "--output-dir", tmp_path / "plain"
     )
-    assert done.returncode == 0, done.stderr
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert type(plain).__name__ == "Gemma4ForCausalLM"
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "keep-0.75")

@@ -10,7 +10,8 @@ from conftest import (
     SMALL,
     byte_tokenizer,
     masks_of,
-    run_command,
+    must_refuse,
+    must_run,
     tiny_model,
     tiny_prunable,
     without_branches,
@@ -163,8 +164,7 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
     widths = pruned(
         mixture, text_file, run, "--method", "fisher", "--keep", 0.8, "--for", "anywhere"
     )
-    done = run_command("convert", run / "keep-0.8", "--to", "plain", "--output-dir", plain)
-    assert done.returncode == 0, done.stderr
+    must_run("convert", run / "keep-0.8", "--to", "plain", "--output-dir", plain)
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "Gemma4ForCausalLM"
     assert not any(report.values())
@@ -181,12 +181,10 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
 def test_what_mixtures_cannot_have_is_refused(mixture, text_file, tmp_path):
     run = tmp_path / "run"
     flags = ("--text", text_file, "--output-dir", run, "--method", "flap", "--sites", "mlp_mid")
-    done = run_command("prune", mixture, *flags, *SMALL)
-    assert done.returncode == 2
+    done = must_refuse("prune", mixture, *flags, *SMALL)
     assert "the method flap does not know mixtures of experts" in done.stderr
     pruned(mixture, text_file, run, "--method", "magnitude", "--keep", 0.8)
-    done = run_command(
+    done = must_refuse(
         "convert", run / "keep-0.8", "--to", "int8", "--output-dir", tmp_path / "small"
     )
-    assert done.returncode == 2
     assert "is a mixture of experts" in done.stderr

@@ -5,7 +5,7 @@ import json
 import torch
 import transformers
 from configurations import SHAPE, tiny_config
-from conftest import SMALL, byte_tokenizer, random_weights, run_command
+from conftest import SMALL, byte_tokenizer, must_refuse, must_run, random_weights
 from tiny_wrappers import SIGHT
 
 from disp_llm.masks.prunable import PrunableModel
@@ -31,18 +31,16 @@ def test_the_language_model_of_a_wrapper_is_pruned(tmp_path, text_file):
     """As docs/commands.md says; the wrapper itself is refused in one line."""
     whole = wrapper()
     whole.save_pretrained(tmp_path / "wrapper")
-    done = run_command("doctor", tmp_path / "wrapper")
-    assert done.returncode == 2
+    done = must_refuse("doctor", tmp_path / "wrapper")
     assert "architecture 'llama4' is not supported" in done.stderr
     text = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wrapper")
     text.save_pretrained(tmp_path / "text")
     byte_tokenizer().save_pretrained(tmp_path / "text")
-    done = run_command(
+    done = must_run(
         "prune", tmp_path / "text", "--keep", 1.0, 0.6, "--text", text_file, "--sites", "attn_in",
         "attn_out", "mlp_in", "mlp_mid", "mlp_out", "experts", "heads",
         "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["models"]
     assert all(size["keep"] <= asked for size, asked in zip(found, (1.0, 0.6), strict=True))
     assert max(size["logit_errors"]["max_logit_error"] for size in found) < 1e-5

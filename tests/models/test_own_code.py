@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, masks_of, run_command, tiny_model, tiny_prunable
+from conftest import (
+    byte_tokenizer,
+    masks_of,
+    must_refuse,
+    must_run,
+    run_command,
+    tiny_model,
+    tiny_prunable,
+)
 from in_memory import export_folder
 from safetensors.torch import load_file
 
@@ -48,8 +56,7 @@ def test_an_architecture_of_its_own_is_refused(llama_folder, tmp_path, marker, c
     folder = Path(shutil.copytree(llama_folder, tmp_path / "mine"))
     with_own_code(folder, marker, model_type="mine")
     output = ("--output-dir", tmp_path / "run") if command in ("prune", "recover") else ()
-    done = run_command(command, folder, *output)
-    assert done.returncode == 2
+    done = must_refuse(command, folder, *output)
     assert done.stderr.count("disp-llm: ") == 1
     assert "is not supported: its code lies in its folder, and is never run;" in done.stderr
     assert not marker.exists()
@@ -73,8 +80,7 @@ def test_an_architecture_of_transformers_runs_the_code_of_transformers(
     """As of many models of the hub, which were published before transformers had them."""
     folder = Path(shutil.copytree(llama_folder, tmp_path / "mine"))
     with_own_code(folder, marker)
-    done = run_command("eval", folder, "--text", text_file, *EVAL)
-    assert done.returncode == 0, done.stderr
+    must_run("eval", folder, "--text", text_file, *EVAL)
     assert not marker.exists()
 
 
@@ -85,8 +91,7 @@ def test_an_exported_folder_runs_the_code_of_this_package(text_file, tmp_path, m
     settings = json.loads((folder / "config.json").read_text())
     with_own_code(folder, marker, auto_map=settings["auto_map"])
     (folder / "SHA256SUMS").unlink()  # which would tell that the files are others
-    done = run_command("eval", folder, "--text", text_file, "--json", *EVAL)
-    assert done.returncode == 0, done.stderr
+    done = must_run("eval", folder, "--text", text_file, "--json", *EVAL)
     assert json.loads(done.stdout)["perplexity"] == json.loads(before.stdout)["perplexity"]
     assert not marker.exists()
 
@@ -109,8 +114,7 @@ def test_pickled_weights_are_refused_unopened(llama_folder, text_file, tmp_path,
     assert done.returncode == 0  # the safetensors file is read
     (folder / "model.safetensors").unlink()
     for name in (folder, folder / file):
-        done = run_command("eval", name)
-        assert done.returncode == 2
+        done = must_refuse("eval", name)
         assert "Traceback" not in done.stderr
         assert ("save_pretrained" in done.stderr) == (name == folder)
     assert not marker.exists()

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import SMALL, byte_tokenizer, must_run, run_command, tiny_model
 from safetensors.torch import save
 
 from disp_llm.models.files import INDEX, WEIGHTS, fingerprint, weight_files
@@ -78,8 +78,7 @@ def test_nothing_that_is_made_of_the_model_has_it(folder, command, text_file, tm
     made = []
     for name in ("whole", "stray"):
         place = tmp_path / name
-        done = run_command(command, folder, "--output-dir", place, *flags)
-        assert done.returncode == 0, done.stderr
+        must_run(command, folder, "--output-dir", place, *flags)
         files = sorted(path.relative_to(place) for path in place.rglob("model*.safetensors"))
         made.append({file: (place / file).read_bytes() for file in files})
         with_strays(folder)

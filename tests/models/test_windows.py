@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from configurations import ARCHITECTURES, cases, tiny_config
-from conftest import byte_tokenizer, run_command, tiny_model
+from conftest import byte_tokenizer, must_refuse, run_command, tiny_model
 
 from disp_llm.config.commands import BenchConfig, EvalConfig
 from disp_llm.config.learning import TrainingConfig
@@ -186,10 +186,9 @@ def test_what_is_timed_is_read_too(phase):
 
 @pytest.mark.parametrize("flag", ["--context", "--length", "--calibration-length"])
 def test_what_was_asked_for_is_refused_and_not_shortened(folder, text_file, tmp_path, flag):
-    done = run_command(
+    done = must_refuse(
         "prune", folder, "--text", text_file, "--output-dir", tmp_path / "run", flag, 200
     )
-    assert done.returncode == 2
     assert f"disp-llm: {flag}: 200 tokens, and the model has 128 positions; give at most 128" in (
         done.stderr
     )
@@ -197,9 +196,8 @@ def test_what_was_asked_for_is_refused_and_not_shortened(folder, text_file, tmp_
 
 
 def test_a_latency_budget_is_timed_on_what_the_model_reads(folder, text_file, tmp_path):
-    done = run_command(
+    done = must_refuse(
         "prune", folder, "--text", text_file, "--output-dir", tmp_path / "run",
         "--budget", "latency", "--fit", 0.7, "--workload", "decode", *FLAGS,
     )  # fmt: skip
-    assert done.returncode == 2
     assert "--workload-length: 513 tokens, and the model has 128 positions" in done.stderr

@@ -7,7 +7,7 @@ import fresh
 import pytest
 import torch
 from configurations import cases, tiny_config
-from conftest import byte_tokenizer, masks_of, run_command, without_branches
+from conftest import byte_tokenizer, masks_of, must_run, run_command, without_branches
 from in_memory import export_folder
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM
 from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
@@ -326,8 +326,7 @@ def test_doctor_counts_the_parts(model_type, tmp_path):
     target = prunable_wrapper(model_type)
     target.model.config.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).model_type == model_type
-    done = run_command("doctor", tmp_path, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("doctor", tmp_path, "--json")
     found = json.loads(done.stdout)
     assert found["parameters"] == target.parameters
     assert found["block_parameters"] == target.block_parameters

@@ -1,6 +1,7 @@
 """A process that is killed outright under torchrun: all start again, go on, and end with the masks
 of a run that nobody has disturbed, bit for bit."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SMALL, environment
+from conftest import SMALL
 from safetensors.torch import load_file
 from small import settled
 
@@ -23,7 +24,7 @@ def launch(folder: Path, *arguments: object) -> subprocess.Popen[str]:
             "--max-restarts", "3", "-m", "disp_llm", *settled([*command, "--steps", 60]),
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"),
+        env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )  # fmt: skip
 
 

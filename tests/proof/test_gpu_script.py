@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import environment
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
@@ -21,7 +20,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["sh", str(SCRIPT), str(folder), "--tiny", *arguments],
         capture_output=True, text=True, check=False,
-        env=environment(PYTHON=sys.executable, PYTHONPATH=found),
+        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": found},
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fresh
 import pytest
-from conftest import SMALL, run_command
+from conftest import SMALL, must_refuse, must_run, run_command
 from foreign import LOCK, left_over
 
 KILLS = int(os.environ.get("DISP_LLM_KILLS", "6"))
@@ -91,7 +91,7 @@ def test_commands_survive_kills_to_the_bit(name, commands, small_run, tmp_path):
             killed += 1
         assert weights_of(folder) == weights_of(whole)
         assert not left_over(folder)
-        assert run_command("verify", folder).returncode == 0
+        must_run("verify", folder)
     print(f"{name}: {killed} kills, {attempt} runs")
 
 
@@ -103,11 +103,10 @@ def test_the_second_of_two_commands_is_refused(commands, llama_folder, tmp_path)
         while not (folder / LOCK).exists() or not (folder / LOCK).read_text():
             assert first.alive()
             time.sleep(0.01)
-        second = run_command(*commands["prune"](folder), "--json")
-        assert second.returncode == 2
+        second = must_refuse(*commands["prune"](folder), "--json")
         assert f"process {first.pid}" in json.loads(second.stdout)["error"]
         assert first.wait().returncode == 0, first.wait().stderr
-        assert run_command("verify", folder).returncode == 0
+        must_run("verify", folder)
         assert not left_over(folder)
 
 
@@ -169,10 +168,9 @@ def test_a_disk_that_cannot_be_written_is_one_line(commands, small_run, small_di
         ["report", folder],
         ["convert", folder / "keep-0.5", "--to", "folder", "--output-dir", place / "copy"],
     ):
-        done = run_command(*command)
-        assert done.returncode == 2, (command, done.stderr)
+        done = must_refuse(*command)
         assert "Traceback" not in done.stderr
         assert done.stderr.splitlines()[-1].startswith("disp-llm: ")
-    assert run_command("verify", folder).returncode == 0
+    must_run("verify", folder)
     measured = ["--text", text_file, "--context", 32, "--windows", 2]
-    assert run_command("eval", folder / "keep-0.5", *measured).returncode == 0
+    must_run("eval", folder / "keep-0.5", *measured)

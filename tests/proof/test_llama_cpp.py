@@ -8,7 +8,7 @@ import gguf
 import pytest
 import torch
 import transformers
-from conftest import FEW, environment, run_process
+from conftest import FEW, run_process
 from environments import make_environment
 
 from disp_llm.config.names import SPEECHES
@@ -82,7 +82,7 @@ def test_deci_file_generates_the_same_tokens(flags, engine, tmp_path):
     ]
     done = subprocess.run(
         [engine, "-c", SCRIPT, path, json.dumps(prompts), tmp_path / "found.json"],
-        capture_output=True, text=True, timeout=600, check=False, env=environment(),
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())

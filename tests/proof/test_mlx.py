@@ -6,7 +6,6 @@ import subprocess
 import pytest
 import torch
 import transformers
-from conftest import environment
 from environments import make_environment
 from in_memory import blocks_that_differ
 
@@ -47,7 +46,7 @@ def test_blocks_that_differ(tmp_path):
     answers = [model.generate(torch.tensor([prompt]), **asked)[0, 12:] for prompt in prompts]
     done = subprocess.run(
         [python, "-c", SCRIPT, new, json.dumps(prompts), str(NEW_TOKENS), tmp_path / "found.json"],
-        capture_output=True, text=True, timeout=300, env=environment(), check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())

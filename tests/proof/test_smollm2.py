@@ -1,6 +1,7 @@
 """Slow proofs on the real model; `make proof`. Speed is not tested here but in benchmarks/."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch
 import transformers
-from conftest import FEW, environment, run_process
+from conftest import FEW, run_process
 from safetensors.torch import load_file
 
 from disp_llm.config.parts import MachineConfig
@@ -66,7 +67,7 @@ def test_kill_9_at_a_random_step_and_resume(smollm2_run, tmp_path):
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "disp_llm", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
@@ -108,7 +109,7 @@ def test_fresh_processes_agree(smollm2_run, tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT.format(without=without), str(folder / "keep-0.5")],
             capture_output=True, text=True, timeout=600, check=False,
-            env=environment(HF_MODULES_CACHE=str(tmp_path / "modules")),
+            env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout.splitlines()[-1]))

@@ -2,6 +2,7 @@
 oldest prunes mixtures of experts and heads as the newest does."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 import transformers
 from configurations import ARCHITECTURES, MIXTURES
-from conftest import byte_tokenizer, environment, masks_of, tiny_prunable
+from conftest import byte_tokenizer, masks_of, tiny_prunable
 from environments import make_environment
 from in_memory import export_folder
 
@@ -71,7 +72,7 @@ def run(python: Path, script: str, *arguments: Path, modules: Path) -> dict:
     """What a script writes into the file that is its last argument."""
     done = subprocess.run(
         [python, "-c", script, *arguments], capture_output=True, text=True, timeout=900,
-        check=False, env=environment(HF_MODULES_CACHE=str(modules)),
+        check=False, env=os.environ | {"HF_MODULES_CACHE": str(modules)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(arguments[-1].read_text())
@@ -139,7 +140,7 @@ def test_the_oldest_prunes_mixtures_and_heads(oldest):
     for command in (rows, [*pytest_, *files, "tests/commands/test_gpt_oss.py"]):
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False,
-            env=environment(PYTHONPATH=str(ROOT / "src")),
+            env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-5000:]
         assert " passed" in done.stdout

@@ -23,9 +23,8 @@ from conftest import (
     SMALL,
     byte_tokenizer,
     chunked_masks,
-    environment,
     masks_of,
-    run_command,
+    must_run,
     sites_with,
     tiny_model,
     without_branches,
@@ -98,7 +97,7 @@ def served(python: Path, folder: Path, log: Path, *flags: str):
     with log.open("w") as output:
         server = subprocess.Popen(
             list(map(str, command)), stdout=output, stderr=subprocess.STDOUT,
-            env=environment(**SETTINGS), start_new_session=True, cwd=log.parent,
+            env=os.environ | SETTINGS, start_new_session=True, cwd=log.parent,
         )  # fmt: skip
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         try:
@@ -138,8 +137,7 @@ def expected(tmp_path_factory) -> tuple[Path, list[list[int]], list[list[int]]]:
     transformers)."""
     run = tmp_path_factory.mktemp("smollm2") / "run"
     flags = ("--keep", 0.5, "--vocabulary", 40_000, "--output-dir", run, *FEW)
-    done = run_command("prune", "smollm2-135m", *flags)
-    assert done.returncode == 0, done.stderr
+    must_run("prune", "smollm2-135m", *flags)
     folder = run / "keep-0.5"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     held_out = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer).evaluation
@@ -276,7 +274,7 @@ def test_every_topology_runs(model_type, package, also, tmp_path, request):
         masks = chunked_masks(target.layout, 32)
         assert masks.chunk == 32
     if also == "heads":
-        parts = dict(zip(target.layout.names, target.layout.split(masks.kept), strict=True))
+        parts = target.layout.named(masks.kept)
         for block, kept in enumerate(([True, False], [True, True], [False, True])):
             parts[f"layers.{block}.heads"][:] = torch.tensor(kept)
         assert masks.heads_pruned
@@ -324,7 +322,7 @@ def run_offline(
     settings = SETTINGS | (ONE_PROCESS if processes == 1 else {})
     return subprocess.run(
         [python, "-c", script, folder, json.dumps(prompts), "8", tmp_path / "found.json"],
-        capture_output=True, text=True, timeout=600, env=environment(**settings), cwd=tmp_path,
+        capture_output=True, text=True, timeout=600, env=os.environ | settings, cwd=tmp_path,
         check=False,
     )  # fmt: skip
 
@@ -371,7 +369,7 @@ def test_two_processes_share_a_folder(package, kv_heads, tmp_path, request):
     layout = target.layout
     scores = torch.randn(layout.entries, generator=torch.Generator().manual_seed(0))
     masks = Masks(layout, project(scores, Budget(layout), 0.6, align=2).kept, Selection(scores))
-    parts = dict(zip(layout.names, layout.split(masks.kept), strict=True))
+    parts = layout.named(masks.kept)
     for block, kept in enumerate(kv_heads if heads else ()):
         parts[f"layers.{block}.heads"][:] = torch.arange(4) < kept
     folder = tmp_path / "model"
@@ -400,8 +398,7 @@ def test_a_uniform_mixture_is_served_as_the_original(
     model.save_pretrained(dense)
     byte_tokenizer().save_pretrained(dense)
     flags = ("--method", "fisher", "--keep", 0.6, "--for", "anywhere")
-    done = run_command("prune", dense, "--text", text_file, "--output-dir", run, *SMALL, *flags)
-    assert done.returncode == 0, done.stderr
+    must_run("prune", dense, "--text", text_file, "--output-dir", run, *SMALL, *flags)
     plain = run / "keep-0.6-plain"
     config = json.loads((plain / "config.json").read_text())
     assert config["architectures"] == model.config.architectures

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import run_command
+from conftest import must_refuse
 from damage import BYTES, NESTED, names, outcome
 
 from disp_llm.config.schema import as_type
@@ -56,8 +56,7 @@ def test_log_of_steps(run, damage, said):
 def test_other_files_of_a_page(run, name, how):
     path = run / name
     path.write_bytes(NESTED if how == "nested" else BYTES[how](path.read_bytes()))
-    done = run_command("report", run)
-    assert done.returncode == 2
+    done = must_refuse("report", run)
     assert len(done.stderr.splitlines()) == 1
     assert str(run) in done.stderr
 

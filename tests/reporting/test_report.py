@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from conftest import SETTINGS, byte_tokenizer, run_command, tiny_model
+from conftest import SETTINGS, byte_tokenizer, must_refuse, must_run, tiny_model
 
 import disp_llm
 from disp_llm.masks.layout import STREAM_SITES
@@ -68,8 +68,7 @@ def read(path) -> tuple[Reader, str]:
 
 def page_of(folder, **flags):
     named = [part for name, value in flags.items() for part in (f"--{name}", value)]
-    done = run_command("report", folder, "--json", *named)
-    assert done.returncode == 0, done.stderr
+    done = must_run("report", folder, "--json", *named)
     return json.loads(done.stdout)
 
 
@@ -169,8 +168,7 @@ def test_what_is_no_run_is_refused(small_run, tmp_path, what):
     if what == "damaged":
         shutil.copytree(small_run[0], folder)
         (folder / "selection.safetensors").write_bytes(b"no")
-    done = run_command("report", folder)
-    assert done.returncode == 2
+    done = must_refuse("report", folder)
     assert "is not a run folder" in done.stderr or "not the file that was written" in done.stderr
 
 

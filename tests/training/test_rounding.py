@@ -7,7 +7,7 @@ import torch
 import transformers
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams
-from conftest import StopAfter, run_command, tiny_model
+from conftest import StopAfter, must_run, run_command, tiny_model
 from torch import nn
 
 from disp_llm.config.errors import InputError
@@ -100,22 +100,19 @@ def test_a_trained_model_is_stored_as_it_was_measured(tmp_path, llama_folder, te
     transformers.AutoTokenizer.from_pretrained(llama_folder).save_pretrained(tmp_path / "model")
     text = ("--text", text_file, "--eval-text", text_file, "--context", 64, "--windows", 2)
     common = (*text, "--length", 32, "--dtype", "bfloat16")
-    done = run_command(
+    done = must_run(
         "prune", tmp_path / "model", "--keep", 0.7, *common, "--steps", 2, "--align", 32,
         "--rounds", 0, "--calibration-sequences", 2, "--calibration-length", 32,
         "--output-dir", tmp_path / "run",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     recover = (
         "recover", tmp_path / "run/keep-0.7", *common, "--tokens", 1024, "--bits", "int4", "--json",
     )  # fmt: skip
-    done = run_command(*recover, "--output-dir", tmp_path / "better")
-    assert done.returncode == 0, done.stderr
+    done = must_run(*recover, "--output-dir", tmp_path / "better")
     with pytest.MonkeyPatch.context() as patch:  # between two searches of scales
         patch.setattr("disp_llm.cli.signals.StopSignals.__call__", StopAfter(4))
         assert run_command(*recover, "--output-dir", tmp_path / "again").returncode == 130
-    again = run_command(*recover, "--output-dir", tmp_path / "again", "--resume")
-    assert again.returncode == 0, again.stderr
+    must_run(*recover, "--output-dir", tmp_path / "again", "--resume")
     weights = "model/model.safetensors"
     assert (tmp_path / "again" / weights).read_bytes() == (
         tmp_path / "better" / weights
@@ -123,11 +120,9 @@ def test_a_trained_model_is_stored_as_it_was_measured(tmp_path, llama_folder, te
     found = json.loads(done.stdout)["model"]
     folder, new = tmp_path / "better/model", tmp_path / "int4"
     assert "rounded to int4 while they trained" in (folder / "README.md").read_text()
-    done = run_command("convert", folder, "--to", "int4", "--output-dir", new)
-    assert done.returncode == 0, done.stderr
+    done = must_run("convert", folder, "--to", "int4", "--output-dir", new)
     measured = ("--text", text_file, "--context", 64, "--windows", 2, "--dtype", "bfloat16")
-    done = run_command("eval", new, *measured, "--json")
-    assert done.returncode == 0, done.stderr
+    done = must_run("eval", new, *measured, "--json")
     stored = json.loads(done.stdout)["perplexity"]
     assert stored == pytest.approx(found["measured"]["perplexity"], rel=2e-3)
     done = run_command("eval", folder, *measured, "--json")
