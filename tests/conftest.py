@@ -319,10 +319,11 @@ def must_run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def must_refuse(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command that is refused, in one line, which is the last."""
+    """A command that is refused, in one line, which is the last; `verify` lists problems on
+    standard output."""
     done = run_command(*arguments)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("disp-llm: "), done.stderr
+    assert (done.stderr or "disp-llm: ").splitlines()[-1].startswith("disp-llm: "), done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -400,6 +401,12 @@ def problem_of(
     config = PruneConfig("tiny", scores=scores, machine=MachineConfig(device="cpu"))
     job = Job(config, run_in(folder), one_process())
     return PruningProblem(dense, corpus, budget, (0.6,), align=1, job=job)
+
+
+@pytest.fixture
+def problem(text_file, tmp_path) -> PruningProblem:
+    """Of the tiny Llama, without heads as a site."""
+    return problem_of("llama", text_file.read_text(), tmp_path)
 
 
 @cache

@@ -481,13 +481,6 @@ def test_damaged_weights_are_one_line(llama_folder, tmp_path, text_file):
     assert_one_line(done, str(weights))
 
 
-def test_existing_folder_is_kept(llama_folder, text_file, tmp_path):
-    (tmp_path / "notes.txt").write_text("precious")
-    done = run_command("prune", llama_folder, "--text", text_file, "--output-dir", tmp_path, *SMALL)
-    assert_one_line(done, "--output-dir", "name another folder")
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
 def test_output_dir_that_is_a_file(llama_folder, text_file, tmp_path):
     path = tmp_path / "file"
     path.write_text("x")

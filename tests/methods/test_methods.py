@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import problem_of
 
 import disp_llm
 from disp_llm.config.checks import check_settings
@@ -20,11 +19,6 @@ from disp_llm.methods import Method, method_named, register
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
 PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
-
-
-@pytest.fixture
-def problem(text_file, tmp_path):
-    return problem_of("llama", text_file.read_text(), tmp_path)
 
 
 def constant(problem) -> Selection:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from configurations import VOCABULARY
-from conftest import problem_of, tiny_prunable
+from conftest import tiny_prunable
 from damage import BYTES, names, outcome, rewrite
 
 from disp_llm.config.names import SITES
@@ -18,11 +18,6 @@ from disp_llm.methods.learned import CLAMP, start_logits
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import token_losses
 from disp_llm.training.problem import PruningProblem, calibration_windows
-
-
-@pytest.fixture
-def problem(text_file, tmp_path) -> PruningProblem:
-    return problem_of("llama", text_file.read_text(), tmp_path)
 
 
 def windows(count: int = 6) -> torch.Tensor:

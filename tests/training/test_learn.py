@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import problem_of, run_in, tiny_model, tiny_prunable, with_config
+from conftest import run_in, tiny_model, tiny_prunable, with_config
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -32,11 +32,6 @@ STEPS = 8
 @pytest.fixture(autouse=True)
 def checkpoints_are_frequent(monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 3)
-
-
-@pytest.fixture
-def problem(text_file, tmp_path) -> PruningProblem:
-    return problem_of("llama", text_file.read_text(), tmp_path)
 
 
 def start_of(problem: PruningProblem) -> torch.Tensor:

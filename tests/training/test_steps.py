@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import problem_of
 from torch import nn
 
 from disp_llm.config.errors import InputError
@@ -19,11 +18,6 @@ from disp_llm.training.estimators import Sample
 from disp_llm.training.learning import learn
 from disp_llm.training.loop import Loss, Schedule, _exchange, _first_step, train
 from disp_llm.training.problem import PruningProblem
-
-
-@pytest.fixture
-def problem(text_file, tmp_path) -> PruningProblem:
-    return problem_of("llama", text_file.read_text(), tmp_path)
 
 
 def test_small_sizes_are_drawn_more_often(problem):
