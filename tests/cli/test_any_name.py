@@ -14,7 +14,7 @@ from fresh import start_command
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from disp_llm.cli.environment import LineFormatter
+from disp_llm.cli.environment import Warnings
 from disp_llm.cli.main import main
 from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError, printable
@@ -84,7 +84,7 @@ def test_a_stranger_names_a_tensor(name, llama_folder, text_file, tmp_path):
 @NAMES
 def test_warnings_and_tables_hold_any_name(name, capsys):
     record = logging.makeLogRecord({"msg": "%s is odd", "args": (name,)})
-    assert LineFormatter("%(message)s").format(record).isprintable()
+    assert Warnings(io.StringIO()).format(record).isprintable()
     table = Table(title=name)
     table.add_column(name)
     table.add_row(name)

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from disp_llm.cli.errors import explained, flags_of, print_error, with_flags
 from disp_llm.cli.flags import extras_of, usual_settings_of
 from disp_llm.cli.main import _how_to_resume
 from disp_llm.cli.parsing import all_settings, command_line, parse
-from disp_llm.cli.signals import stop_signals
+from disp_llm.cli.signals import StopSignals
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names, resolved
@@ -80,8 +81,6 @@ def test_unknown_command_is_one_line():
         (["prune", "x", "--steps", "5.5"], "--steps: '5.5' is not a whole number; correct it"),
         (["prune", "x", "--schedule", "flat"], "'flat' is not one of cosine, linear, constant"),
         (["prune", "x", "--keep"], "argument --keep: expected at least one argument; see disp"),
-        (["prune", "x", "--set", "learn.shft=3"], "--set: unknown key 'learn.shft' (nearest: shif"),
-        (["prune", "x", "--set", "steps"], "--set: 'steps'; give one such as learn.steps=300"),
         (["prune", "x", "--config", "no.toml"], "--config: cannot read no.toml (No such file"),
         (["prune", "x", "--weight-optimizer", "muon"], "--weight-optimizer: steps weights, and"),
         (["prune", "x", "--output-dir", ""], "--output-dir: an empty word; leave it out"),
@@ -158,7 +157,7 @@ def test_settings_become_flags_and_everything_else_stays():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_training_asks_it_to_stop(number):
     before = signal.getsignal(number)
-    with stop_signals() as stop:
+    with closing(StopSignals()) as stop:
         progress = stop.watching(lambda *told: None)
         progress("scoring", 1, 1, {})
         assert signal.getsignal(number) is before  # nothing is trained yet
@@ -173,7 +172,7 @@ def test_a_signal_during_training_asks_it_to_stop(number):
 
 def test_signals_act_at_once_when_training_is_over():
     before = signal.getsignal(signal.SIGTERM)
-    with stop_signals() as stop:
+    with closing(StopSignals()) as stop:
         progress = stop.watching(lambda *told: None)
         assert not stop()
         progress("learning masks", 9, 9, {})
@@ -242,15 +241,14 @@ def test_a_file_stands_on_its_base(tmp_path):
 
 
 def test_what_is_nearer_the_end_of_the_line_wins(tmp_path):
-    """Defaults < recipe < file < `--set` < flags; a run's file says nothing of where it lies."""
+    """Defaults < recipe < file < flags; a run's file says nothing of where it lies."""
     path = tmp_path / "config.toml"
     asked = parse(["prune", "x", "--keep", "0.7", "--seed", "4", "--output-dir", "old"])
     path.write_text(tomli_w.dumps(resolved(asked)))
-    line = ["prune", "y", "--recipe", "domain", "--config", str(path), "--set", "learn.steps=9"]
-    config = parse([*line, "--set", 'sites=["mlp_mid"]', "--set", "learn.estimator=projected"])
+    line = ["prune", "y", "--recipe", "domain", "--config", str(path)]
+    config = parse([*line, "--steps", "9", "--sites", "mlp_mid"])
     assert (config.model, config.output_dir, config.keep) == ("y", Path("run"), (0.7,))
     assert (config.learn.steps, config.sites, config.machine.seed) == (9, ("mlp_mid",), 4)
-    assert parse([*line, "--steps", "8"]).learn.steps == 8
 
 
 def test_a_recipe_that_a_file_names_lies_below_the_file(tmp_path):
@@ -267,23 +265,21 @@ def test_a_recipe_that_a_file_names_lies_below_the_file(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["recipe", "output_dir", "resume"])
-def test_what_lies_below_set_is_not_set_by_it(name):
-    with pytest.raises(InputError, match=f"'{name}' is read before; give it as `{name}`"):
-        parse(["prune", "x", "--set", f"{name}=paper"])
-
-
-def test_a_recorded_line_keeps_the_setting_of_set(monkeypatch):
-    words = ["disp-llm", "prune", "m", "--set", "text.eval_text=/home/me/y.txt", "--text=/a/b.txt"]
+def test_a_recorded_line_has_names_for_paths(monkeypatch):
+    words = ["disp-llm", "prune", "m", "--eval-text", "/home/me/y.txt", "--text=/a/b.txt"]
     monkeypatch.setattr(sys, "argv", words)
-    assert command_line() == "disp-llm prune m --set text.eval_text=y.txt --text=b.txt"
+    assert command_line() == "disp-llm prune m --eval-text y.txt --text=b.txt"
 
 
-def test_a_number_for_a_list_is_asked_for_as_a_list():
-    with pytest.raises(InputError, match="expected array, got float; give a list, each a number"):
-        parse(["prune", "x", "--set", "keep=0.7"])
-    with pytest.raises(InputError, match="expected object, got str; correct it"):
-        parse(["prune", "x", "--set", "text=some.txt"])
+def test_a_number_for_a_list_is_asked_for_as_a_list(tmp_path):
+    path = tmp_path / "mine.toml"
+    for said, told in (
+        ("keep = 0.7", "expected array, got float; give a list, each a number"),
+        ('text = "some.txt"', "expected object, got str; correct it"),
+    ):
+        path.write_text(f"{said}\n")
+        with pytest.raises(InputError, match=told):
+            parse(["prune", "x", "--config", str(path)])
 
 
 @pytest.mark.parametrize(

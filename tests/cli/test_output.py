@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 import pytest
 from conftest import must_refuse, run_command
 
-from disp_llm.cli.environment import ALLOCATOR_VARIABLES, Once, keep_freed_memory
+from disp_llm.cli.environment import ALLOCATOR_VARIABLES, Warnings, keep_freed_memory
 from disp_llm.cli.main import main
 from disp_llm.config.errors import InputError
 from disp_llm.reporting import terminal
@@ -125,17 +125,16 @@ def test_a_file_out_of_reach_is_one_line(monkeypatch):
 
 def test_what_holds_for_every_row_is_said_once():
     said = io.StringIO()
-    handler = logging.StreamHandler(said)
-    handler.addFilter(Once())
+    handler = Warnings(said)
     logger = logging.Logger("rows")
     logger.addHandler(handler)
     for row in ("0.8", "0.5"):
         logger.warning("%s is not above chance", "arc_easy")
         logger.warning("keep %s is slow", row)
     assert said.getvalue().splitlines() == [
-        "arc_easy is not above chance",
-        "keep 0.8 is slow",
-        "keep 0.5 is slow",
+        "disp-llm: arc_easy is not above chance",
+        "disp-llm: keep 0.8 is slow",
+        "disp-llm: keep 0.5 is slow",
     ]
 
 

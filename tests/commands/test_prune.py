@@ -384,7 +384,7 @@ def test_seconds_of_all_attempts_add_up(small_run, tmp_path):
 def test_the_run_fixes_the_alignment(small_run):
     folder, _ = small_run
     config = tomllib.loads((folder / "config.toml").read_text())
-    assert config["export"]["align"] == 1  # asked: 0, what is best here
+    assert config["align"] == 1  # asked: 0, what is best here
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import disp_llm
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.recovery_models import sharding_of
+from disp_llm.commands.planning import refuse_impossible
 from disp_llm.commands.session import as_begun
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
@@ -165,15 +165,6 @@ def test_a_model_in_memory_stays_whole(field, llama_folder, text_file, tokenizer
     assert "is in memory, as it is" in refused.value.what
 
 
-def test_muon_steps_matrices_that_are_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(Process, "count", 2)
-    job = job_of(tmp_path)
-    training = dataclasses.replace(job.config.training, weight_optimizer="muon", shard="full")
-    config = dataclasses.replace(job.config, training=training)
-    with pytest.raises(InputError, match="muon steps matrices that lie in every process"):
-        sharding_of(dataclasses.replace(job, config=config), Inputs())
-
-
 def test_own_losses_beside_text_need_a_whole_model(tmp_path, monkeypatch):
     monkeypatch.setattr(Process, "count", 2)
     example = disp_llm.TaskExample((1, 2), lambda states: states.sum(), 1)
@@ -185,5 +176,5 @@ def test_own_losses_beside_text_need_a_whole_model(tmp_path, monkeypatch):
     job = dataclasses.replace(job, config=dataclasses.replace(config, text=text))
     inputs = Inputs(texts={"examples": given})
     with pytest.raises(InputError, match="shard: examples with a loss of their own") as refused:
-        sharding_of(job, inputs)
+        refuse_impossible(job, inputs)
     assert "a `shard` of no" in str(refused.value.hint)

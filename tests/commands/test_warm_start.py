@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
-from typing import cast
 
 import pytest
 import torch
@@ -11,12 +9,6 @@ from conftest import SMALL, kept_in, must_run, run_command
 from safetensors.torch import load_file, save_file
 from test_recover import FEW
 
-from disp_llm.commands.recovery_models import take_weights
-from disp_llm.config.errors import InputError
-from disp_llm.config.parts import MachineConfig
-from disp_llm.config.recover import RecoverConfig
-from disp_llm.models.loading import load
-from disp_llm.models.sharding import Sharding
 from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
 
@@ -128,12 +120,3 @@ def test_biases_for_what_is_pruned_are_of_every_size_other_ones(llama_folder, te
     done = recover(tmp_path / "flap/keep-0.5", text_file, tmp_path / "run", *flags)
     assert done.returncode == 2
     assert "--weights-from: cannot be had where biases stand for" in done.stderr
-
-
-def test_weights_in_parts_take_none(small_run, larger):
-    """Each process would have to know which part of which tensor it holds."""
-    folder = str(small_run[0] / "keep-0.5")
-    config = RecoverConfig(folder, weights_from=str(larger))
-    student = replace(load(folder, MachineConfig(device="cpu")), sharding=cast(Sharding, object()))
-    with pytest.raises(InputError, match="needs all weights in every process"):
-        take_weights(config, student)

@@ -124,7 +124,7 @@ PAPER = {
         "length": 2048, "batch": 1, "learning_rate": 1e-3, "betas": [0.9, 0.999],
         "weight_decay": 0.05, "schedule": "constant", "distill": 0.0,
     },
-    "export": {"align": 1},
+    "align": 1,
     "sites": ["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out"],
 }  # fmt: skip
 """Sections 3 and 4.1 of arXiv 2410.11988."""

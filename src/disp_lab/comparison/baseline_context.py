@@ -15,7 +15,6 @@ from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
 from disp_llm.commands.planning import own_needs
 from disp_llm.commands.session import input_hashes
-from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import Texts, load_tokens
@@ -35,7 +34,7 @@ def shared_settings(config: CompareConfig) -> PruneConfig:
         text=config.text,
         evaluation=config.evaluation,
         scores=config.scores,
-        export=OutputConfig(align=config.align),
+        align=config.align,
         rounds=0,  # timed as the baselines are, not by each run
         machine=config.machine,
     )

@@ -2,12 +2,13 @@
 prints. The task and its libraries are imported when it is called."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from disp_llm.cli.errors import flags_of, with_flags
 from disp_llm.cli.parsing import command_line
-from disp_llm.cli.signals import stop_signals
+from disp_llm.cli.signals import StopSignals
 from disp_llm.reporting.run_tables import show_page, show_run
 from disp_llm.reporting.terminal import pieces, progress_bar, say, typed_lines
 from disp_llm.runs.folder import Run
@@ -38,7 +39,7 @@ def recover(config: Any) -> Figures:
 
 
 def _trained(task: Callable[..., Any], config: Any) -> Any:
-    with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
+    with closing(StopSignals()) as stop, progress_bar(plain_lines=True) as progress:
         return task(
             config.model,
             config=config,

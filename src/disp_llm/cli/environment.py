@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import warnings
+from typing import Any
 
 from disp_llm.cli.errors import flags_of, with_flags
 from disp_llm.cli.signals import end_tidily
@@ -33,30 +34,23 @@ def direct_output(as_json: bool, quiet: bool) -> None:
     results.stderr = as_json
 
 
-class LineFormatter(logging.Formatter):
-    """Warnings in the words of the command line."""
+class Warnings(logging.StreamHandler):
+    """Warnings in the words of the command line, each once: what holds for every row of a table is
+    said for the first."""
 
-    def __init__(self, command: str = "") -> None:
-        super().__init__()
-        self.command = command
+    def __init__(self, stream: Any, command: str = "") -> None:
+        super().__init__(stream)
+        self.command, self.said = command, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Says what nobody has said yet."""
+        if (message := record.getMessage()) not in self.said:
+            self.said.add(message)
+            super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
         """`disp-llm: ...`, with flags in place of settings."""
         return f"disp-llm: {printable(with_flags(super().format(record), flags_of(self.command)))}"
-
-
-class Once(logging.Filter):
-    """Lets each message through once: what holds for every row of a table is said for the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether nobody has said it yet."""
-        before = len(self.said)
-        self.said.add(record.getMessage())
-        return len(self.said) > before
 
 
 def keep_freed_memory() -> None:
@@ -80,13 +74,11 @@ def prepare_output(arguments: list[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter("".join(arguments[:1])))
-    handler.addFilter(Once())
     level = logging.INFO if "--verbose" in arguments else logging.WARNING
     if rank() > 0 or "--quiet" in arguments:  # the first of several processes warns for all
         level = logging.ERROR
-    logging.basicConfig(level=level, handlers=[handler])
+    handler = Warnings(sys.stderr, "".join(arguments[:1]))
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *place, **line: str(message)
 

@@ -10,7 +10,6 @@ from disp_llm.config.settings import Setting, settings_of
 
 EXTRAS = {
     "revision": ("NAME", "Commit, tag or branch of a hub MODEL; MODEL@NAME says the same."),
-    "set": ("PATH=VALUE", "Change any setting by its path, such as learn.shift=3."),
     "config": ("FILE", "Read settings from a TOML file, or from the config.toml of a run."),
     "json": ("", "Print one JSON object on standard output."),
     "dry-run": ("", "Print what would be done, and do nothing."),
@@ -55,9 +54,7 @@ def command_parser(command: str, kind: type, short: bool = False) -> Parser:
             _add(parser, setting, whole=not short)
     for name in (one for one in extras if not short or one in USUAL_EXTRAS):
         metavar, sentence = EXTRAS[name]
-        if name == "set":
-            parser.add_argument("--set", action="append", help=sentence, metavar=metavar)
-        elif metavar:
+        if metavar:
             parser.add_argument(f"--{name}", help=sentence, metavar=metavar)
         else:
             parser.add_argument(f"--{name}", action="store_true", help=sentence)
@@ -72,7 +69,7 @@ def extras_of(kind: type) -> list[str]:
     if "resume" not in settings:
         missing.add("dry-run")
     if not usual_settings_of(kind):
-        missing |= {"set", "config", "help-all"}
+        missing |= {"config", "help-all"}
     return [name for name in EXTRAS if name not in missing]
 
 

@@ -1,13 +1,12 @@
 """Arguments -> the settings of the command that they name; no other is imported, and nothing heavy.
 
-Defaults < recipe, or the run that goes on < `--config` < `--set` < flags.
+Defaults < recipe, or the run that goes on < `--config` < flags.
 """
 
 import importlib
 import logging
 import shlex
 import sys
-import tomllib
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +39,7 @@ COMMANDS = {
     "prune": "prune:PruneConfig",
     "export": "commands:ExportConfig",
     "recover": "recover:RecoverConfig",
-    "report": "report:ReportConfig",
+    "report": "commands:ReportConfig",
     "eval": "commands:EvalConfig",
     "doctor": "commands:DoctorConfig",
     "bench": "commands:BenchConfig",
@@ -53,9 +52,6 @@ COMMANDS = {
 """Our commands: the module in `disp_llm.config`, and the class of their settings."""
 
 RESUMABLE = ("prune", "recover")
-
-READ_FIRST = ("recipe", "output_dir", "resume")
-"""Settings that say which others lie below those of `--set`."""
 
 PRUNED_SHARES = ("--sparsity", "--ratio", "--amount", "--pruning-ratio", "--compression-ratio")
 """What other tools call the share that is pruned."""
@@ -162,8 +158,6 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
             name = given.get("recipe") or file.get("recipe") or tables["recipe"]
             tables = merged(kind, tables, load_recipe(name), "recipe")
     tables = merged(kind, tables, file, "config")
-    for assignment in given.get("set", ()):
-        tables = merged(kind, tables, _table(assignment), "set")
     for name, value in given.items():
         if name in settings:
             tables = merged(kind, tables, nested(settings[name].path, value), name)
@@ -174,20 +168,6 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
     if "revision" in given:
         tables["model"] = f"{tables['model'].partition('@')[0]}@{given['revision']}"
     return configured(tables, kind)
-
-
-def _table(assignment: str) -> dict[str, Any]:
-    """`learn.shift=3` as the tables of a TOML file; a value that is no TOML is a word."""
-    place, equals, said = assignment.partition("=")
-    if not (place and equals):
-        raise InputError(f"'{assignment}'", field="set", hint="give one such as learn.steps=300")
-    if place in READ_FIRST:
-        raise InputError(f"'{place}' is read before", field="set", hint=f"give it as `{place}`")
-    try:
-        value = tomllib.loads(f"value = {said}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = said
-    return nested(tuple(place.split(".")), value)
 
 
 def output_folder(command: str, given: dict[str, Any]) -> Path:
@@ -235,10 +215,8 @@ def _overview() -> str:
 def command_line() -> str:
     """How this process was started, without the folders of files: `config.toml` has these."""
 
-    def shown(before: str, word: str) -> str:
-        assigns = before == "--set" or word.startswith("--")
-        flag, equals, value = word.partition("=") if assigns else ("", "", word)
+    def shown(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         return f"{flag}{equals}{name_of(value)}"
 
-    words = sys.argv[1:]
-    return shlex.join(["disp-llm", *map(shown, ["", *words], words)])
+    return shlex.join(["disp-llm", *map(shown, sys.argv[1:])])

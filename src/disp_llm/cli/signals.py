@@ -3,8 +3,6 @@ and what is half written is removed."""
 
 import logging
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -68,24 +66,14 @@ class StopSignals:
             if self._previous:
                 self._stage = self._stage or stage
                 if stage != self._stage:
-                    self.release()
+                    self.close()
                     if self._received:
                         raise KeyboardInterrupt
 
         return watched
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Gives both signals the handlers that they had before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """While the context lasts, SIGINT and SIGTERM ask training to stop after its step."""
-    stop = StopSignals()
-    try:
-        yield stop
-    finally:
-        stop.release()

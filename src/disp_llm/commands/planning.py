@@ -61,7 +61,7 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
     sharded = loaded.sharding is not None
     require_possible(config, config.sizes, dense.layout.has_experts, sharded)
-    align, alike = config.export.align or default_align(dense), config.demands.uniform
+    align, alike = config.align or default_align(dense), config.demands.uniform
     align = math.lcm(align, config.demands.align)
     if alike:
         from disp_llm.compact.experts_disp_llm import ALIGNED

@@ -181,9 +181,8 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     for field, tokens in windows_of(config).items():
         require_positions(loaded.model, tokens, field)
     asked = job.asked or job.config  # what is left open is stored as it was found
-    align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
-    asked = replace(asked, export=replace(asked.export, align=align), chunk=chunk)
-    job = replace(job, asked=asked)
+    align, chunk = asked.align or problem.align, asked.chunk or problem.budget.chunk
+    job = replace(job, asked=replace(asked, align=align, chunk=chunk))
     needs, noise = own_needs(config, job.process.count), ("words", config.machine.seed)
     texts = load_texts(job, loaded, sources, loaded, needs, *noise)
     require_positions(loaded.model, texts.longest_window(config.evaluation), "context")

@@ -45,7 +45,8 @@ def load_models(
     """
     config, progress = job.config, job.count("loading models")
     progress(0, 2)
-    sharding = sharding_of(job, inputs)
+    refuse_impossible(job, inputs)
+    sharding = Sharding.among(job.process) if config.training.shard == "full" else None
     machine = replace(config.machine, device=str(job.process.device))
     student = _student(config, machine, inputs, sharding)
     student = student.as_recorded(job.run.result().get("source", {}))
@@ -56,20 +57,6 @@ def load_models(
     original = _original(config, machine, student, load, writes)
     progress(2, 2)
     return student, original
-
-
-def sharding_of(job: Job[RecoverConfig], inputs: Inputs) -> Sharding | None:
-    """What divides both models among the processes, if that is asked for; None = each has all."""
-    refuse_impossible(job, inputs)
-    if job.config.training.shard != "full":
-        return None
-    if job.config.training.weight_optimizer == "muon":
-        raise InputError(
-            "muon steps matrices that lie in every process as a whole",
-            field="weight_optimizer",
-            hint="leave it out, or give a `shard` of no",
-        )
-    return Sharding.among(job.process)
 
 
 def _student(
@@ -151,8 +138,6 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
     folder, larger = Path(config.model), Path(config.weights_from)
     refused = partial(InputError, field="weights_from")
     other = "name the model folder of a larger size of that run, or of its recovery"
-    if student.sharding is not None:
-        raise refused("needs all weights in every process", hint="give a `shard` of no")
     with model_is("weights_from"):
         require_unquantised(config.weights_from, load_config(config.weights_from))
     found, run_of_larger = run_of(folder), run_of(larger)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import called, takes
+from disp_llm.config.commands import ReportConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.report import ReportConfig
 from disp_llm.config.targets import Target
 from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype

@@ -105,7 +105,7 @@ class Room:
         limit = size.value if size.unit else size.amount * dense
         if limit >= dense:
             raise fits_already(size, f"{dense:,} {PARAMETERS if counts else BYTES}")
-        align = config.export.align or default_align(target)
+        align = config.align or default_align(target)
         possible = possible_bits(config, target, align)
         if not possible:
             raise InputError(

@@ -41,6 +41,13 @@ def not_with(other: str, settings: str, instead: str = "") -> Use:
     return Use(settings, lambda config: not getattr(config, other), what, instead)
 
 
+def only_with(others: str, settings: str, what: str) -> Use:
+    """Settings that are read only where one of some others is given."""
+    names = others.split()
+    instead = "give " + " or ".join(f"`{name}`" for name in names)
+    return Use(settings, lambda config: any(getattr(config, name) for name in names), what, instead)
+
+
 def check_settings(config: Any) -> None:
     """Refuses, before anything is loaded, what no command can use: of all settings, and what the
     `validate` of a group refuses.

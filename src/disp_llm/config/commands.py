@@ -15,7 +15,7 @@ from disp_llm.config.bounds import (
     Window,
     Word,
 )
-from disp_llm.config.checks import Use, not_with
+from disp_llm.config.checks import Use, not_with, only_with
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import SELF, Format, Template
@@ -151,19 +151,9 @@ class EvalConfig:
             "text text_field dataset examples template tasks shots limit context windows",
             instead="write it into the suite's file",
         ),
-        Use(
-            "against",
-            when=lambda config: config.suite,
-            what="is for a suite",
-            instead="give `suite`",
-        ),
-        Use("shots", when=lambda config: config.tasks, what="is for tasks", instead="give `tasks`"),
-        Use(
-            "limit",
-            when=lambda config: config.tasks or config.examples,
-            what="counts questions, and none is asked",
-            instead="give `tasks` or `examples`",
-        ),
+        only_with("suite", "against", "is for a suite"),
+        only_with("tasks", "shots", "is for tasks"),
+        only_with("tasks examples", "limit", "counts questions, and none is asked"),
         not_with("text", "dataset examples"),
         not_with("dataset", "examples"),
         Use(
@@ -172,18 +162,8 @@ class EvalConfig:
             what="is of perplexity, and none is measured",
             instead="give `text`",
         ),
-        Use(
-            "template",
-            when=lambda config: config.suite or config.examples,
-            what="is of examples",
-            instead="give `examples`",
-        ),
-        Use(
-            "text_field",
-            when=lambda config: config.suite or config.text or config.dataset,
-            what="is of a text",
-            instead="give `text`",
-        ),
+        only_with("examples", "template", "is of examples"),
+        only_with("text dataset", "text_field", "is of a text"),
     )
 
     model: Annotated[Word, POSITIONAL]
@@ -307,6 +287,18 @@ class DoctorConfig:
     def fitting(self) -> BudgetConfig:
         """The same as `prune` takes it."""
         return BudgetConfig(fit=self.fit)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write one self-contained HTML page about a run, finished or not."""
+
+    run: Annotated[Path, POSITIONAL]
+    """The run folder."""
+    output: Path | None = None
+    """File of the page. Default: report.html in the run folder."""
+    anyway: bool = False
+    """Show files that have changed."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from disp_llm.config.bounds import (
-    AnyMultiple,
     AnyTokens,
     Batch,
     Length,
@@ -21,7 +20,7 @@ from disp_llm.config.bounds import (
     Window,
     Word,
 )
-from disp_llm.config.checks import Use, not_with
+from disp_llm.config.checks import Use, not_with, only_with
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF, BudgetKind, Template
 from disp_llm.config.targets import COUNTED, Target, require_of_budget
@@ -53,12 +52,7 @@ class TextConfig:
         not_with("text", "dataset"),
         not_with("eval_text", "eval_dataset eval_examples"),
         not_with("eval_dataset", "eval_examples"),
-        Use(
-            "template",
-            when=lambda config: config.examples or config.eval_examples,
-            what="is of examples",
-            instead="give `examples`",
-        ),
+        only_with("examples eval_examples", "template", "is of examples"),
         Use(
             "eval_text",
             when=lambda config: Path(SELF) not in config.eval_text or Path(SELF).exists(),
@@ -169,10 +163,6 @@ class ScoreConfig:
         return self.calibration_sequences * self.calibration_length
 
 
-ALONE: tuple[BudgetKind, ...] = ("bytes", "total", "latency")
-"""What an amount counts where nothing else is said."""
-
-
 @dataclass(frozen=True)
 class BudgetConfig:
     """What is limited, where it is not the number of block parameters."""
@@ -212,10 +202,8 @@ class BudgetConfig:
         """What the sizes are of."""
         if not self.fit or self.budget != "params":
             return self.budget
-        size = Target.of(self.fit[0])
-        return (
-            next(kind for kind in ALONE if COUNTED[kind] == size.counts) if size.unit else "bytes"
-        )
+        counts = Target.of(self.fit[0]).counts
+        return next((kind for kind, counted in COUNTED.items() if counted == counts), "bytes")
 
     @property
     def decides(self) -> bool:
@@ -275,12 +263,7 @@ class VocabularyConfig:
     """Which tokens stay."""
 
     USES: ClassVar = (
-        Use(
-            "keep_tokens",
-            when=lambda config: config.vocabulary,
-            what="is of a vocabulary that is cut, and all of it stays",
-            instead="add `vocabulary`",
-        ),
+        only_with("vocabulary", "keep_tokens", "is of a vocabulary that is cut, and none is"),
     )
 
     vocabulary: AnyTokens = 0
@@ -288,15 +271,6 @@ class VocabularyConfig:
     tokens. 0 = all. Figures stay by token of the whole vocabulary."""
     keep_tokens: tuple[Path, ...] = ()
     """Files of words, one a line, whose tokens stay in any case."""
-
-
-@dataclass(frozen=True)
-class OutputConfig:
-    """How the smaller model is written."""
-
-    align: AnyMultiple = 0
-    """Make widths multiples of this number. 0 = 64 on a GPU, 32 on a CPU, 1 for a stream below
-    512."""
 
 
 Dtype = Literal["auto", "bfloat16", "float32"]

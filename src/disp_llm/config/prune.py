@@ -15,7 +15,6 @@ from disp_llm.config.parts import (
     KEEP_OR_TARGET,
     BudgetConfig,
     MachineConfig,
-    OutputConfig,
     PerplexityConfig,
     ScoreConfig,
     TextConfig,
@@ -143,6 +142,9 @@ class PruneConfig:
     chunk: AnyMultiple = 0
     """Neighbouring dimensions of the stream that stay or go together. 0 = 32 where weights or
     adapters learn beside the masks, else 1."""
+    align: AnyMultiple = 0
+    """Make widths multiples of this number. 0 = 64 on a GPU, 32 on a CPU, 1 for a stream below
+    512."""
     suite: str = ""
     """Texts and tasks to measure every model on: general, commonsense, or a .toml file."""
     rounds: Rounds = 5
@@ -160,7 +162,6 @@ class PruneConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    export: OutputConfig = field(default_factory=OutputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     @property

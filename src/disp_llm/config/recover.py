@@ -25,9 +25,9 @@ class RecoverConfig:
             instead="let `distill` be above 0",
         ),
         Use(
-            "bits",
+            "bits weights_from weight_optimizer",
             when=lambda config: config.training.shard != "full",
-            what="rounds weights that lie in every process as a whole",
+            what="is of weights that lie in every process as a whole",
             instead="give a `shard` of no",
         ),
     )

@@ -13,7 +13,7 @@ from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 POSITIONAL = "positional"
 """Annotates a field that is given without a flag: `model: Annotated[Word, POSITIONAL]`."""
@@ -112,14 +112,7 @@ def _settings(kind: type, defaults: Any, above: tuple[str, ...]) -> Iterator[Set
         is_own = isinstance(defaults, type)
         default = field.default if is_own else getattr(defaults, field.name)
         sentence = told.get(field.name, "")
-        yield Setting(place, plain[field.name], default, sentence, POSITIONAL in _notes(declared))
-
-
-def _notes(kind: Any) -> tuple[Any, ...]:
-    """What is declared of a type, and of those that it is made of."""
-    own = kind.__metadata__ if get_origin(kind) is Annotated else ()
-    of = get_args(kind)[:1] if own else get_args(kind)
-    return (*own, *(note for inner in of for note in _notes(inner)))
+        yield Setting(place, plain[field.name], default, sentence, POSITIONAL in get_args(declared))
 
 
 def _sentences(config: type) -> dict[str, str]:

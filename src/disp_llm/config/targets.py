@@ -30,8 +30,9 @@ COUNTED: dict[BudgetKind, str] = {
     "memory": BYTES,
     "latency": SECONDS,
 }
-"""What budgets count that people state as absolutes. `active` and `flops` are no such: what is said
-of a model elsewhere counts its embeddings, or its attention, too."""
+"""What budgets count that people state as absolutes; an amount alone is of the first that counts
+it. `active` and `flops` are no such: what is said of a model elsewhere counts its embeddings, or
+its attention, too."""
 
 EXAMPLES = {BYTES: "6GB", SECONDS: "80ms", PARAMETERS: "700M"}
 

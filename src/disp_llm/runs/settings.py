@@ -77,9 +77,8 @@ def _require_same_settings(run: Run, config: PruneConfig | RecoverConfig) -> Non
     before = stored_config(run.folder, type(config))
     run.has(run.config_file)
     if isinstance(before, PruneConfig) and isinstance(config, PruneConfig):
-        align = config.export.align or before.export.align
-        chunk = config.chunk or before.chunk
-        config = replace(config, export=replace(config.export, align=align), chunk=chunk)
+        align, chunk = config.align or before.align, config.chunk or before.chunk
+        config = replace(config, align=align, chunk=chunk)
     for key, had, now in _differences(resolved(before), resolved(config)):
         raise InputError(
             f"this run has {key} = {had}, not {now}",
