@@ -62,11 +62,9 @@ def test_a_full_disk_is_one_line(run_into, arguments, said, line_by_line):
 @pytest.mark.parametrize("settles", [False, True])
 def test_a_log_that_cannot_be_written_says_so(settles, tmp_path):
     """At once, not once more without its name when it is closed."""
-    log = MetricsLog(tmp_path / "metrics.jsonl")
 
     def write() -> None:
-        with log:
-            log.go_on_from(0, None)
+        with MetricsLog(tmp_path / "metrics.jsonl", 0, None) as log:
             log._file.close()
             log._file = open("/dev/full", "a", buffering=-1 if settles else 1)  # noqa: SIM115
             log.append({"step": 1})

@@ -86,16 +86,16 @@ def test_figures_are_those_of_the_folder(small_run, text_file):
 
 def test_the_model_that_lost_most_is_proposed_for_recovery(small_run, capsys):
     """Where training what is left is worth it, and there only."""
-    figures, file = copy.deepcopy(small_run[1]), small_run[0] / "result.json"
+    figures = copy.deepcopy(small_run[1])
     dense = figures["original"]["measured"]["perplexity"]
     for model, lost in zip(figures["models"], (1.2, 1.5), strict=True):
         model["measured"] |= {"perplexity": lost * dense, "window_losses": [], "window_tokens": []}
-    show_run(figures, file)
+    show_run(figures)
     (proposed,) = [line for line in capsys.readouterr().out.splitlines() if "next " in line]
     assert f"disp-llm recover {figures['models'][1]['folder']}, with the same text" in proposed
     for model in figures["models"]:
         model["measured"]["perplexity"] = 1.05 * dense
-    show_run(figures, file)
+    show_run(figures)
     assert "recover" not in capsys.readouterr().out
 
 

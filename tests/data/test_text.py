@@ -151,7 +151,7 @@ def test_hashes_are_those_of_texts_in_memory_too(text_file):
         ("", "some text", "text: .*first.txt is empty"),
         ("some text", " \n", "eval_text: .*second.txt is empty"),
         ("some text", "x", "eval_text: second.txt has 1 tokens and a window takes 2"),
-        ("x", None, "text: the last 100% of first.txt has 1 tokens"),
+        ("x", None, "text: first.txt has 1 tokens and a window takes 2"),
     ],
 )
 def test_what_is_too_short_is_said_of_its_own_setting(tmp_path, learning, evaluation, said):

@@ -7,6 +7,7 @@ import torch
 from conftest import sites_with, tiny_prunable
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import DynamicCache
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, SITES
@@ -24,7 +25,7 @@ from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.shapes import BlockShape
-from disp_llm.models.kv_cache import cached_tokens, empty_cache, with_cache
+from disp_llm.models.kv_cache import cached_tokens, with_cache
 
 
 @st.composite
@@ -378,7 +379,7 @@ def test_memory_is_that_of_the_weights_and_of_a_filled_cache(model_type, heads, 
     kept = layout.without_dropped(project(scores, budget, 0.75).kept)
     masks = Masks(layout, kept, Selection(scores))
     compact = compact_model(target, masks)
-    cache = empty_cache(compact)
+    cache = DynamicCache(config=compact.config)
     with torch.no_grad():
         compact(torch.ones(batch, length, dtype=torch.long), **with_cache(compact, cache))
     filled = [layer for layer in cache.layers if layer.is_initialized]

@@ -20,7 +20,7 @@ from conftest import (
 )
 from fresh import PROMPT
 from in_memory import export_folder
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
@@ -36,7 +36,7 @@ from disp_llm.models.architectures import (
     model_types,
     register_architecture,
 )
-from disp_llm.models.kv_cache import empty_cache, with_cache
+from disp_llm.models.kv_cache import with_cache
 from disp_llm.training.losses import mean_losses, token_losses
 
 CASES = cases(ARCHITECTURES)
@@ -249,7 +249,7 @@ def test_whole_branches_can_go(model_type, tmp_path):
 @pytest.mark.parametrize("model_type", CASES)
 def test_cache_holds_what_is_counted(model_type):
     target = tiny_prunable(model_type)
-    cache = empty_cache(target.model)
+    cache = DynamicCache(config=target.model.config)
     target.model(torch.tensor([[4, 5, 6]]), **with_cache(target.model, cache))
     keys = [getattr(layer, "keys", torch.zeros(0)) for layer in cache.layers]  # a state has none
     values = [getattr(layer, "values", torch.zeros(0)) for layer in cache.layers]

@@ -17,7 +17,7 @@ from conftest import (
     tiny_prunable,
     unusual_prunable,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from disp_lab.baselines.depth import depth
 from disp_lab.baselines.mpo import mpo
@@ -31,7 +31,7 @@ from disp_llm.masks.costs import memory_costs
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.models.kv_cache import cached_tokens, empty_cache, with_cache
+from disp_llm.models.kv_cache import cached_tokens, with_cache
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import token_losses
 
@@ -134,7 +134,7 @@ def test_the_last_blocks_run_on_the_last_token_alone(model_type):
 def test_blocks_that_borrow_cache_nothing(changes):
     target = tiny_prunable("gemma4_text", **changes)
     model, layout = target.model, target.layout
-    cache = empty_cache(model)
+    cache = DynamicCache(config=model.config)
     model(torch.tensor([[4, 5, 6]]), **with_cache(model, cache))
     held = [
         0 if one.keys is None else one.keys.numel() + one.values.numel() for one in cache.layers

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.loading import load
-from disp_llm.models.source import base_and_license, commit_of, fingerprint_of, source_of
+from disp_llm.models.source import base_and_license, cached_folder, fingerprint_of, source_of
 
 CPU = MachineConfig(device="cpu", dtype="float32")
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -61,7 +61,7 @@ def test_a_model_of_the_hub_is_of_one_commit_and_known_by_it(folder, tmp_path, m
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     found = load("somebody/tiny", CPU)
     assert found.source == {"model": "somebody/tiny", "revision": commit}
-    assert commit_of(Path("somebody/other")) is None
+    assert cached_folder(Path("somebody/other")) is None
     older = load(f"somebody/tiny@{other}", CPU)
     assert older.source == {"model": f"somebody/tiny@{other}", "revision": other}
     assert fingerprint_of(older.model) != fingerprint_of(found.model)

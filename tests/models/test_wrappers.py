@@ -22,7 +22,7 @@ from disp_llm.models.architectures import (
     ROW_OF,
     WRAPPERS,
     family_of,
-    register_wrapper,
+    register_architecture,
     row_of,
 )
 from disp_llm.models.family import HEAD, Wrapper
@@ -281,7 +281,7 @@ def test_a_program_registers_a_wrapper(without_internvl, tmp_path):
     config = tiny_wrapper_config("internvl")
     with pytest.raises(InputError, match="'internvl' is not supported"):
         family_of(config)
-    register_wrapper("internvl", Wrapper("language_model"))
+    register_architecture("internvl", Wrapper("language_model"))
     target, prompt = prunable_wrapper("internvl"), picture("internvl")
     masks = masks_of("random", target.layout)
     wanted = compact_model(target, masks)(**prompt).logits
@@ -290,9 +290,9 @@ def test_a_program_registers_a_wrapper(without_internvl, tmp_path):
     script = (
         "import disp_llm, sys, torch\n"
         "from transformers import AutoModelForMultimodalLM\n"
-        "from disp_llm.models.architectures import WRAPPERS, register_wrapper\n"
+        "from disp_llm.models.architectures import WRAPPERS, register_architecture\n"
         "from disp_llm.models.family import Wrapper\n"
-        "register_wrapper('internvl', Wrapper('language_model'))\n"
+        "register_architecture('internvl', Wrapper('language_model'))\n"
         "model = AutoModelForMultimodalLM.from_pretrained(sys.argv[1])\n"
         "assert type(model).__module__.startswith('disp_llm.')\n"
         "torch.save(model(**torch.load(sys.argv[2])).logits, sys.argv[3])"

@@ -71,7 +71,7 @@ def test_a_model_that_is_no_faster_is_named(speedup, slow, budget, small_run, ca
         one | {"speed": speed | (of_prefill if one["size"] == "0.5" else {}), "budget": budget}
         for one in small_run[1]["models"]
     ]
-    show_run(small_run[1] | {"models": models}, small_run[0] / "result.json")
+    show_run(small_run[1] | {"models": models})
     lines = said(capsys)
     begins = "no faster than the original on this machine: "
     named = [line.removeprefix(begins) for line in lines if line.startswith(begins)]

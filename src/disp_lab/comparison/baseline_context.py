@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
@@ -22,7 +22,7 @@ from disp_llm.evaluation.measuring import Measuring
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.kv_cache import empty_cache, with_cache
+from disp_llm.models.kv_cache import with_cache
 from disp_llm.models.loading import Loaded, load
 from disp_llm.runs.progress import ProgressCallback
 
@@ -143,7 +143,7 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 @torch.inference_mode()
 def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     """Bytes of the KV cache after a prompt of T tokens, or of the state in its place."""
-    cache = empty_cache(model)
+    cache = DynamicCache(config=model.config)
     prompt = torch.ones(1, tokens, dtype=torch.long, device=model.device)
     model(prompt, logits_to_keep=1, **with_cache(model, cache))
     held = (value for layer in cache.layers for value in vars(layer).values())

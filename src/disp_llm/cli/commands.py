@@ -22,9 +22,8 @@ def prune(config: Any) -> Figures:
 
     result = _trained(prune, config)
     if result.figures:  # of several processes, the first has them
-        made = Run(result.folder)
-        show_run(result.figures, made.result_file)
-        show_page(made.page_file)
+        show_run(result.figures)
+        show_page(Run(result.folder).page_file)
     return result.figures
 
 
@@ -34,7 +33,7 @@ def recover(config: Any) -> Figures:
 
     result = _trained(recover, config)
     if result.figures:
-        show_run(result.figures, Run(result.folder).result_file)
+        show_run(result.figures)
     return result.figures
 
 
@@ -55,9 +54,8 @@ def export(config: Any) -> Figures:
 
     with progress_bar(plain_lines=True) as progress:
         result = export(config, progress=progress, command=command_line())
-    made = Run(result.folder)
-    show_run(result.figures, made.result_file)
-    show_page(made.page_file)
+    show_run(result.figures)
+    show_page(Run(result.folder).page_file)
     return result.figures
 
 

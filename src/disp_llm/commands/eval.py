@@ -18,7 +18,7 @@ from disp_llm.data.examples import ExampleStream
 from disp_llm.data.sources import Given, characters_for, named_examples, read_given
 from disp_llm.data.spelling import Spelling, byte_lengths
 from disp_llm.data.tokens import load_tokens, stream_of
-from disp_llm.data.windows import Stream, require_length
+from disp_llm.data.windows import Stream
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity, windows_of
 from disp_llm.evaluation.suites import Scoreboard, against
@@ -127,8 +127,6 @@ def _evaluation_stream(
         source, digest = texts.names["eval_text"], texts.names["eval_text_sha256"]
         return texts.evaluation, {"text": source, "text_sha256": digest}
     stream = stream_of(text, loaded.tokenizer, loaded.bos_token_id)
-    if not isinstance(stream, ExampleStream):
-        require_length(stream, 2, text.field, text.name)
     return stream, {"text": text.measured_name, "text_sha256": text.sha256}
 
 

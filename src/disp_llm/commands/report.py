@@ -49,8 +49,7 @@ class RunResult:
     @property
     def _typed(self) -> RunFigures | None:
         """The figures of the run; None in processes other than the first."""
-        found = Run(self.folder).result_file
-        return run_figures(self.figures, str(found)) if self.figures else None
+        return run_figures(self.figures) if self.figures else None
 
     def _trainable(self, folder: Path) -> PreTrainedModel:
         """A model folder as `from_pretrained` gives it: ready for a Trainer, PEFT or `generate`."""

@@ -21,11 +21,6 @@ def heads_of_blocks(config: Any, disp: dict, blocks: int) -> list[int]:
     return disp.get("heads") or [of_attention] * blocks
 
 
-def width_of_kept_heads(heads: int, width: dict, full: int) -> int:
-    """What is left of a width inside attention: all of it, unless heads are pruned."""
-    return full // heads * width["heads"] if "heads" in width else full
-
-
 def cut_heads(block: nn.Module, branch: dict, inside: Callable[[int], int]) -> None:
     """Cuts what each head has beside rows and columns of linear layers, and tells a linear
     attention how many heads it has; `inside` says what is left of a width inside of the branch."""

@@ -28,7 +28,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .configuration_disp_llm import PREFIX, pruned_config
-from .heads_disp_llm import cut_heads, heads_of_blocks, width_of_kept_heads
+from .heads_disp_llm import cut_heads, heads_of_blocks
 
 
 def gather(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -186,10 +186,11 @@ def shrink(base: Any, disp: dict) -> None:
 
 
 def _left_inside(heads: int, width: dict, branch: dict, is_mlp: bool, full: int) -> int:
-    """What is left of a width inside of a branch; of a mixture's shared expert all is."""
-    if not is_mlp:
-        return width_of_kept_heads(heads, width, full)
-    return full if branch.get("experts") else width["mlp_mid"]
+    """What is left of a width inside of a branch: of attention all, unless heads are pruned, and
+    all of a mixture's shared expert."""
+    if is_mlp:
+        return full if branch.get("experts") else width["mlp_mid"]
+    return full // heads * width["heads"] if "heads" in width else full
 
 
 def _cut_linears(
@@ -243,21 +244,16 @@ def _add_hooks(
 def _selecting(
     block: nn.Module, path: str, buffer: str, kept: int, full: int, chunk: int
 ) -> nn.Module:
-    """The module that a gather or scatter sits on, with what that needs to know."""
+    """The module that a gather or scatter sits on, with what that needs to know; a bare linear
+    layer is wrapped first."""
     if kept % chunk or full % chunk:
         raise ValueError(f"{kept} of {full} dimensions are no chunks of {chunk}")
-    module = _wrap(block, path)
-    module.register_buffer(buffer, torch.arange(kept // chunk))  # the file has which ones
-    module.full_width, module.chunk = full, chunk
-    return module
-
-
-def _wrap(block: nn.Module, path: str) -> Any:
-    """The module that a gather or scatter sits on; a bare linear layer is wrapped first."""
-    module = block.get_submodule(path)
+    module: Any = block.get_submodule(path)
     if type(module) in (nn.Linear, Conv1D):
         module = LinearWrapper(module)
         block.set_submodule(path, module)
+    module.register_buffer(buffer, torch.arange(kept // chunk))  # the file has which ones
+    module.full_width, module.chunk = full, chunk
     return module
 
 

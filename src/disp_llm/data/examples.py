@@ -35,8 +35,11 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.reading import Unusable, base_name, naming, read_each, rows_of, whole_text
-from disp_llm.data.sources import HELD_OUT
 from disp_llm.data.windows import StatesLoss, TaskPart, Windows, joined, usual_bos
+
+HELD_OUT = 0.1
+"""Share of what is learned from, at its end, that is only measured on when nothing else is given
+for that; of synthetic text it is as many as are measured on."""
 
 ANSWERS = ("answer", "completion", "response")
 """Keys that an answer to a `prompt` is found under."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from disp_llm.config.errors import InputError, said_by
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import PerplexityConfig, TextConfig
+from disp_llm.data.examples import HELD_OUT, GivenExamples, read_examples
 from disp_llm.data.reading import (
     Unusable,
     base_name,
@@ -25,14 +26,6 @@ from disp_llm.data.reading import (
     text_of,
 )
 from disp_llm.models.embedded import speech_files
-
-if TYPE_CHECKING:
-    from disp_llm.config.commands import EvalConfig
-    from disp_llm.data.examples import GivenExamples
-
-HELD_OUT = 0.1
-"""Share of what is learned from, at its end, that is only measured on when nothing else is given
-for that; of synthetic text it is as many as are measured on."""
 
 LEAST, EVERYTHING = 2**24, 2**30
 """Characters that are read of a source, where it has as many: however few tokens are wanted, and
@@ -97,10 +90,7 @@ class GivenText:
         return digest.hexdigest()
 
 
-if TYPE_CHECKING:
-    Given = GivenText | GivenExamples
-else:
-    Given = Any
+Given = GivenText | GivenExamples
 """What is learned from or measured on."""
 
 
@@ -128,7 +118,7 @@ def held_out(text: TextConfig, evaluation: PerplexityConfig, learning: int) -> i
 class Source:
     """One text, or examples, to learn from."""
 
-    text: "Given | None"
+    text: Given | None
     """None is what the model has still to write."""
     group: int = 0
     """Which of the texts that the settings name it is part of."""
@@ -141,7 +131,7 @@ class Sources:
     """Text as it was found, before there are tokens."""
 
     learning: tuple[Source, ...]
-    evaluation: "Given | None"
+    evaluation: Given | None
     """None = the end of the learning text."""
 
     @property
@@ -185,13 +175,10 @@ def read_sources(
     return Sources(tuple(texts), evaluation)
 
 
-def named_examples(config: "TextConfig | EvalConfig", field: str) -> "GivenExamples | None":
+def named_examples(config: Any, field: str) -> GivenExamples | None:
     """The examples of the files that a setting names; None where it names none."""
-    if not getattr(config, field):
-        return None
-    from disp_llm.data.examples import read_examples
-
-    return read_examples(getattr(config, field), config.template, field)
+    paths = getattr(config, field)
+    return read_examples(paths, config.template, field) if paths else None
 
 
 def characters_for(tokens: int) -> int:

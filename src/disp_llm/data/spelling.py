@@ -9,7 +9,7 @@ N tokens of the whole vocabulary, M pieces, V tokens that there were, W = V + 1.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -17,11 +17,9 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
+from disp_llm.data.examples import ExampleStream
 from disp_llm.data.windows import Corpus, Stream, eval_windows
 from disp_llm.models.vocabulary import BYTES, SPACE
-
-if TYPE_CHECKING:
-    from disp_llm.data.examples import ExampleStream
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Spelling:
             return int(self.lengths(windows).sum(1).max())
         return len(self.examples(stream).longest.tokens)
 
-    def examples(self, stream: "ExampleStream") -> "ExampleStream":
+    def examples(self, stream: ExampleStream) -> ExampleStream:
         """Examples in pieces."""
         if any(one.loss for one in stream.examples):
             raise InputError(

@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
+from disp_llm.data.examples import stream_of_examples
 from disp_llm.data.sources import HELD_OUT, Given, GivenText, Source, Sources, read_sources
 from disp_llm.data.windows import Corpus, Stream, require_length, usual_bos
 
@@ -103,8 +104,6 @@ def load_tokens(
             None, last, texts[0].field, f"the last {len(last) / whole:.0%} of {name}"
         )
     evaluation = stream_of(held_out, tokenizer, bos_token_id)
-    if isinstance(evaluation, Tensor):
-        require_length(evaluation, 2, held_out.field, held_out.name)
     corpus = Corpus(
         streams=tuple(streams),
         weights=_weights(config, sources.learning, streams),
@@ -161,24 +160,22 @@ def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> 
     """The tokens of a text, or of examples, each of which begins with that BOS if any."""
     if isinstance(given, GivenText):
         return stream_of_text(given, tokenizer)
-    from disp_llm.data.examples import stream_of_examples
-
     return stream_of_examples(given, tokenizer, bos_token_id)
 
 
 def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
-    """The tokens of a text; ids that the tokenizer does not have are refused."""
-    if given.documents is not None:
-        return tokenize(given.documents, tokenizer)
-    assert given.tokens is not None
-    largest = int(given.tokens.max())
-    if largest >= len(tokenizer):
+    """The tokens of a text, two at least; ids that the tokenizer does not have are refused."""
+    found = given.tokens
+    if found is None:
+        found = tokenize(given.documents or (), tokenizer)
+    elif (largest := int(found.max())) >= len(tokenizer):
         raise InputError(
             f"holds the token id {largest}, and the tokenizer has {len(tokenizer)}",
             field=given.field,
             hint="give ids of the tokenizer of this model",
         )
-    return given.tokens
+    require_length(found, 2, given.field, given.name)
+    return found
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Int[Tensor, " N"]:

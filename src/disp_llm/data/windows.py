@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Stream = Tensor | ExampleStream
 else:
-    Stream = Any  # examples are imported where some are read
+    Stream = Any  # examples are made into windows of this module
 """The tokens of a text, (N), or those of examples."""
 
 StatesLoss = Callable[[Float[Tensor, "N D"]], Tensor]
@@ -228,11 +228,7 @@ def opening(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
 
 
 def require_length(
-    stream: Tensor,
-    tokens: int,
-    field: str,
-    name: str = "the text",
-    hint: str = "give more text",
+    stream: Tensor, tokens: int, field: str, name: str, hint: str = "give more text"
 ) -> None:
     """Refuses a stream that cannot fill one window."""
     if len(stream) < tokens:

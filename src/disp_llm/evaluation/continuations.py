@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from disp_llm.evaluation.sample import left_padded
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.kv_cache import empty_cache, with_cache
+from disp_llm.models.kv_cache import with_cache
 from disp_llm.runs.progress import Ticks, unwatched
 
 TOKENS = 2048
@@ -132,7 +133,7 @@ def _behind_contexts(base: Any, rows: list[Row], width: int) -> dict[str, Any]:
     number = {shared: i for i, shared in enumerate(dict.fromkeys(row.shared for row in rows))}
     contexts, seen = left_padded(list(number), base.device)  # (·, P)
     places = (seen.cumsum(1) - 1).clamp(min=0)
-    cache = empty_cache(base)
+    cache = DynamicCache(config=base.config)
     options = {"attention_mask": seen, "position_ids": places} | with_cache(base, cache)
     base(input_ids=contexts, **options)
     owners = torch.tensor([number[row.shared] for row in rows], device=base.device)

@@ -106,8 +106,7 @@ def latency_costs(
         align: widths are multiples of it.
         chunk: neighbours in the residual stream that stay together.
     """
-    shapes = shapes_with(stopwatch.sites)
-    total, found = len(workloads) * len(shapes), []
+    shapes, found = shapes_with(stopwatch.sites), []
     # Branches are timed by themselves also where none is to be pruned.
     timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
     layout = timed.layout
@@ -119,33 +118,18 @@ def latency_costs(
         name = table_name(target.model, *depends_on, stopwatch.program, stopwatch.version)
         table = cached(name, len(shapes))
         if table is None:
-            done = number * len(shapes)
-            table = _measured(
-                timed, masks, workload, stopwatch, lambda n, done=done: on_shape(done + n, total)
-            )
+            of_dense, times = [], []
+            for done, shape in enumerate(masks, start=number * len(masks) + 1):
+                pair = stopwatch.paired(timed.model, compact_model(timed, shape), workload, ROUNDS)
+                of_dense += pair.first
+                times.append(pair.least_share)
+                on_shape(done, len(workloads) * len(masks))
+            table = LatencyTable(statistics.median(of_dense), times)
             cache_table(name, {"workload": workload.name, "hardware": hardware()} | asdict(table))
         shares = torch.tensor([1.0, *table.shares], dtype=torch.float64)
-        costs = fit(layout, counts, shares)
-        found.append((table.dense_s, replace(costs, layout=target.layout)))
-    if len(found) == 1:
-        return weighted(*found)
-    return weighted(*((1 / len(found), shares) for _, shares in found))
-
-
-def _measured(
-    target: PrunableModel,
-    masks: Sequence[Masks],
-    workload: Workload,
-    stopwatch: Stopwatch,
-    on_shape: Callable[[int], None],
-) -> LatencyTable:
-    of_dense, shares = [], []
-    for done, shape in enumerate(masks, start=1):
-        pair = stopwatch.paired(target.model, compact_model(target, shape), workload, ROUNDS)
-        of_dense += pair.first
-        shares.append(pair.least_share)
-        on_shape(done)
-    return LatencyTable(statistics.median(of_dense), shares)
+        factor = table.dense_s if len(workloads) == 1 else 1 / len(workloads)
+        found.append((factor, replace(fit(layout, counts, shares), layout=target.layout)))
+    return weighted(*found)
 
 
 def cache_folder() -> Path:

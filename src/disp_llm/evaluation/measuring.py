@@ -1,32 +1,33 @@
 """What every model of one task is measured on: a text, a suite, a sample of its words."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.texts import load_suite
+from disp_llm.data.spelling import Spelling
 from disp_llm.data.tokens import Texts
 from disp_llm.data.windows import Stream, opening
 from disp_llm.evaluation.perplexity import perplexity
-from disp_llm.evaluation.sample import continued
+from disp_llm.evaluation.sample import likeliest
+from disp_llm.evaluation.suites import Scoreboard, against
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.windows import fitting
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.scores import Perplexity, Scores
-
-if TYPE_CHECKING:
-    from disp_llm.data.spelling import Spelling
-    from disp_llm.evaluation.suites import Scoreboard
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
 """Tokens of the prompt, and of the text that shows what a model writes after it."""
 
 
-def scoreboard_of(suite: str, dense: Scores | None) -> "Scoreboard | None":
+def scoreboard_of(suite: str, dense: Scores | None) -> Scoreboard | None:
     """The suite that a task measures its models on, its texts read; None where it names none.
 
     Args:
@@ -37,9 +38,6 @@ def scoreboard_of(suite: str, dense: Scores | None) -> "Scoreboard | None":
     """
     if not suite:
         return None
-    from disp_llm.config.texts import load_suite
-    from disp_llm.evaluation.suites import Scoreboard
-
     board = Scoreboard.of(load_suite(suite))
     if dense is not None:
         read = {name: text.sha256 for name, text in board.texts.items()}
@@ -60,13 +58,13 @@ class Measuring:
     config: PerplexityConfig
     tokenizer: Any
     progress: ProgressCallback
-    board: "Scoreboard | None" = None
+    board: Scoreboard | None = None
     """The suite that models are measured on besides, if any."""
-    spelling: "Spelling | None" = None
+    spelling: Spelling | None = None
     """Of its tokens in those of the models, where their vocabulary is a smaller one."""
 
     @classmethod
-    def of(cls, job: Job, texts: Texts, tokenizer: Any, board: "Scoreboard | None") -> "Measuring":
+    def of(cls, job: Job, texts: Texts, tokenizer: Any, board: Scoreboard | None) -> "Measuring":
         """What a job measures its models on."""
         return cls(texts.evaluation, job.config.evaluation, tokenizer, job.progress, board)
 
@@ -91,11 +89,7 @@ class Measuring:
             self.progress(f"{name}: {stage}", done, total, figures)
 
         found = self.board.measure(target, self.tokenizer, progress, self.spelling)
-        if dense is None:
-            return found
-        from disp_llm.evaluation.suites import against
-
-        return against(found, dense)
+        return found if dense is None else against(found, dense)
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""
@@ -114,7 +108,13 @@ class Measuring:
         return self.tokenizer.decode(opening(self.stream, PROMPT_TOKENS))
 
     def sample(self, model: PreTrainedModel) -> str:
-        """What a model writes after them, always taking the likeliest token."""
+        """What a model writes after as many of them as it reads, always taking the likeliest token,
+        as far as it has positions."""
         tokenizer = self.tokenizer if self.spelling is None else self.spelling.tokenizer
         start = self.opening(PROMPT_TOKENS)
-        return tokenizer.decode(continued(model, start, SAMPLE_TOKENS))
+        most = fitting(model, len(start) + SAMPLE_TOKENS)
+        start = start[None, :most].to(model.device)
+        seen, room = torch.ones_like(start), max(1, most - start.shape[1])
+        with likeliest(model) as generate:
+            made = generate(start, attention_mask=seen, max_new_tokens=room, pad_token_id=0)
+        return tokenizer.decode(made[0, start.shape[1] :])

@@ -9,7 +9,6 @@ B windows, T tokens of a window.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -17,16 +16,14 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
+from disp_llm.data.examples import ExampleStream
+from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import Stream, eval_windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.progress import Ticks, unwatched
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.losses import mean_losses, token_losses
-
-if TYPE_CHECKING:
-    from disp_llm.data.examples import ExampleStream
-    from disp_llm.data.spelling import Spelling
 
 LARGEST = 700.0
 """Nats a token beyond which a perplexity, or its standard error, is no finite number."""
@@ -37,7 +34,7 @@ def perplexity(
     stream: Stream,
     config: PerplexityConfig,
     on_window: Ticks = unwatched,
-    spelling: "Spelling | None" = None,
+    spelling: Spelling | None = None,
 ) -> Perplexity:
     """Measures perplexity over windows of a stream of tokens; of examples, that of their answers,
     each read alone, over as many from the start as the windows have tokens.
@@ -55,7 +52,7 @@ def windows_of(
     target: PrunableModel,
     stream: Int[Tensor, " N"],
     config: PerplexityConfig,
-    spelling: "Spelling | None" = None,
+    spelling: Spelling | None = None,
 ) -> Int[Tensor, "B T"]:
     """The windows of a text, in the tokens that it was given in."""
     bos = target.bos_token_id if spelling is None else spelling.bos_token_id
@@ -67,7 +64,7 @@ def of_windows(
     target: PrunableModel,
     windows: Int[Tensor, "B T"],
     on_window: Ticks = unwatched,
-    spelling: "Spelling | None" = None,
+    spelling: Spelling | None = None,
 ) -> Perplexity:
     """Perplexity over windows, whose first tokens are not predicted."""
     context = windows.shape[1]
@@ -86,10 +83,10 @@ def of_windows(
 @torch.no_grad()
 def of_answers(
     target: PrunableModel,
-    stream: "ExampleStream",
+    stream: ExampleStream,
     config: PerplexityConfig,
     on_example: Ticks = unwatched,
-    spelling: "Spelling | None" = None,
+    spelling: Spelling | None = None,
 ) -> Perplexity:
     """Perplexity of the answers of examples, or of choices that have their own loss."""
     stream.require_length(config.context, "context")

@@ -9,8 +9,6 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from disp_llm.models.windows import fitting
-
 
 @contextlib.contextmanager
 def likeliest(model: PreTrainedModel) -> Iterator[Any]:
@@ -36,17 +34,3 @@ def left_padded(
         tokens[number, width - len(row) :] = torch.as_tensor(row)
         seen[number, width - len(row) :] = 1
     return tokens.to(device), seen.to(device)
-
-
-def continued(model: PreTrainedModel, prompt: Int[Tensor, " T"], tokens: int) -> Int[Tensor, " N"]:
-    """At most `tokens` tokens after a prompt, of which the model reads what fits."""
-    start = prompt[: fitting(model, len(prompt))][None].to(model.device)
-    room = fitting(model, len(prompt) + tokens) - start.shape[1]
-    with likeliest(model) as generate:
-        made = generate(
-            start,
-            attention_mask=torch.ones_like(start),
-            max_new_tokens=max(1, min(tokens, room)),
-            pad_token_id=0,
-        )
-    return made[0, start.shape[1] :]

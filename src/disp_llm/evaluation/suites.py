@@ -22,22 +22,19 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.texts import Suite, SuiteText, at_place
 from disp_llm.data.sources import GivenText, characters_for, read_dataset, read_given
+from disp_llm.data.spelling import Spelling
 from disp_llm.data.tokens import stream_of_text
-from disp_llm.data.windows import require_length
 from disp_llm.evaluation.perplexity import of_windows, windows_of
 from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 from disp_llm.runs.sums import sha256
-
-if TYPE_CHECKING:
-    from disp_llm.data.spelling import Spelling
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +66,7 @@ class Scoreboard:
         target: PrunableModel,
         tokenizer: Any,
         progress: ProgressCallback = silent,
-        spelling: "Spelling | None" = None,
+        spelling: Spelling | None = None,
     ) -> Scores:
         """What a model scores, alone.
 
@@ -78,41 +75,30 @@ class Scoreboard:
             spelling: of their tokens in those of the model, where its vocabulary is a smaller one.
         """
         texts, tasks = {}, {}
-        for name in self.texts:
+        for name, given in self.texts.items():
             with at_place(self.suite, f"texts.{name}"):
-                texts[name] = self._text(name, target, tokenizer, progress, spelling)
+                stream = stream_of_text(given, tokenizer)
+                windows = windows_of(target, stream, self.suite.evaluation, spelling)
+                windows = windows[:: self.suite.every]
+                ticks = counting(progress, f"perplexity, {name}")
+                found = of_windows(target, windows, ticks, spelling)
+                ids = windows.numpy().astype("<i8").tobytes()
+                texts[name] = TextScore(
+                    perplexity=found.perplexity,
+                    perplexity_stderr=found.perplexity_stderr,
+                    tokens=found.tokens,
+                    window=found.window,
+                    text=given.name,
+                    text_sha256=given.sha256,
+                    windows_sha256=hashlib.sha256(ids).hexdigest(),
+                    losses=found.window_losses,
+                )
         reads = tokenizer if spelling is None else spelling.tokenizer
         for name, task in self.suite.tasks.items():
             with at_place(self.suite, f"tasks.{name}"):
                 on_request = counting(progress, f"answers, {name}")
                 tasks[name] = score_task(target, reads, name, task, on_request)
         return Scores(self.suite.name, texts, tasks)
-
-    def _text(
-        self,
-        name: str,
-        target: PrunableModel,
-        tokenizer: Any,
-        progress: ProgressCallback,
-        spelling: "Spelling | None",
-    ) -> TextScore:
-        given = self.texts[name]
-        stream = stream_of_text(given, tokenizer)
-        require_length(stream, 2, given.field, given.name)
-        windows = windows_of(target, stream, self.suite.evaluation, spelling)
-        windows = windows[:: self.suite.every]
-        ticks = counting(progress, f"perplexity, {name}")
-        measured = of_windows(target, windows, ticks, spelling)
-        return TextScore(
-            perplexity=measured.perplexity,
-            perplexity_stderr=measured.perplexity_stderr,
-            tokens=measured.tokens,
-            window=measured.window,
-            text=given.name,
-            text_sha256=given.sha256,
-            windows_sha256=hashlib.sha256(windows.numpy().astype("<i8").tobytes()).hexdigest(),
-            losses=measured.window_losses,
-        )
 
 
 def _read(text: SuiteText, tokens: int) -> GivenText:

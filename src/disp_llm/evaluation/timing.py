@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from disp_llm.config.names import BRANCHES, HEADS, SITES, Site
-from disp_llm.models.kv_cache import empty_cache, with_cache
+from disp_llm.models.kv_cache import with_cache
 from disp_llm.models.windows import fitting
 from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent, unwatched
 from disp_llm.runs.results import Phase, workload_said
@@ -167,8 +167,8 @@ def runner(model: PreTrainedModel, workload: Workload) -> Callable[[], float]:
         device
     )
     if workload.phase == "prefill":
-        return lambda: _timed(model, tokens, empty_cache(model))
-    filled = empty_cache(model)
+        return lambda: _timed(model, tokens, DynamicCache(config=model.config))
+    filled = DynamicCache(config=model.config)
     with torch.inference_mode():
         model(tokens, logits_to_keep=1, **with_cache(model, filled))
     # Copies of one cache: a step appends to it, and every round is to find the same length.

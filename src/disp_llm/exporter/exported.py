@@ -21,8 +21,6 @@ from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, extra_files, folder_problem
 
 logger = logging.getLogger(__name__)
 
-"""What to do about a damaged configuration."""
-
 TEMPLATES = "additional_chat_templates"
 """The one folder that may lie in it, of .jinja files."""
 

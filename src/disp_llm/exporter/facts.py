@@ -14,16 +14,9 @@ from disp_llm.runs.sums import CHANGED_FOLDER
 
 CARD = "README.md"
 
-TOLD = (
-    *("original", "source", "versions", "tokens_seen", "command", "hardware"),
-    *("recovered", "quantised"),
-)
-"""Parts of a run's result that the card tells; the folder carries no others."""
-
 UNTOLD = ("folder", "converted", "sample", "prompt", "system")
-"""What it leaves out of these and of the figures: where things lie, what the text says, and the
+"""What the card leaves out of what it tells: where things lie, what the text says, and the
 operating system."""
-
 
 BEHIND = ("window_losses", "window_tokens")
 """What it leaves out too: the losses behind a perplexity, without which this can be read."""
@@ -32,7 +25,7 @@ BEHIND = ("window_losses", "window_tokens")
 def facts_of(size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
     """What others may know of a size and its run's `result.json`: no path, and nothing of the text
     that it read."""
-    told = {key: result[key] for key in TOLD if key in result}
+    told = {key: result[key] for key in Told.__dataclass_fields__ if key in result}
     told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
     told["source"] = result["source"] | {"model": name_of(result["source"]["model"])}
     base = result["source"].get("base_model", "")
@@ -97,7 +90,7 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Told:
-    """What the card tells of a run's result."""
+    """What the card tells of a run's result; the folder carries nothing else of it."""
 
     original: OriginalResult
     source: Source

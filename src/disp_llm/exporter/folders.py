@@ -1,7 +1,6 @@
 """Models -> folders, tensor by tensor or from memory, and what is in them."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import dot_natural_key
 
 from disp_llm.exporter.cutting import empty_compact_model
 from disp_llm.exporter.parts import Read, made
@@ -18,17 +18,11 @@ from disp_llm.exporter.stripping import strip_foreign
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.files import INDEX, weight_files
+from disp_llm.runs.progress import Ticks, unwatched
 from disp_llm.runs.tensors import write_lazily
 
 MAX_SHARD = "5GB"
 """Largest size of one file of weights."""
-
-
-NUMBERED = re.compile(r"(.*?)(\d*)")
-"""A part of a name: a word and the number at its end, either of which may be missing."""
-
-OnTensor = Callable[[int, int], None]
-"""Called with how many tensors are done, and of how many."""
 
 
 def stream_folder(
@@ -37,7 +31,7 @@ def stream_folder(
     read: Read,
     tokenizer: Any,
     folder: Path,
-    on_tensor: OnTensor = lambda done, total: None,
+    on_tensor: Ticks = unwatched,
 ) -> PrunableModel:
     """Writes the compact model of an original, which may be empty, and returns it, empty.
 
@@ -61,7 +55,7 @@ def write_weights(
     compact: PreTrainedModel,
     make: Callable[[str], Tensor],
     folder: Path,
-    on_tensor: OnTensor = lambda done, total: None,
+    on_tensor: Ticks = unwatched,
 ) -> None:
     """Writes the tensors of a model, and an index where they need several files."""
     shapes = _saved(compact)
@@ -94,15 +88,7 @@ def _saved(model: PreTrainedModel) -> dict[str, Tensor]:
     first = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
     state = model.state_dict()
-    return {name: state[name] for name in sorted(state.keys() - tied, key=natural)}
-
-
-def natural(name: str) -> list[tuple[bool, str, int]]:
-    """A key by which `layers.10` follows `layers.9`, and numbers come before words: the order in
-    which transformers writes tensors."""
-    found = (NUMBERED.fullmatch(part) for part in name.split("."))
-    parts = [match.groups() for match in found if match]
-    return [(bool(word), word, int(digits or -1)) for word, digits in parts]
+    return {name: state[name] for name in sorted(state.keys() - tied, key=dot_natural_key)}
 
 
 def write_folder(

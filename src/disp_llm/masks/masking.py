@@ -83,32 +83,13 @@ def masked(target: PrunableModel, sites: Collection[str] = ()) -> Iterator[Maski
         sites: those that may lose entries, in any block: elsewhere a mask of ones would only take
             memory and time. () = all.
     """
-    layout = target.layout
-    places: list[Place] = []
-    mixtures: dict[str, Any] = {}
-    for i, (block, shape) in enumerate(zip(target.blocks, layout.blocks, strict=True)):
-        attention, mlp = target.branches_of(block)
-        paths: list[tuple[Site, str, str]] = [
-            ("attn_in", attention.gather, MASK_IN),
-            ("attn_out", attention.scatter, MASK_OUT),
-            *(("mlp_in", path, MASK_IN) for path in (mlp.gather, *mlp.beside)),
-            *(("mlp_out", path, MASK_OUT) for path in (mlp.scatter, *mlp.beside)),
-            (HEADS, attention.writes, MASK_IN),
-        ]
-        if mlp.experts is None:
-            paths.append(("mlp_mid", mlp.writes, MASK_IN))
-        else:
+    places, mixtures = list(_places(target, sites)), dict[str, Any]()
+    for i, block in enumerate(target.blocks):
+        _, mlp = target.branches_of(block)
+        if mlp.experts is not None:
             from disp_llm.masks.mixtures import MaskedMixture
 
             mixtures[f"layers.{i}"] = MaskedMixture(block, mlp.experts)
-        for site, path, name in paths:
-            whole = f"layers.{i}.{BRANCH_OF[site]}" if shape.branches and name == MASK_OUT else ""
-            if site not in shape.sites or (sites and site not in sites and not whole):
-                continue
-            # A head's mask lies on each of the numbers that it hands to the attention's write.
-            repeats = shape.q // shape.heads if site == HEADS else 1
-            module = block.get_submodule(path)
-            places.append(Place(module, name, f"layers.{i}.{site}", repeats, whole))
     handles = [
         place.module.register_forward_pre_hook(_on_input, with_kwargs=True)
         if place.name == MASK_IN
@@ -117,12 +98,34 @@ def masked(target: PrunableModel, sites: Collection[str] = ()) -> Iterator[Maski
     ]
     try:
         with hooks(handles):
-            yield Masking(layout, places, mixtures)
+            yield Masking(target.layout, places, mixtures)
     finally:
         for mixture in mixtures.values():
             mixture.restore()
         for place in places:
             place.module.__dict__.pop(place.name, None)
+
+
+def _places(target: PrunableModel, sites: Collection[str]) -> Iterator[Place]:
+    """Where the masks of these sites act, block by block; what acts inside of experts has none."""
+    for i, (block, shape) in enumerate(zip(target.blocks, target.layout.blocks, strict=True)):
+        attention, mlp = target.branches_of(block)
+        paths: list[tuple[Site, str, str]] = [
+            ("attn_in", attention.gather, MASK_IN),
+            ("attn_out", attention.scatter, MASK_OUT),
+            *(("mlp_in", path, MASK_IN) for path in (mlp.gather, *mlp.beside)),
+            *(("mlp_out", path, MASK_OUT) for path in (mlp.scatter, *mlp.beside)),
+            (HEADS, attention.writes, MASK_IN),
+            *((("mlp_mid", mlp.writes, MASK_IN),) if mlp.experts is None else ()),
+        ]
+        for site, path, name in paths:
+            whole = f"layers.{i}.{BRANCH_OF[site]}" if shape.branches and name == MASK_OUT else ""
+            if site not in shape.sites or (sites and site not in sites and not whole):
+                continue
+            # A head's mask lies on each of the numbers that it hands to the attention's write.
+            repeats = shape.q // shape.heads if site == HEADS else 1
+            module = block.get_submodule(path)
+            yield Place(module, name, f"layers.{i}.{site}", repeats, whole)
 
 
 def _on_input(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -3,7 +3,7 @@
 An architecture is one row of data and nothing else, in `architectures.toml`. The row is enough to
 mask a model, to count what an entry of a mask costs, to cut the model and to load what was cut: no
 other file names an architecture. Another package adds rows of its own by entry points or by
-`register_architecture`, and wrappers by `register_wrapper`.
+`register_architecture`, which takes wrappers too.
 """
 
 import tomllib
@@ -82,25 +82,15 @@ on_registration: list[Callable[[str], None]] = []
 """Functions that are called with every `model_type` that is registered from now on."""
 
 
-def register_architecture(model_type: str, family: Family) -> None:
-    """Adds a row for this process, or replaces one.
+def register_architecture(model_type: str, row: Family | Wrapper) -> None:
+    """Adds a row or a wrapper for this process, or replaces one.
 
     Args:
-        model_type: that of the configuration of an architecture that transformers has.
+        model_type: that of the configuration of an architecture that transformers has; of a
+            wrapper `AutoModelForMultimodalLM`, and its language model needs a row of its own.
     """
-    FAMILIES[model_type] = family
-    for function in on_registration:
-        function(model_type)
-
-
-def register_wrapper(model_type: str, wrapper: Wrapper) -> None:
-    """Adds a wrapper for this process, or replaces one.
-
-    Args:
-        model_type: that of the wrapper's configuration, which `AutoModelForMultimodalLM` has to
-            know. Its language model needs a row of its own.
-    """
-    WRAPPERS[model_type] = wrapper
+    table: dict[str, Any] = WRAPPERS if isinstance(row, Wrapper) else FAMILIES
+    table[model_type] = row
     for function in on_registration:
         function(model_type)
 

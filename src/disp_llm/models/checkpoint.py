@@ -10,13 +10,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 from torch import Tensor
 
 from disp_llm.config.parts import PlaceConfig
-from disp_llm.models.files import hub_place, weight_files
+from disp_llm.models.embedded import path_of
+from disp_llm.models.files import weight_files
 from disp_llm.models.loading import Loaded, is_packed, load
+from disp_llm.models.source import cached_folder
 from disp_llm.models.wholeness import AGAIN, require_finite_tensors
 from disp_llm.runs.tensors import opened
 
@@ -56,7 +57,8 @@ def load_unread(name: str, machine: PlaceConfig) -> tuple[Loaded, Checkpoint | N
 
 def checkpoint_of(empty: Loaded) -> Checkpoint | None:
     """The files of an empty model; None where they do not hold its tensors as they are."""
-    model, folder = empty.model, _folder_of(empty.source)
+    model, place = empty.model, path_of(empty.source["model"])  # a GGUF file is unpacked as a whole
+    folder = place if place.is_dir() else cached_folder(place, empty.source["revision"])
     if folder is None or getattr(model.config, "quantization_config", None):
         return None
     stored: dict[str, tuple[Path, tuple[int, ...]]] = {}
@@ -91,14 +93,3 @@ def _tie(model: Any, stored: dict[str, tuple[Path, tuple[int, ...]]]) -> None:
                     tensors.append(file.get_tensor(name))
             if torch.equal(*tensors):
                 model.tie_weights()
-
-
-def _folder_of(source: dict[str, str]) -> Path | None:
-    """The folder of a local model, or of one of the hub in the cache."""
-    name = Path(source["model"])
-    if name.exists():  # a GGUF file is unpacked as a whole
-        return name if name.is_dir() else None
-    cached = huggingface_hub.try_to_load_from_cache(
-        hub_place(source["model"])[0], "config.json", revision=source["revision"]
-    )
-    return Path(cached).parent if isinstance(cached, str) else None

@@ -24,7 +24,13 @@ from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
 from disp_llm.models.download import fetch
 from disp_llm.models.embedded import MODEL, path_of
 from disp_llm.models.files import hub_place, weight_files
-from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
+from disp_llm.models.source import (
+    IN_MEMORY,
+    cached_folder,
+    fingerprint_of,
+    processor_files,
+    source_of,
+)
 from disp_llm.models.wholeness import AGAIN, require_finite, require_whole
 from disp_llm.models.windows import required_bos
 from disp_llm.runs.tensors import opened
@@ -295,7 +301,8 @@ def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if of_one_commit:
-        where |= {"revision": commit_of(path_of(name))}
+        cached = cached_folder(path_of(name))  # transformers no longer tells the commit
+        where |= {"revision": cached and cached.name}
     return {**where, "trust_remote_code": False}
 
 

@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.parts import PlaceConfig
 from disp_llm.models.checkpoint import checkpoint_of
-from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, auto_class, load
 from disp_llm.runs.job import Process
 
@@ -173,10 +172,7 @@ class Sharding:
         checkpoint = checkpoint_of(empty)
         if checkpoint is not None:
             return checkpoint.read
-        dtype: Any = dtype_name(empty.dtype)
-        return (
-            load(name, replace(machine, device="cpu", dtype=dtype)).model.state_dict().__getitem__
-        )
+        return load(name, empty.machine(machine, "cpu")).model.state_dict().__getitem__
 
     def _divide(self, empty: Loaded) -> None:
         """Divides blocks, each a unit. One that is trained in float32 is gathered in the data type

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
-from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -32,19 +31,14 @@ def source_of(name: str, commit: str | None) -> dict[str, str]:
     return {"model": name, "revision": commit or fingerprint(embedded.path_of(name))}
 
 
-def commit_of(model: Path) -> str | None:
-    """The commit that a model of the hub was last loaded from; None of a local one, and where the
-    cache does not have it.
-
-    A cached file lies in a folder `snapshots/COMMIT`; transformers no longer tells which.
-    """
+def cached_folder(model: Path, revision: str | None = None) -> Path | None:
+    """Where the cache has a model of the hub: the folder `snapshots/COMMIT` that it was last loaded
+    from, or that of a revision; None of a local one, and where the cache does not have it."""
     if model.exists():
         return None
-    name, revision = hub_place(model.as_posix())
-    found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
-    return (
-        Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else None
-    )
+    name, asked = hub_place(model.as_posix())
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or asked)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:

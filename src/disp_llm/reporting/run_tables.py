@@ -26,14 +26,10 @@ WORTH_RECOVERY = 1.1
 """Perplexity over the original's from which on training the kept weights is proposed."""
 
 
-def show_run(figures: dict[str, Any], file: Path) -> None:
-    """The models of a run side by side with what they were made from, and where things lie.
-
-    Args:
-        figures: what `result.json` of the run holds.
-        file: where that lies.
-    """
-    found = run_figures(figures, str(file))
+def show_run(figures: dict[str, Any]) -> None:
+    """The models of a run, whose `result.json` holds these figures, side by side with what they
+    were made from, and where things lie."""
+    found = run_figures(figures)
     table = run_table(found)
     assert table is not None
     table.show()

@@ -6,47 +6,40 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import atomic
 
 
 class MetricsLog:
-    """A context manager, which closes the file; going on from a step drops the lines after it."""
+    """A context manager, which closes the file. Of what was there it keeps the lines of so many
+    steps, if they are those of which the checkpoint has the digest."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, step: int, digest: str | None):
         self._path = path
-        self._file: TextIO | None = None
-        self._digest = hashlib.sha256()
+        with self._writing():
+            lines = path.read_bytes().splitlines(True)[:step] if path.exists() else []
+        self._digest = hashlib.sha256(b"".join(lines))
+        if digest not in (None, self._digest.hexdigest()):
+            raise InputError(
+                "is not the file that was written",
+                field=str(path),
+                hint="put it back, or delete the folder checkpoint to learn again",
+            )
+        with atomic(path) as temporary:
+            temporary.write_bytes(b"".join(lines))
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            with self._writing():
-                self._file.close()
-
-    def go_on_from(self, step: int, digest: str | None) -> None:
-        """Keeps the lines of so many steps, before the first is appended, if they are those of
-        which the checkpoint has the digest."""
         with self._writing():
-            lines = self._path.read_bytes().splitlines(True)[:step] if self._path.exists() else []
-        self._digest.update(b"".join(lines))
-        if digest not in (None, self._digest.hexdigest()):
-            raise InputError(
-                "is not the file that was written",
-                field=str(self._path),
-                hint="put it back, or delete the folder checkpoint to learn again",
-            )
-        with atomic(self._path) as temporary:
-            temporary.write_bytes(b"".join(lines))
-        self._file = self._path.open("a", buffering=1, encoding="utf-8")
+            self._file.close()
 
     def settle(self) -> str:
         """Waits until all lines so far are on the disk; their SHA-256."""
-        assert self._file is not None, "go_on_from comes first"
         with self._writing():
             os.fsync(self._file.fileno())
         return self._digest.hexdigest()
@@ -55,7 +48,6 @@ class MetricsLog:
         """Writes the line of a step."""
         line = json.dumps(metrics) + "\n"
         self._digest.update(line.encode())
-        assert self._file is not None, "go_on_from comes first"
         with self._writing():
             self._file.write(line)
 

@@ -284,7 +284,7 @@ class RunFigures:
     peak_memory_bytes: Count | None = None
 
 
-def run_figures(values: dict[str, Any], file: str) -> RunFigures:
+def run_figures(values: dict[str, Any], file: str = "result.json") -> RunFigures:
     """The figures of a run."""
     return as_type(values, RunFigures, field=file, hint=MEASURED_AGAIN)
 

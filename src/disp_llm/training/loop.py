@@ -9,6 +9,7 @@ stop; of weights that are divided among them FSDP2 exchanges the gradients.
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,9 +119,8 @@ def train(
     peaks = [group["lr"] for group in groups]
     first, is_main = _first_step(facts, job), job.process.is_main
     tokens = schedule.config.tokens_per_step * job.process.count
-    with MetricsLog(job.run.metrics_file) as log:
-        if is_main:
-            log.go_on_from(first, facts.get("metrics"))
+    before = (job.run.metrics_file, first, facts.get("metrics"))
+    with MetricsLog(*before) if is_main else nullcontext() as log:
         began = time.perf_counter()
         for step in range(first, schedule.steps):
             for group, peak in zip(groups, peaks, strict=True):
@@ -134,14 +134,14 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             done = step + 1
-            if is_main:
+            if log is not None:
                 pace = (done - first) / (time.perf_counter() - began)
                 rates = {"learning_rate": groups[0]["lr"], "tokens_per_s": tokens * pace}
                 figures |= rates | {"step": done, "tokens": tokens * done}
                 _report(figures, schedule, job, log)
             if (stopping or schedule.saves(done)) and not job.is_trial:
                 tensors = whole_tensors(trained, optimizers, is_main)
-                if is_main:
+                if log is not None:
                     facts = {"step": str(done), "metrics": log.settle(), "run": job.run.identity}
                     save(job.run.checkpoint_folder, facts, tensors)
             if stopping:

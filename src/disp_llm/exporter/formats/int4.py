@@ -19,12 +19,7 @@ from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
 from disp_llm.exporter.formats import Job
-from disp_llm.exporter.formats.int8 import (
-    Rounded,
-    layers_of,
-    to_nearest,
-    write_quantised,
-)
+from disp_llm.exporter.formats.int8 import Rounded, Scheme, layers_of, to_nearest, write_quantised
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import SecondMoments, visit_with
 from disp_llm.methods.compensating import compensated, inverse_factor
@@ -38,6 +33,12 @@ ROWS = 32
 SEQUENCES, LENGTH = 64, 512
 """Windows of a calibration, and tokens of each."""
 
+INT4: Scheme = {
+    "targets": ["Linear"],
+    "weights": {"num_bits": 4, "strategy": "group", "group_size": GROUP},
+    "format": "pack-quantized",
+}
+
 
 def check(folder: Path) -> None:
     """Refuses mixtures, what is quantised already, and layers that do not fit."""
@@ -46,10 +47,6 @@ def check(folder: Path) -> None:
 
 def write(job: Job) -> None:
     """Rounds the weights, on its text if the job has one."""
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-
-    weights = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP)
-    how = QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
     layers, told, rounded = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs", {}
     if job.text.learns_from_text:
         rounded, on = _calibrated(job, layers.stored)
@@ -59,7 +56,7 @@ def write(job: Job) -> None:
         made, scales = rounded[name]
         return made.float().cpu(), scales.cpu()
 
-    write_quantised(job, layers, how, calibrated if rounded else to_nearest("int4"), told)
+    write_quantised(job, layers, INT4, calibrated if rounded else to_nearest("int4"), told)
 
 
 def fits(layer: nn.Linear) -> bool:

@@ -50,6 +50,17 @@ class Layers(NamedTuple):
 Round = Callable[[str, Tensor], Rounded]
 """Rounds the weight of the layer of that name."""
 
+Scheme = dict[str, Any]
+"""A `QuantizationScheme` of compressed-tensors, which is an extra."""
+
+# vLLM has no kernel on a CPU that takes rows of 8 bits without rounding what they multiply.
+INT8: Scheme = {
+    "targets": ["Linear"],
+    "weights": {"num_bits": 8, "strategy": "channel"},
+    "input_activations": {"num_bits": 8, "strategy": "token", "dynamic": True},
+    "format": "int-quantized",
+}
+
 
 def check(folder: Path) -> None:
     """Refuses mixtures and what is quantised already."""
@@ -58,26 +69,8 @@ def check(folder: Path) -> None:
 
 def write(job: Job) -> None:
     """Rounds every weight to the nearest."""
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-
-    # vLLM has no kernel on a CPU that takes rows of 8 bits without rounding what they multiply.
-    how = QuantizationScheme(
-        targets=["Linear"],
-        weights=QuantizationArgs(num_bits=8, strategy="channel"),
-        input_activations=QuantizationArgs(num_bits=8, strategy="token", dynamic=True),
-        format="int-quantized",
-    )
-
     told = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
-    write_quantised(job, layers_of(job.folder), how, to_nearest("int8"), told)
-
-
-def of_rows(names: list[str]) -> Any:
-    """The scheme of layers in 8 bits whose inputs stay as they are."""
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-
-    weights = QuantizationArgs(num_bits=8, strategy="channel")
-    return QuantizationScheme(targets=names, weights=weights, format="int-quantized")
+    write_quantised(job, layers_of(job.folder), INT8, to_nearest("int8"), told)
 
 
 def to_nearest(bits: Bits) -> Round:
@@ -104,13 +97,13 @@ def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: T
             hint="use it as it is",
         )
     target = PrunableModel(empty_model(stated), family_of_any(stated))
-    names = {module: name for name, module in target.model.named_modules()}
-    paths = [
-        (block, path)
+    model: Any = target.model
+    names = {module: name for name, module in model.named_modules()}
+    layers = [
+        linear_at(block, path)
         for block, branch in target.present
-        for path in (*branch.reads, *[branch.writes] * bool(branch.writes))
+        for path in (*branch.reads, branch.writes)
     ]
-    layers = [linear_at(block, path) for block, path in paths]
     unfit = [names[one] for one in layers if not (isinstance(one, nn.Linear) and fits(one))]
     if unfit:
         raise InputError(
@@ -120,33 +113,27 @@ def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: T
         )
     stored = [names[one] for one in layers]
     linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
-    model: Any = target.model
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    embedding, head = ends
-    return Layers(
-        stored,
-        sorted(linears - set(stored)),
-        [names[end] for end in ends],
-        tied=embedding.weight is head.weight,
-    )
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied, ends = embedding.weight is head.weight, [names[embedding], names[head]]
+    return Layers(stored, sorted(linears - set(stored)), ends, tied)
 
 
-def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> None:
+def write_quantised(job: Job, layers: Layers, how: Scheme, round_to: Round, told: str) -> None:
     """Writes the folder with its quantised layers.
 
     Args:
-        how: the scheme of compressed-tensors by which they are stored.
+        how: by which scheme they are stored.
         told: the same for the card.
     """
     weights = [name for name, path in job.files.items() if path.suffix == ".safetensors"]
     job.take(INDEX, "config.json", *weights)
     places, total = dict[str, str](), 0
-    schemes = dict.fromkeys(layers.stored, (how, round_to))
+    groups, schemes = {"blocks": how}, dict.fromkeys(layers.stored, (how, round_to))
     if job.embeddings:
         told += "; embedding and head in 8 bits, a scale for each row"
-        schemes |= dict.fromkeys(
-            layers.embeddings, (of_rows(layers.embeddings), to_nearest("int8"))
-        )
+        rows = {key: INT8[key] for key in ("weights", "format")} | {"targets": layers.embeddings}
+        groups = {"embeddings": rows} | groups  # first: the head is a linear layer too
+        schemes |= dict.fromkeys(layers.embeddings, (rows, to_nearest("int8")))
     first, head = (f"{name}.weight_scale" for name in layers.embeddings)
     for name in weights:
         tensors = _stored(read_tensors(job.files[name], CHANGED_FOLDER).tensors, schemes)
@@ -160,16 +147,20 @@ def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: s
         index |= {"weight_map": places, "metadata": {"total_size": total}}
         write_json(job.new / INDEX, index)
     stated = read_json(job.files["config.json"], CHANGED_FOLDER)
-    stated |= {"quantization_config": _described(how, layers, job.embeddings)}
+    ignored = sorted({"lm_head", *layers.others} - schemes.keys())
+    stated |= {"quantization_config": _described(groups, ignored)}
     write_json(job.new / "config.json", stated)
     size = sum((job.new / name).stat().st_size for name in weights)
     share_card(job, "quantised", size, {"how": told, "layers": len(schemes)})
 
 
-def _stored(tensors: dict[str, Tensor], schemes: dict[str, tuple[Any, Round]]) -> dict[str, Tensor]:
+def _stored(
+    tensors: dict[str, Tensor], schemes: dict[str, tuple[Scheme, Round]]
+) -> dict[str, Tensor]:
     """The tensors of a file, with those that store each quantised layer in the place of its
     weight."""
     from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
 
     found = dict[str, Tensor]()
     for name, tensor in tensors.items():
@@ -177,7 +168,8 @@ def _stored(tensors: dict[str, Tensor], schemes: dict[str, tuple[Any, Round]]) -
         if layer not in schemes or kind != "weight":
             found[name] = tensor
             continue
-        how, round_to = schemes[layer]
+        stated, round_to = schemes[layer]
+        how = QuantizationScheme(**stated)
         compressor: Any = BaseCompressor.get_value_from_registry(how.format)
         weight, scale = round_to(layer, tensor)
         parts = compressor.compress({"weight": weight, "weight_scale": scale.float()}, how)
@@ -186,19 +178,15 @@ def _stored(tensors: dict[str, Tensor], schemes: dict[str, tuple[Any, Round]]) -
     return found
 
 
-def _described(how: Any, layers: Layers, embeddings: bool) -> dict[str, Any]:
+def _described(groups: dict[str, Scheme], ignored: list[str]) -> dict[str, Any]:
     """What `config.json` says of it."""
     from compressed_tensors.quantization import QuantizationConfig
 
-    groups, ignored = {"blocks": how}, {"lm_head", *layers.others}
-    if embeddings:  # first: the head is a linear layer too
-        groups = {"embeddings": of_rows(layers.embeddings)} | groups
-        ignored -= set(layers.embeddings)
-    formats = {group.format for group in groups.values()}
+    form, *others = {group["format"] for group in groups.values()}
     described = QuantizationConfig(
         config_groups=groups,
-        format=how.format if len(formats) == 1 else "mixed-precision",
+        format="mixed-precision" if others else form,
         quantization_status="compressed",
-        ignore=sorted(ignored),
+        ignore=ignored,
     )
     return json.loads(described.model_dump_json())
