@@ -17,7 +17,8 @@ import statistics
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from random_llama import SHAPES, llama_config
+from transformers import AutoModelForCausalLM
 
 from disp_llm.config.names import SITES
 from disp_llm.evaluation.benchmark import side_by_side
@@ -61,15 +62,6 @@ WIDTHS = {
 """Shares of each site's entries that the learned masks keep in each of the 30 blocks of SmolLM2."""
 
 
-SHAPES = {
-    "8-blocks": (2048, 5632, 8, 32, 8, 32000),
-    "1B": (2048, 5632, 22, 32, 8, 32000),
-    "7B": (4096, 11008, 32, 32, 8, 32000),
-    "tiny": (64, 176, 3, 4, 2, 512),
-}
-"""Width, intermediate width, blocks, heads, KV heads, vocabulary."""
-
-
 def masks_as_learned(layout: Layout, keep: float, align: int) -> Masks:
     """Random entries, in chunks in the residual stream, as many of each site as learning kept at
     that depth, cut to `keep`."""
@@ -99,19 +91,6 @@ def with_counted(found: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def random_model(shape: str, device: torch.device) -> PrunableModel:
-    """A Llama of that shape, in bfloat16."""
-    hidden, intermediate, blocks, heads, kv_heads, vocabulary = SHAPES[shape]
-    config = AutoConfig.for_model(
-        "llama", hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=blocks,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, vocab_size=vocabulary,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    return PrunableModel(model, family_of(config))
-
-
 def main() -> None:
     """Prints both models' times, and how they compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -124,7 +103,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
 
-    dense = random_model(arguments.shape, resolve_device(arguments.device))
+    config = llama_config(arguments.shape)
+    torch.manual_seed(0)
+    with resolve_device(arguments.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    dense = PrunableModel(model, family_of(config))
     masks = masks_as_learned(dense.layout, arguments.keep, arguments.align)
     compact = PrunableModel(compact_model(dense, masks), dense.family)
     targets = [dense, compact]

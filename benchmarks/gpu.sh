@@ -19,11 +19,11 @@ if [ "$tiny" = yes ]; then
     large=tiny small=tiny shapes="--rounds 2 --align 8 --length 32" length=32 steps=2 limit=300
     demo="--steps 2 --length 32 --calibration-sequences 2 --calibration-length 32 --context 32"
     demo="$demo --windows 1 --rounds 1"
-    export="--gigabytes 0.01 --hidden 128 --intermediate 352 --vocabulary 512 --shard 2MB"
+    export="--shard 100KB"
 else
     large=7B small=1B shapes="--rounds 15 --align 64" length=512 steps=4 limit=600
     demo="--minutes 3.5 --calibration-sequences 16 --windows 8"
-    export="--gigabytes 13.5 --hidden 4096 --intermediate 11008"
+    export="--shard 1GB"
 fi
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 pieces=${*:-demo learn learn-sharded export
@@ -50,8 +50,8 @@ piece() {
     learn-sharded) learn --processes "$(($gpus > 1 ? $gpus : 2))" ;;
     export)
         rm -rf "$folder/export"
-        "$python" "$here/streaming_export.py" --folder "$folder/export" --ways nothing streaming \
-            $export
+        "$python" "$here/streaming_export.py" --folder "$folder/export" --shape "$large" \
+            --ways nothing streaming $export
         code=$?
         rm -rf "$folder/export"
         return $code ;;

@@ -6,8 +6,8 @@ Peak anonymous memory is what the kernel cannot drop and read again (RssAnon), l
 `nothing` is what libraries, masks and adapters take of it where nothing is exported. The two
 folders must be the same to the byte.
 
-    python benchmarks/streaming_export.py --folder FOLDER [--gigabytes 5] [--shard 1GB]
-        [--hidden 2560] [--intermediate 6912] [--vocabulary 32000] [--ways nothing memory streaming]
+    python benchmarks/streaming_export.py --folder FOLDER [--shape 2.5B] [--shard 1GB]
+        [--ways nothing memory streaming]
 """
 
 import argparse
@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
-from torch import Tensor
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from random_llama import SHAPES, memory, write_llama
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.parts import MachineConfig
@@ -32,21 +30,24 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
 from disp_llm.models.checkpoint import load_unread
-from disp_llm.models.loading import empty_model, load
+from disp_llm.models.loading import load
 from disp_llm.runs.provenance import hardware, versions
 from disp_llm.runs.sums import read_sums, write_sums
 
 MACHINE = MachineConfig(device="cpu", dtype="bfloat16")
 KEEP, ALIGN, RANK = 0.5, 32, 16
-HEAD = 128
-"""Width of a head of attention."""
 
 
 def main() -> None:
-    asked = _arguments()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--shape", default="2.5B", choices=list(SHAPES))
+    parser.add_argument("--shard", default="1GB")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    asked = parser.parse_args()
     source, found = asked.folder / "model", {}
     if not source.exists():
-        _write_model(asked, source)
+        write_llama(asked.shape, source, torch.bfloat16, asked.shard)
     files = [path.stat().st_size for path in source.glob("*.safetensors")]
     for way in asked.ways:
         shutil.rmtree(asked.folder / way, ignore_errors=True)
@@ -67,47 +68,6 @@ def main() -> None:
             indent=2,
         )
     )
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--gigabytes", type=float, default=5.0)
-    parser.add_argument("--shard", default="1GB")
-    parser.add_argument("--hidden", type=int, default=2560)
-    parser.add_argument("--intermediate", type=int, default=6912)
-    parser.add_argument("--vocabulary", type=int, default=32_000)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    return parser.parse_args()
-
-
-def _write_model(asked: argparse.Namespace, folder: Path) -> None:
-    """Writes a Llama of about that size, tensor by tensor."""
-    heads = asked.hidden // HEAD
-    of_block = asked.hidden * (2.5 * asked.hidden + 3 * asked.intermediate)
-    of_ends = 2 * asked.hidden * asked.vocabulary
-    config = LlamaConfig(
-        hidden_size=asked.hidden,
-        intermediate_size=asked.intermediate,
-        num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 4),
-        num_hidden_layers=max(1, round((asked.gigabytes * 1e9 / 2 - of_ends) / of_block)),
-        vocab_size=asked.vocabulary,
-    )
-    model = empty_model(config).to(torch.bfloat16)
-    shapes, noise = model.state_dict(), torch.Generator().manual_seed(0)
-
-    def draw(name: str) -> Tensor:
-        return torch.empty(shapes[name].shape, dtype=torch.bfloat16).normal_(
-            0, 0.02, generator=noise
-        )
-
-    folder.mkdir(parents=True)
-    model.save_pretrained(folder, state_dict={})
-    folders.MAX_SHARD = asked.shard
-    folders.write_weights(model, draw, folder)
-    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
 
 
 def _masks(dense: PrunableModel) -> Masks:
@@ -165,21 +125,12 @@ def _in_process_of_its_own(
     began, peak = time.perf_counter(), 0
     process.start()
     while process.is_alive():
-        peak = max(peak, _anonymous(process.pid))
+        peak = max(peak, memory("RssAnon", process.pid))
         process.join(0.005)
     seconds = time.perf_counter() - began
     assert process.exitcode == 0, process.exitcode
     write_sums(folder)
     return {"seconds": round(seconds, 1), "peak_anonymous_bytes": peak}
-
-
-def _anonymous(pid: int | None) -> int:
-    """RssAnon of a process in bytes; 0 once it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
 if __name__ == "__main__":

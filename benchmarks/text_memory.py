@@ -15,6 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from random_llama import memory
+from transformers import PreTrainedTokenizerFast
+
+from disp_llm.config.parts import TextConfig
+from disp_llm.data.sources import read_sources
+from disp_llm.data.tokens import load_tokens
+from disp_llm.models.embedded import model_file, speech_files
+
 
 def main() -> None:
     """Runs all cases and prints one line of JSON for each."""
@@ -41,8 +49,6 @@ def main() -> None:
 
 def write(path: Path, size: int) -> None:
     """A file of so many bytes."""
-    from disp_llm.models.embedded import speech_files
-
     files, _ = speech_files()
     text = "\n\n".join(file.read_text(encoding="utf-8") for file in files)
     if path.suffix == ".jsonl":
@@ -60,13 +66,6 @@ def write(path: Path, size: int) -> None:
 
 def measured(path: Path, tokens: int) -> dict[str, float]:
     """What it takes to make tokens of a file."""
-    from transformers import PreTrainedTokenizerFast
-
-    from disp_llm.config.parts import TextConfig
-    from disp_llm.data.sources import read_sources
-    from disp_llm.data.tokens import load_tokens
-    from disp_llm.models.embedded import model_file
-
     model = model_file()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model.parent, gguf_file=model.name)
     tokenizer("once")
@@ -79,12 +78,6 @@ def measured(path: Path, tokens: int) -> dict[str, float]:
         "megabytes": round((memory("VmHWM") - before) / 1e6, 1),
         "tokens": len(texts.corpus.streams[0]) + len(texts.evaluation),
     }
-
-
-def memory(what: str) -> int:
-    """Bytes of this process, as the system counts them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 if __name__ == "__main__":

@@ -47,13 +47,10 @@ def page_settings() -> dict:
     return tomllib.loads((BASELINES / "tables.toml").read_text())
 
 
-def compared(name: str) -> dict | None:
-    """A committed comparison, if it has been run. Seconds that `tables.toml` says to be of another
-    processor, of which an old row does not tell, are left out: a column of times is of one."""
-    file = BASELINES / name
-    if not file.exists():
-        return None
-    result = read_committed(file)
+def compared(name: str) -> dict:
+    """A committed comparison. Seconds that `tables.toml` says to be of another processor, of which
+    an old row does not tell, are left out: a column of times is of one."""
+    result = read_committed(BASELINES / name)
     (told,) = (one for one in page_settings()["comparison"] if one["file"] == name)
     elsewhere = told.get("seconds_elsewhere", [])
     for row in result["rows"]:
@@ -85,21 +82,13 @@ class Row:
 
 
 def variants_of(told: dict, folder: Path = HERE / "results") -> list[dict]:
-    """The results of the variants that `told` names, of its experiment."""
-    return [result for result in results_of(told, folder) if result["name"] in names_in(told)]
-
-
-def names_in(told: dict) -> list[str]:
-    """The variants that `told` names: one, or several."""
-    return told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
-
-
-def results_of(told: dict, folder: Path = HERE / "results") -> list[dict]:
-    """The results of the experiment that `told` names, by the suite that it names: that which chose
-    unless it is `test`."""
+    """The results of the variants that `told` names, of its experiment, by the suite that it names:
+    that which chose unless it is `test`."""
     experiment = told["experiment"]
     results = read_committed(folder / f"{experiment}.json")
-    return on_test_suite(experiment, results, folder) if told.get("suite") == "test" else results
+    if told.get("suite") == "test":
+        results = on_test_suite(experiment, results, folder)
+    return [result for result in results if result["name"] in told["variant"]]
 
 
 def mix_rows() -> list[Row]:
@@ -110,26 +99,14 @@ def mix_rows() -> list[Row]:
 
 def _row(told: dict) -> Row:
     """A row from the variants that `told` names, of a size or of a seed each."""
-    models = _models(told)
-    # With what was read by the run that a recovery began with.
-    begun = _models(told["begun"])[0]["tokens_seen"] if "begun" in told else 0
-    read = [model["tokens_seen"] + begun for model in models]
+    results = variants_of(told)
+    read = [result["tokens_seen"] for result in results]
     ratios: dict[str, list[float]] = {}
-    for model in models:
-        size = f"{size_of(model):g}"
-        ratios.setdefault(size, []).append(model["general_ratio"])
+    for model in (model for result in results for model in result["models"]):
+        ratios.setdefault(f"{size_of(model):g}", []).append(model["general_ratio"])
     return Row(
         name=told["name"],
         tokens=(min(read), max(read)),
         general={size: statistics.mean(found) for size, found in ratios.items()},
         seeds=max(map(len, ratios.values())),
     )
-
-
-def _models(told: dict) -> list[dict]:
-    """The models of all variants, each with the tokens that were read for it."""
-    return [
-        model | {"tokens_seen": result["tokens_seen"] + result.get("tokens_before", 0)}
-        for result in variants_of(told)
-        for model in result["models"]
-    ]

@@ -128,8 +128,6 @@ def losses(found: dict[str, Any], title: str, beside: str = DEFAULT) -> list[str
 
 def times() -> list[str]:
     """A row for each structure: how many times as fast as the original a prompt and a token are."""
-    if not TIMES.exists():
-        return []
     told = read_committed(TIMES)
     keeps = sorted({row["keep"] for row in told["rows"]}, reverse=True)
     found = {(row["structure"], row["in"], row["keep"]): row for row in told["rows"]}

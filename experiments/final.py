@@ -1,6 +1,6 @@
 """Measures the models of experiments that are final on the test suite, which chooses nothing.
 
-    python experiments/final.py [--only NAME ...] [--runs runs/experiments]
+    python experiments/final.py [--runs runs/experiments]
 
 An experiment says `final = true`, and its models lie where run.py has put them. What was measured
 of the same weights is not measured again. The result is experiments/results/test.json: the
@@ -43,15 +43,14 @@ def models(runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
                 place = folder / ("model" if "before" in result else f"keep-{keep:g}")
                 seed = made.get("provenance", result).get("seed", 0)
                 named = {"experiment": path.stem, "variant": result["name"], "keep": keep}
-                named |= {"method": "", "seed": seed}
-                found.append((named | {"original": original_of(result.get("command", ""))}, place))
+                named |= {"seed": seed, "original": original_of(result.get("command", ""))}
+                found.append((named, place))
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--only", nargs="*", default=[], help="names of variants")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     wanted = models(arguments.runs, arguments.results)
@@ -78,11 +77,9 @@ def main() -> None:
     originals, rows = {}, []
     for named, place in wanted:
         base = named.pop("original")
-        left_out = arguments.only and named["variant"] not in arguments.only
-        if left_out or not place.is_dir():  # what was measured before stays
+        if not place.is_dir():  # what was measured before stays
             rows += [row for row in told["models"] if named.items() <= row.items()]
-            if not left_out:
-                print(f"there is no {place}", file=sys.stderr)
+            print(f"there is no {place}", file=sys.stderr)
             continue
         sums = read_sums(place)
         weights = "".join(sums[name] for name in sums if name.endswith("safetensors"))

@@ -1,7 +1,7 @@
 """The frontier of committed results: results/frontier.md, and the tables of docs/guide.md.
 
 Every number comes from `results/frontier.json` or, for how pruning and quantising go together, from
-`benchmarks/results/quantise.json`; where the first has not been run, the text says so.
+`benchmarks/results/quantise.json`.
 """
 
 from committed import as_compared, read_committed
@@ -14,7 +14,6 @@ from disp_lab.reporting.frontier import COSTS, Cost, Frontier, Point
 
 RESULTS = HERE / "results" / "frontier.json"
 QUANTISED = HERE.parent / "benchmarks" / "results" / "quantise.json"
-COMMAND = "make experiments/frontier"
 MODES = ("eager", "compiled")
 WANTED = {
     "prefill": "a prompt is to take less time",
@@ -32,12 +31,10 @@ Beside each model of another method stands the best of ours, or of the original 
 that takes its time or less. Tokens read are not equal: {}."""
 
 
-def frontier() -> dict | None:
-    """The first variant of the experiment, if it has been run."""
-    if not RESULTS.exists():
-        return None
-    found = [result for result in read_committed(RESULTS) if "rows" in result]
-    return found[0] if found else None
+def frontier() -> Frontier:
+    """The one variant of the experiment."""
+    (result,) = read_committed(RESULTS)
+    return Frontier.of(as_compared(result))
 
 
 def comparison_section(result: dict) -> list[str]:
@@ -54,15 +51,10 @@ def comparison_section(result: dict) -> list[str]:
 
 def choices() -> list[str]:
     """Between the markers of docs/results.md: the fronts, and quantising."""
-    found = frontier()
-    lines = ["## Smaller, faster, or both", ""]
-    if found is None:
-        lines += [f"The frontier has not been run yet: `{COMMAND}` fills this part."]
-    else:
-        lines += ["![Perplexity over prefill, decode and memory](frontier.png)", "", NAMES, ""]
-        lines += [*fronts(Frontier.of(as_compared(found))), ""]
-        lines += ["[All rows, and ours beside others](../experiments/results/frontier.md)."]
-    return [*lines, "", "## Prune, quantise, or both", "", *quantising()]
+    chart = "![Perplexity over prefill, decode and memory](frontier.png)"
+    lines = ["## Smaller, faster, or both", "", chart, "", NAMES, "", *fronts(frontier()), ""]
+    lines += ["[All rows, and ours beside others](../experiments/results/frontier.md).", ""]
+    return [*lines, "## Prune, quantise, or both", "", *quantising()]
 
 
 def fronts(frontier: Frontier) -> list[str]:

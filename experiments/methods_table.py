@@ -6,8 +6,8 @@ import re
 from markdown_table import table
 
 from disp_lab.baselines import ALL
-from disp_lab.names import BASELINES, compared_methods
-from disp_lab.variants import VARIANTS
+from disp_lab.names import BASELINES
+from disp_lab.variants import VARIANTS, compared_methods
 from disp_llm.methods import method_named
 
 

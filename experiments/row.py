@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from comparison_rows import HERE, names_in, page_settings, variants_of
+from comparison_rows import HERE, page_settings, variants_of
 
 
 def short_name(told: dict) -> str:
@@ -30,9 +30,8 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     os.environ["RUNS"] = str(asked.runs.resolve())
     places = ["--runs", str(asked.runs), "--results", str(results)]
-    for part in [*([told["begun"]] if "begun" in told else []), told]:
-        words = [part["experiment"], "--only", *names_in(part), "--at-once", asked.at_once]
-        subprocess.run([sys.executable, HERE / "run.py", *words, *places], check=True)
+    words = [told["experiment"], "--only", *told["variant"], "--at-once", asked.at_once]
+    subprocess.run([sys.executable, HERE / "run.py", *words, *places], check=True)
     if told.get("suite") == "test":
         subprocess.run([sys.executable, HERE / "final.py", *places], check=True)
     committed = ratios(variants_of(told))

@@ -1,16 +1,16 @@
 """Runs an experiment: every variant through `disp-llm`, results into one committed file.
 
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
-and the flags that are its own; `texts`, files by name, on which the exported folders are also to
-be measured (a variant may have its own), and `tasks`, which they are to be run on zero-shot (or
-a suite of tasks), or `answers`, examples whose prompts they are to answer, as they are and in the
-`bits` that are named; `constants`, values that a variant tries in place of those of a method's
-module. `command` names another command than `prune`, of all variants or of one: `recover`, or
-`compare`, whose result is what `compare.json` holds. A variant that has finished is not run again
-unless its flags have changed; one that was interrupted goes on; one that begins with the model of
-another ($RUNS/NAME/VARIANT) waits for it. Only the results are committed, the run folders are not.
-Each states its command, and the commit of disp-llm, seed, versions, hardware and date of the run
-that it comes from; so does every size or row in it.
+and the flags that are its own; `texts`, files by name, on which the exported folders are also to be
+measured, and `tasks`, which they are to be run on zero-shot (or a suite of tasks), or `answers`,
+examples whose prompts they are to answer, as they are and in the `bits` that a variant names;
+`constants`, values that a variant tries in place of those of a method's module. `command` names
+another command than `prune`, of all variants or of one: `recover`, or `compare`, whose result is
+what `compare.json` holds. A variant that has finished is not run again unless its flags have
+changed; one that was interrupted goes on; one that begins with the model of another
+($RUNS/NAME/VARIANT) waits for it. Only the results are committed, the run folders are not. Each
+states its command, and the commit of disp-llm, seed, versions, hardware and date of the run that it
+comes from; so does every size or row in it.
 
     python experiments/run.py seeds [--only NAME ...] [--runs runs/experiments] [--at-once 2]
 """
@@ -72,19 +72,14 @@ def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
     """Whether it is of these flags, with all that the experiment wants to know of its models."""
     if not is_of(result.get("command", ""), variant, experiment):
         return False
-    texts = set(texts_of(variant, experiment))
     if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had
         made = [row for row in result["rows"] if row.get("error") is None or row.get("weights")]
         return all(row.get("error") is None for row in made)
-    wanted = {"tasks", "answers"} & set(experiment)
+    texts, wanted = experiment.get("texts", {}), {"tasks", "answers"} & set(experiment)
     return all(
-        texts <= set(model.get("texts", {})) and wanted <= set(model) for model in result["models"]
+        texts.keys() <= model.get("texts", {}).keys() and wanted <= model.keys()
+        for model in result["models"]
     )
-
-
-def texts_of(variant: dict, experiment: dict) -> dict[str, str]:
-    """The files that its models are also measured on, by name."""
-    return variant.get("texts", experiment.get("texts", {}))
 
 
 def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
@@ -120,7 +115,7 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
         kept["resumed"] = [stated_by(stated, attempt) for attempt in kept["resumed"]]
     recovered = "before" in found
     made = [found["model"]] if recovered else found["models"]
-    texts, tasks = texts_of(variant, experiment), experiment.get("tasks", "")
+    texts, tasks = experiment.get("texts", {}), experiment.get("tasks", "")
     models = [one | measure(one["folder"], texts, tasks) for one in made]
     if "answers" in experiment:
         models = [one | {"answers": answered(one, variant, experiment)} for one in models]
@@ -191,7 +186,7 @@ def answered(model: dict, variant: dict, experiment: dict) -> dict:
     """What the answers of a model score, as it is and in bits that are named, with its bytes."""
     asked = f"--examples {experiment['answers']}"
     places = {"as-is": (Path(model["folder"]), model["bytes"])}
-    for bits in variant.get("bits", experiment.get("bits", ())):
+    for bits in variant.get("bits", ()):
         place = Path(f"{model['folder']}-{bits}")
         if not place.exists():
             run = [sys.executable, "-m", "disp_llm", "convert", model["folder"], "--to", bits]

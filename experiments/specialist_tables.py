@@ -4,7 +4,6 @@ Every number comes from `benchmarks/results/specialists.json`. Differences betwe
 taken sentence by sentence: both are scored on the same bootstrap samples of the test set.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from committed import read_committed
 from comparison_rows import HERE
 from markdown_table import table
 
@@ -37,10 +37,10 @@ TITLES = {
 }
 """Rows in their order."""
 
-BASES = ("dense, two epochs", "dense")
-"""What others are held against: the original, trained for as long, or for an epoch less."""
+BASIS = "dense, two epochs"
+"""What others are held against: the original, trained for as long."""
 
-ORIGINALS = (*BASES, "plain")
+ORIGINALS = (BASIS, "dense", "plain")
 """Those that nothing was pruned from."""
 
 SAMPLES = 2000
@@ -83,47 +83,38 @@ def share_of(ones: list[Tagger], others: list[Tagger]) -> tuple[float, float]:
 
 def taggers(seed: int = 0) -> dict[str, Tagger]:
     """What has been scored with a seed, by name."""
-    if not RESULTS.exists():
-        return {}
-    rows = json.loads(RESULTS.read_text())
+    rows = read_committed(RESULTS)
     found = {row["name"]: Tagger(row) for row in rows if row["seed"] == seed}
     return {name: found[name] for name in TITLES if name in found}
-
-
-def basis_of(found: dict[str, Tagger]) -> str:
-    """The name of what the others of a seed are held against."""
-    return next(name for name in BASES if name in found)
 
 
 def scored(found: dict[str, Tagger], name: str) -> tuple[str, str]:
     """F1 of a tagger, and its share of the original's; empty where it was not made."""
     if name not in found:
         return "", ""
-    row, basis = found[name].row, basis_of(found)
-    share, error = share_of([found[name]], [found[basis]])
-    written = "" if name == basis else f"{share:.1%} ± {error:.1%}"
+    row = found[name].row
+    share, error = share_of([found[name]], [found[BASIS]])
+    written = "" if name == BASIS else f"{share:.1%} ± {error:.1%}"
     return f"{100 * row['f1']:.1f} ± {100 * row['f1_stderr']:.1f}", written
 
 
 def specialists_table() -> list[str]:
     """Between the markers of docs/results.md."""
     found, again = taggers(), taggers(seed=1)
-    if not found:
-        return ["Not run yet: `python benchmarks/specialists.py WNUT17`."]
     rows = []
     for name in [name for name in TITLES if name in found or name in again]:
         one = found.get(name) or again[name]
         size = "–" if name == "linear" else f"{one.megabytes:.0f}"
         cells = [TITLES[name], size, *scored(found, name), *scored(again, name)]
         rows.append(cells)
-    hardware = found[basis_of(found)].row["hardware"]
-    second = _of_both(found, again) if again else ""
+    hardware = found[BASIS].row["hardware"]
     columns = ("model", "MB", "F1", "share of the original's", "F1, second seed", "share")
     lines = [
         *table(columns, rows),
         "",
-        f"Exact spans with their labels; ± over bootstrap samples of the sentences.{second} MB are "
-        f"weights as stored, embedding included. {hardware['cpu']}. "
+        "Exact spans with their labels; ± over bootstrap samples of the sentences."
+        f"{_of_both(found, again)} MB are weights as stored, embedding included. "
+        f"{hardware['cpu']}. "
         "[Precision, recall, seconds](../benchmarks/results/specialists.json).",
     ]
     return ["![F1 over size, first seed, and over speed, second seed](specialists.png)", "", *lines]
@@ -131,34 +122,25 @@ def specialists_table() -> list[str]:
 
 def _of_both(found: dict[str, Tagger], again: dict[str, Tagger]) -> str:
     """What the seeds say together."""
-    basis = basis_of(again)
     shares = [
         f"{TITLES[name].replace('**', '')}, {share:.1%} ± {error:.1%}"
         for name in found
         if name in again and name not in ORIGINALS
         for share, error in [
-            share_of([found[name], again[name]], [found[basis], again[basis]]),
+            share_of([found[name], again[name]], [found[BASIS], again[BASIS]]),
         ]
     ]
     return (
-        f" Mean of both seeds over that of the {TITLES[basis].replace(', ', ' after ')}: "
+        f" Mean of both seeds over that of the {TITLES[BASIS].replace(', ', ' after ')}: "
         f"{'; '.join(shares)}."
     )
 
 
-def times() -> dict:
-    """What `benchmarks/tagger_time.py` has measured; of no tagger where it was not run."""
-    return json.loads(TIMES.read_text()) if TIMES.exists() else {"rows": []}
-
-
 def draw_specialists(path: Path) -> None:
-    """F1 against megabytes, ours as a line, and against time, where that was measured."""
-    timed = times()
-    count = 2 if timed["rows"] else 1
-    figure, axes = panels(7.4, 3.4 * count, "F1 on WNUT-17 test, %", count)
-    _draw_sizes(axes[0])
-    if timed["rows"]:
-        _draw_times(axes[1], timed)
+    """F1 against megabytes, ours as a line, and against time."""
+    figure, (sizes, times) = panels(7.4, 6.8, "F1 on WNUT-17 test, %", 2)
+    _draw_sizes(sizes)
+    _draw_times(times, read_committed(TIMES))
     save(figure, path)
 
 
@@ -208,9 +190,8 @@ def _draw_times(axes: Any, timed: dict) -> None:
 
 def _draw_sizes(axes: Any) -> None:
     found = {name: one for name, one in taggers().items() if "int8" not in name}
-    basis = basis_of(found)
     ours = [one for name, one in found.items() if name.startswith("task")]
-    line = sorted([*ours, found[basis]], key=lambda one: one.megabytes)
+    line = sorted([*ours, found[BASIS]], key=lambda one: one.megabytes)
     axes.plot([one.megabytes for one in line], [100 * one.row["f1"] for one in line], color=PRUNED)
     scores = {name: 100 * one.row["f1"] for name, one in found.items()}
     sizes = {name: round(one.megabytes) for name, one in found.items()}

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 from architectures_page import architectures_page
-from committed import as_compared, read_committed
+from committed import read_committed
 from comparison_rows import HERE, figure, ratio
 from comparison_tables import as_used_table, baselines_page, general_table, headline
 from contest_table import contest_tables, draw_structures, rival_tables, rivals, structures
@@ -27,7 +27,10 @@ from markdown_table import row as table_row
 from methods_table import methods_table
 from models_table import models_table
 from settings_table import settings_table
-from specialist_tables import draw_specialists, specialists_table, taggers
+from specialist_tables import draw_specialists, specialists_table
+
+from disp_lab.reporting.frontier import COSTS
+from disp_lab.reporting.plots import draw_costs
 
 ROOT = HERE.parent
 INTRODUCTION = """# Reproduce
@@ -281,17 +284,10 @@ def main() -> None:
         sys.exit(f"stale: {', '.join(path.name for path in stale)}" if stale else 0)
     for path, text in files.items():
         path.write_text(text)
-    from disp_lab.reporting.frontier import COSTS, Frontier
-    from disp_lab.reporting.plots import draw_costs
-
     docs = ROOT / "docs"
     draw_structures(docs / "structures.png")
-    if taggers():
-        draw_specialists(docs / "specialists.png")
-    found = frontier()
-    if found is not None:
-        points = Frontier.of(as_compared(found))
-        draw_costs(points, list(COSTS), docs / "frontier.png", fronts=True)
+    draw_specialists(docs / "specialists.png")
+    draw_costs(frontier(), list(COSTS), docs / "frontier.png", fronts=True)
 
 
 if __name__ == "__main__":

@@ -24,18 +24,13 @@ def on_test_suite(experiment: str, results: list[dict], folder: Path) -> list[di
     """The results of an experiment with the ratios of the test suite; what was not measured there
     is left out."""
     known = {
-        (row["variant"], row["method"], row["keep"]): row
+        (row["variant"], row["keep"]): {key: row[key] for key in FIGURES}
         for row in measured_in(folder)["models"]
         if row["experiment"] == experiment
     }
-
-    def measured(name: str, model: dict) -> dict:
-        row = known.get((name, model.get("method", ""), size_of(model)), {})
-        return model | {key: row[key] for key in row.keys() & FIGURES} if row else {}
-
     found = []
     for result in results:
-        for kind in result.keys() & {"models", "rows"}:
-            there = list(filter(None, (measured(result["name"], one) for one in result[kind])))
-            found += [result | {kind: there}] * bool(there)
+        pairs = [(one, (result["name"], size_of(one))) for one in result.get("models", ())]
+        there = [one | known[key] for one, key in pairs if key in known]
+        found += [result | {"models": there}] * bool(there)
     return found

@@ -77,7 +77,6 @@ def test_a_comparison_is_whole_when_all_that_could_be_quantised_is(experiments, 
 def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monkeypatch):
     run, tables = experiments
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "frontier.json")
-    assert "not been run yet" in "\n".join(tables.choices())
     kept = {"name": "v", "command": "c"} | run.of_comparison(compared, "disp-llm compare m")
     tables.RESULTS.write_text(json.dumps([kept]))
     text = "\n".join(tables.choices())
@@ -296,23 +295,20 @@ def test_constants_that_a_variant_tries_stand_in_its_command(experiments):
 
 
 def test_what_the_test_suite_has_measured_stands_in_place_of_what_chose(experiments, tmp_path):
-    """By experiment, variant, method and size; what was not measured there is left out."""
+    """By experiment, variant and size; what was not measured there is left out."""
     import test_suite
 
     kept = {"experiment": "e", "variant": "a", "keep": 0.5}
     told = {"general_ratio": 2.5, "general_ratio_stderr": 0.1, "texts": {"Web": {}}, "seed": 7}
-    rows = [kept | {"method": method} | told for method in ("", "ddp")]
     results = [
         {"name": "a", "models": [{"keep_asked": 0.5, "general_ratio": 9.0, "bytes": 1}]},
         {"name": "b", "models": [{"keep_asked": 0.5, "general_ratio": 9.0}]},
-        {"name": "a", "rows": [{"keep_asked": k, "method": "ddp"} for k in (0.8, 0.5)]},
     ]
     assert test_suite.on_test_suite("e", results, tmp_path) == []
-    (tmp_path / "test.json").write_text(json.dumps({"models": rows}))
+    (tmp_path / "test.json").write_text(json.dumps({"models": [kept | told]}))
     figures = {name: told[name] for name in test_suite.FIGURES}
     assert test_suite.on_test_suite("e", results, tmp_path) == [
         {"name": "a", "models": [{"keep_asked": 0.5, "bytes": 1} | figures]},
-        {"name": "a", "rows": [{"keep_asked": 0.5, "method": "ddp"} | figures]},
     ]
     assert test_suite.on_test_suite("f", results, tmp_path) == []
 

@@ -7,7 +7,7 @@ sent; the same bits after a kill as without; no damage that `verify` does not na
     python benchmarks/soak --seed 1 --case 17     # one case again, with all that it does
 
 Every case is drawn from the seed and its number. What breaks a rule is appended to
-`runs/soak/findings.jsonl`.
+`runs/soak/findings.jsonl`. Unix only, since it forks.
 """
 
 import argparse
@@ -228,8 +228,7 @@ def main() -> None:
     for old in asked.folder.glob("summary-*.json"):
         old.unlink()
     ends = time.monotonic() + 60 * asked.minutes
-    alone = asked.case is not None or not hasattr(os, "fork")
-    jobs = 1 if alone else asked.jobs
+    jobs = asked.jobs if asked.case is None else 1
     first, pids = _parted(jobs)
     soak = Soak(
         World.made((asked.folder / f"world-{first}").resolve()), asked.seed,

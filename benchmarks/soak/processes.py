@@ -1,13 +1,9 @@
-"""Commands as processes of their own that cost little: forks of one that has imported everything.
-
-Where there is no fork, each is a new interpreter.
-"""
+"""Commands as processes of their own that cost little: forks of one that has all imports."""
 
 import importlib
 import os
 import pkgutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -79,19 +75,18 @@ def run(
     with tempfile.TemporaryDirectory() as aside:
         out, err = Path(aside) / "out", Path(aside) / "err"
         began = time.monotonic()
-        child = (
-            _forked(line, cwd, out, err) if hasattr(os, "fork") else _started(line, cwd, out, err)
-        )
+        pid = _forked(line, cwd, out, err)
         sent, hung = 0, False
-        while (code := child.poll()) is None:
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
             passed = time.monotonic() - began
             if number and not sent and passed >= after:
-                child.send(number)
+                os.kill(pid, number)
                 sent = number
             if passed > LONGEST:
-                child.send(signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 hung = True
             time.sleep(PAUSE)
+        code = os.waitstatus_to_exitcode(ended[1])
         seconds = time.monotonic() - began
         if adopts:
             _adopt(Path(aside) / MODULES)
@@ -105,31 +100,8 @@ def _adopt(file: Path) -> None:
             importlib.import_module(name)
 
 
-class _Fork:
-    """A forked child, as far as it is used here."""
-
-    def __init__(self, pid: int):
-        self.pid = pid
-
-    def poll(self) -> int | None:
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if pid else None
-
-    def send(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-
-class _Process(subprocess.Popen):
-    def send(self, number: int) -> None:
-        self.send_signal(number)
-
-
-def _started(line: list[str], cwd: Path, out: Path, err: Path) -> _Process:
-    command = [sys.executable, "-m", "disp_llm", *line]
-    return _Process(command, cwd=cwd, stdout=out.open("wb"), stderr=err.open("wb"))
-
-
-def _forked(line: list[str], cwd: Path, out: Path, err: Path) -> _Fork:
+def _forked(line: list[str], cwd: Path, out: Path, err: Path) -> int:
+    """Starts a command; the number of its process."""
     sys.stdout.flush()
     out.touch()
     err.touch()
@@ -138,7 +110,7 @@ def _forked(line: list[str], cwd: Path, out: Path, err: Path) -> _Fork:
     pid = os.fork()
     if pid:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
-        return _Fork(pid)
+        return pid
     code = 1
     try:
         code = _command(line, cwd, out, err)

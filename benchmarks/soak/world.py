@@ -45,13 +45,11 @@ def _inputs(place: Path) -> None:
 def write_inputs(place: Path) -> None:
     """Two models and texts."""
     place.mkdir(parents=True)
-    pid = os.fork() if hasattr(os, "fork") else 0
+    pid = os.fork()
     if not pid:
         _inputs(place)
-        if hasattr(os, "fork"):
-            os._exit(0)
-    else:
-        os.waitpid(pid, 0)
+        os._exit(0)
+    os.waitpid(pid, 0)
     lines = [f"Line {i}: the square of {i} is {i * i}, and its cube {i**3}.\n" for i in range(120)]
     (place / "text.txt").write_text("".join(lines))
     (place / "test.txt").write_text("".join(lines[60:]))

@@ -14,12 +14,6 @@ MASKS = (
 IN_TIME = "latency"
 """The setting of `learned` whose sizes are shares of the original's time."""
 
-VARIANTS = (
-    *("masks_only", "masks_and_scales", "domain", "disp", IN_TIME),
-    *("paper", "policy_gradient"),
-)
-"""Other settings of the method `learned`, which `compare` shows as rows of their own."""
-
 BASELINES = (
     *("greedy", "tyr", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
     *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
@@ -40,8 +34,3 @@ def mask_methods() -> tuple[str, ...]:
     """All methods that choose masks: ours, those of the lab, those of others."""
     there = method_names()
     return tuple(dict.fromkeys([*(name for name in MASKS if name in there), *there]))
-
-
-def compared_methods() -> tuple[str, ...]:
-    """Everything that `compare` has a row for."""
-    return (*mask_methods(), *VARIANTS, *BASELINES)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from disp_lab.names import BASELINES, IN_TIME, VARIANTS, compared_methods, mask_methods
+from disp_lab.names import BASELINES, IN_TIME, mask_methods
+from disp_lab.variants import VARIANTS, compared_methods
 from disp_llm.config.bounds import (
     Batch,
     Multiple,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from disp_lab.names import IN_TIME
+from disp_lab.names import BASELINES, IN_TIME, mask_methods
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
@@ -65,3 +65,8 @@ VARIANTS: dict[str, Callable[[PruneConfig], PruneConfig]] = {
 
 ONE_SIZE = ("paper", "policy_gradient")
 """Those that take a run a size, as in their papers."""
+
+
+def compared_methods() -> tuple[str, ...]:
+    """Everything that `compare` has a row for, in the order of tables."""
+    return (*mask_methods(), *VARIANTS, *BASELINES)

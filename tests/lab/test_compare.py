@@ -10,8 +10,9 @@ from configurations import DENSE_KINDS, cases
 from conftest import byte_tokenizer, must_refuse, must_run, problem_of, tiny_model
 from small import instead
 
-from disp_lab.names import IN_TIME, compared_methods
+from disp_lab.names import IN_TIME
 from disp_lab.parts.activations import input_moments
+from disp_lab.variants import compared_methods
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
 from disp_llm.data.randomness import random_stream
 from disp_llm.evaluation import timing

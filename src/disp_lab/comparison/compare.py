@@ -16,11 +16,12 @@ from disp_lab.comparison.baseline_context import BaselineContext
 from disp_lab.comparison.paired_statistics import paired
 from disp_lab.comparison.rows import Comparison, row_makers
 from disp_lab.comparison.table_rows import RowKey, missing, rows_asked
-from disp_lab.names import ORIGINAL, compared_methods
+from disp_lab.names import ORIGINAL
 from disp_lab.reporting.plots import draw_comparison, draw_frontier
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
 from disp_lab.settings import CompareConfig
+from disp_lab.variants import compared_methods
 from disp_llm.commands.api import EXAMPLES, TEXTS, called
 from disp_llm.commands.session import located, require_same_files
 from disp_llm.config.errors import InputError

@@ -182,29 +182,20 @@ def trained_gates(problem: PruningProblem, kinds: list[Kind], steps: int) -> Gat
     entries = [kind.entries.to(device) for kind in kinds]
     targets = [kind.target for kind in kinds]
 
-    def keep_in_reach(step: int) -> None:
-        with torch.no_grad():
-            gates.z.clamp_(min=FLOOR)
-
     def batch_loss(
         step: int, noise: torch.Generator, loss_under: LossUnder
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            gates.z.clamp_(min=FLOOR)
         gate = gates()
         loss = (1 + DISTILLATION) * loss_under(gate.masked_fill(~gated, 1.0))
         scores = score(gate, width_at(step, steps))
         penalty = gates.penalty([scores[kind] for kind in entries], targets)
         return loss + penalty, {"loss": loss}
 
+    distill = DISTILLATION / (1 + DISTILLATION)
     train_masks(
-        problem,
-        config,
-        steps,
-        gates,
-        optimizer,
-        batch_loss,
-        prepare=keep_in_reach,
-        distill=DISTILLATION / (1 + DISTILLATION),
-        warmup=WARM_UP,
+        problem, config, steps, gates, optimizer, batch_loss, distill=distill, warmup=WARM_UP
     )
     return gates
 

@@ -107,14 +107,11 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
         weight_decay=0.0,
     )
 
-    def forget_masks(step: int) -> None:
-        """Without moments, gates that have no gradient any more stand still."""
-        if step == mask_steps:
-            optimizer.state.clear()
-
     def batch_loss(
         step: int, noise: torch.Generator, loss_under: LossUnder
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if step == mask_steps:  # without moments, gates that have no gradient stand still
+            optimizer.state.clear()
         mask = project(gates.masks, budget, share, problem.align).kept.float()
         if step < mask_steps:
             gate, idle = gates.through(mask), gates.scales
@@ -124,16 +121,7 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
         # The loop exchanges gradients of all that is trained: that of the other stage is zero.
         return loss + 0 * idle.sum(), {"loss": loss}
 
-    train_masks(
-        problem,
-        config,
-        steps,
-        gates,
-        optimizer,
-        batch_loss,
-        prepare=forget_masks,
-        distill=DISTILLATION,
-    )
+    train_masks(problem, config, steps, gates, optimizer, batch_loss, distill=DISTILLATION)
     return gates
 
 

@@ -13,7 +13,8 @@ sites.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -41,19 +42,12 @@ WARM_UP = 0.2
 """Share of the steps in which the targets fall from the dense widths (the paper: 640 of 3,200)."""
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Widths of every block of the model that is aimed at."""
 
     hidden: int
     heads: int
     intermediate: int
-
-    def as_tensor(self, device: torch.device) -> Float[Tensor, " 3"]:
-        """The three widths in that order."""
-        return torch.tensor(
-            [self.hidden, self.heads, self.intermediate], dtype=torch.float32, device=device
-        )
 
 
 def target_shape(block: BlockShape, share: float) -> Shape:
@@ -139,8 +133,8 @@ def sheared(problem: PruningProblem) -> Selection:
         )
     target = target_shape(dense, min(problem.keeps))
     wide, narrow = (
-        Shape(shape.hidden, shape.heads, shape.intermediate).as_tensor(problem.dense.device)
-        for shape in (dense, target)
+        torch.tensor(widths, dtype=torch.float32, device=problem.dense.device)
+        for widths in ((dense.hidden, dense.heads, dense.intermediate), target)
     )
 
     def take(problem: PruningProblem, steps: int) -> HardConcrete:
@@ -151,10 +145,9 @@ def sheared(problem: PruningProblem) -> Selection:
 
     trained = take_steps(problem, take)
     with torch.no_grad():
-        wanted = (target.hidden, target.heads, target.intermediate)
         importance = [
             _with_most_likely_first(log_alpha, count)
-            for log_alpha, count in zip(trained.masks, wanted, strict=True)
+            for log_alpha, count in zip(trained.masks, target, strict=True)
         ]
         return Selection(trained.flat(importance))
 

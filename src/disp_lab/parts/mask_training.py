@@ -24,10 +24,6 @@ BatchLoss = Callable[[int, torch.Generator, LossUnder], Loss]
 """Step, noise and the loss under a mask -> what is differentiated, and the figures beside it."""
 
 
-def no_preparation(step: int) -> None:
-    """Nothing precedes a step."""
-
-
 def train_masks(
     problem: PruningProblem,
     config: TrainingConfig,
@@ -36,7 +32,6 @@ def train_masks(
     optimizer: torch.optim.Optimizer,
     batch_loss: BatchLoss,
     *,
-    prepare: Callable[[int], None] = no_preparation,
     distill: float = 0.0,
     warmup: float = 0.0,
 ) -> None:
@@ -45,7 +40,6 @@ def train_masks(
     Args:
         config: the problem's settings, with what the method prescribes in their place.
         batch_loss: is given the noise of the step, which is all that it may draw from.
-        prepare: is called with the number of every step before its gradient is taken.
         distill: share of the loss that is the divergence from the dense model.
         warmup: share of the steps in which the step size grows to its peak.
     """
@@ -54,7 +48,6 @@ def train_masks(
     compiled = compiles(config, steps, dense)
 
     def loss_of(step: int) -> Loss:
-        prepare(step)
         noise = shared_stream("steps", problem.seed, step)
 
         def loss_under(mask: Tensor) -> Tensor:
