@@ -201,3 +201,17 @@ def test_without_the_library_one_line_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "compressed_tensors.quantization", None)
     with pytest.raises(InputError, match="to: needs compressed-tensors, which is not installed"):
         quantised(folder, "int8", tmp_path / "made")
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+@pytest.mark.parametrize("model_type", ["minicpm3", "doge"])
+def test_layers_inside_attention_are_stored_as_training_rounds_them(model_type, tmp_path):
+    target = tiny_prunable(model_type)
+    export_folder(target, byte_tokenizer(), masks_of("random", target.layout), tmp_path / "folder")
+    made, _ = quantised(tmp_path / "folder", "int8", tmp_path / "made")
+    names = {module: name for name, module in target.model.named_modules()}
+    stored = {name for name in load_file(made / "model.safetensors") if "weight_scale" in name}
+    assert stored == {f"{names[linear]}.weight_scale" for linear in target.linears()}
+    assert any(branch.inside for _, branch in target.present)
+    model = transformers.AutoModelForCausalLM.from_pretrained(made)
+    model(torch.ones(1, 4, dtype=torch.long))

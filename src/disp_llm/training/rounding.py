@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.rounding import GROUP, on_grid, scales_of
+from disp_llm.models.rounding import fits, on_grid, scales_of
 
 SEARCHED = 8
 """Steps after which scales are searched anew: weights move little meanwhile."""
@@ -58,8 +58,7 @@ def rounded(
         yield lambda step: None
         return
     linears, roundings = list(target.linears()), list[Rounded]()
-    unfit = [one for one in linears if not isinstance(one, nn.Linear)]
-    if unfit or (bits == "int4" and any(one.in_features % GROUP for one in linears)):
+    if not all(fits(linear, bits) for linear in linears):
         raise InputError(
             "has layers that are not stored so",
             field="bits",

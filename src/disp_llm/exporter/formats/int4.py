@@ -27,9 +27,6 @@ from disp_llm.models.loading import load, load_config
 from disp_llm.models.rounding import GROUP, best_scales
 from disp_llm.models.windows import fitting
 
-ROWS = 32
-"""Outputs that vLLM's kernels of int4 for CPUs take together."""
-
 SEQUENCES, LENGTH = 64, 512
 """Windows of a calibration, and tokens of each."""
 
@@ -42,12 +39,12 @@ INT4: Scheme = {
 
 def check(folder: Path) -> None:
     """Refuses mixtures, what is quantised already, and layers that do not fit."""
-    layers_of(folder, fits)
+    layers_of(folder, "int4")
 
 
 def write(job: Job) -> None:
     """Rounds the weights, on its text if the job has one."""
-    layers, told, rounded = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs", {}
+    layers, told, rounded = layers_of(job.folder, "int4"), "4 bits, a scale for 32 inputs", {}
     if job.text.learns_from_text:
         rounded, on = _calibrated(job, layers.stored)
         told += f", calibrated on {on} (GPTQ)"
@@ -57,11 +54,6 @@ def write(job: Job) -> None:
         return made.float().cpu(), scales.cpu()
 
     write_quantised(job, layers, INT4, calibrated if rounded else to_nearest("int4"), told)
-
-
-def fits(layer: nn.Linear) -> bool:
-    """Whether a layer consists of whole groups, and of rows as kernels take them."""
-    return not (layer.in_features % GROUP or layer.out_features % ROWS)
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.names import Bits
 from disp_llm.exporter.exported import exported_config, has_experts
@@ -25,7 +24,7 @@ from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
-from disp_llm.models.rounding import scales_of
+from disp_llm.models.rounding import fits, scales_of
 from disp_llm.models.wholeness import first_of
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.sums import CHANGED_FOLDER
@@ -64,13 +63,13 @@ INT8: Scheme = {
 
 def check(folder: Path) -> None:
     """Refuses mixtures and what is quantised already."""
-    layers_of(folder)
+    layers_of(folder, "int8")
 
 
 def write(job: Job) -> None:
     """Rounds every weight to the nearest."""
     told = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
-    write_quantised(job, layers_of(job.folder), INT8, to_nearest("int8"), told)
+    write_quantised(job, layers_of(job.folder, "int8"), INT8, to_nearest("int8"), told)
 
 
 def to_nearest(bits: Bits) -> Round:
@@ -78,7 +77,7 @@ def to_nearest(bits: Bits) -> Round:
     return lambda name, weight: (weight.float(), scales_of(weight, bits))
 
 
-def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: True) -> Layers:
+def layers_of(folder: Path, bits: Bits) -> Layers:
     """Which layers are quantised: all of the blocks, each of which has to fit."""
     if importlib.util.find_spec("compressed_tensors") is None:
         raise InputError(
@@ -99,12 +98,8 @@ def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: T
     target = PrunableModel(empty_model(stated), family_of_any(stated))
     model: Any = target.model
     names = {module: name for name, module in model.named_modules()}
-    layers = [
-        linear_at(block, path)
-        for block, branch in target.present
-        for path in (*branch.reads, branch.writes)
-    ]
-    unfit = [names[one] for one in layers if not (isinstance(one, nn.Linear) and fits(one))]
+    layers = list(target.linears())
+    unfit = [names[one] for one in layers if not fits(one, bits)]
     if unfit:
         raise InputError(
             f"{len(unfit)} layers cannot be stored so ({first_of(unfit)})",
