@@ -74,12 +74,12 @@ def main() -> None:
         return board.measure(PrunableModel.of(loaded), loaded.tokenizer)
 
     known = {row["weights_sha256"]: row for row in told["models"]}
-    originals, rows = {}, []
+    originals, rows, absent = {}, [], []
     for named, place in wanted:
         base = named.pop("original")
         if not place.is_dir():  # what was measured before stays
             rows += [row for row in told["models"] if named.items() <= row.items()]
-            print(f"there is no {place}", file=sys.stderr)
+            absent.append(place)
             continue
         sums = read_sums(place)
         weights = "".join(sums[name] for name in sums if name.endswith("safetensors"))
@@ -97,6 +97,9 @@ def main() -> None:
         known[weights] = row
         told["models"] = [*told["models"], row]
         path.write_text(json.dumps(told, indent=1) + "\n")
+    if absent:
+        said = f"{len(absent)} of {len(wanted)} models are not here, the first in {absent[0]}"
+        print(f"{said}: rows that they have stay", file=sys.stderr)
     told["models"] = rows
     path.write_text(json.dumps(told, indent=1) + "\n")
 

@@ -40,7 +40,7 @@ def show_examination(result: dict[str, Any]) -> None:
             (one["bits"], f"{one['keep']:g}", f"×{one['expected']:.2f}") for one in result["fits"]
         ]
         if fits:
-            names = ("weights", f"keep in {result['fit']}", "expected perplexity")
+            names = ("weights", f"keep in {result['fit']}", "expected perplexity, rounding aside")
             Table(names, fits).show()
         fewer = "with fewer tokens" if fits else "not with all tokens; with fewer"
         say(f"{result['fit']}: {fewer}, more of the blocks stays; `prune --fit` measures both")
