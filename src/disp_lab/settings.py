@@ -110,7 +110,7 @@ class CompareConfig:
                 field="methods",
                 hint=f"use one of {', '.join(known)}",
             )
-        require_sizes(keep=self.keep)
+        require_sizes("keep", self.keep)
         self._validate_frontier()
         if Path(SELF) in self.text.learns_from:
             what = "is missing, and all methods learn from one text"
@@ -119,7 +119,7 @@ class CompareConfig:
     def _validate_frontier(self) -> None:
         """Refuses a method without its sizes, and models that no folder holds."""
         if self.fit:
-            require_sizes(fit=self.fit)
+            require_sizes("fit", self.fit)
         if IN_TIME in self.methods and not self.fit:
             raise InputError(
                 f"{IN_TIME} has no sizes", field="methods", hint="give `fit`, such as 0.8 0.65"

@@ -1,13 +1,15 @@
 """Commands that meet a damaged file: one line before anything is loaded, and a hint that works."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import must_refuse, must_run, run_command
+from conftest import SMALL, must_refuse, must_run, run_command
 from damage import names, outcome
 
+from disp_llm.commands import sizes
 from disp_llm.commands.prune import prune
 from disp_llm.commands.report import PruneResult
 from disp_llm.runs.files import CHECKSUM, write_checked_json
@@ -66,6 +68,34 @@ def test_a_size_that_was_deleted_is_forgotten_or_made_again(run, llama_folder):
     must_run("prune", llama_folder, "--output-dir", run, "--resume", "--json")
     assert (run / "keep-0.8" / "model.safetensors").exists()
     must_run("report", run)
+
+
+def test_a_deleted_size_that_could_not_be_made_again_is_made_the_next_time(
+    run, llama_folder, monkeypatch
+):
+    def full(*told: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    again = ("prune", llama_folder, "--output-dir", run, "--resume", "--json")
+    shutil.rmtree(run / "keep-0.8")
+    with monkeypatch.context() as patch:
+        patch.setattr(sizes, "write_card", full)
+        must_refuse(*again)
+    done = must_run(*again)
+    assert [model["size"] for model in json.loads(done.stdout)["models"]] == ["0.5", "0.8"]
+
+
+@pytest.mark.parametrize("deleted", [["keep-0.6", "keep-0.6-plain"], ["keep-0.6-plain"]])
+def test_what_export_converted_and_somebody_deleted_is_forgotten(
+    deleted, llama_folder, text_file, tmp_path
+):
+    run = tmp_path / "run"
+    command = ["prune", llama_folder, "--for", "anywhere", "--text", text_file, "--output-dir", run]
+    must_run(*command, *SMALL)
+    must_run("export", run, "--keep", 0.6, "--no-measure")
+    for name in deleted:
+        shutil.rmtree(run / name)
+    must_run("prune", "--output-dir", run, "--resume")
 
 
 def test_figures_of_a_finished_run_are_checked_when_they_are_asked_for(run, llama_folder):

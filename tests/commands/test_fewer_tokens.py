@@ -14,10 +14,12 @@ from conftest import must_refuse, must_run, run_command, tiny_model
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import disp_llm
+from disp_llm.commands.vocabulary import told_tokens
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.parts import PerplexityConfig, PlaceConfig
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import eval_windows
+from disp_llm.models.loading import load
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import in_fewer_tokens
 
@@ -73,6 +75,13 @@ def untrained(place):
     """The folder in which nothing but the vocabulary has changed."""
     (size,) = pruned(place, "untrained", "--keep", 1, "--steps", 0)["models"]
     return size["folder"]
+
+
+@pytest.mark.parametrize("pad", [-1, None, SIZE])
+def test_tokens_that_a_configuration_names_stay_if_there_are_such(place, pad):
+    loaded = load(str(place / "model"), PlaceConfig("cpu"))
+    loaded.model.config.pad_token_id = pad
+    assert told_tokens(loaded) == {0, 1}
 
 
 def loss_by_whole_token(model, small, whole, stream) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_the_model_of_a_result_is_what_fits(place, wide):
         assert result._model_folder(share) == fits
     intermediate = result.sizes[0]
     assert result._model_folder(intermediate.share_asked) == Path(intermediate.folder)
+
+
+def test_what_fits_is_made_again_from_another_folder(place, wide, monkeypatch, tmp_path):
+    asked = ("--fit", "0.15MB", "--bits", "int8", "--output-dir")
+    monkeypatch.chdir(tmp_path)
+    assert fitted(place, wide, "named later", *asked, "run").returncode == 0
+    shutil.rmtree("run/fit-0.15MB")
+    monkeypatch.chdir(place)
+    done = fitted(place, wide, "named later", *asked, tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_dry_run_and_doctor_say_what_is_left_of_the_blocks(place, wide):

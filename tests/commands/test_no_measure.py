@@ -86,6 +86,12 @@ def test_what_is_not_known_is_said_in_words(own_run, text_file, tmp_path):
     assert "exported without running it" in card
 
 
+def test_sizes_come_in_the_order_in_which_they_are_asked_for(own_run):
+    result = disp_llm.export(own_run, keep=[0.65, 0.8], no_measure=True)
+    assert [size.size for size in result.sizes] == ["0.65", "0.8"]
+    assert result.size().size == "0.65"
+
+
 def test_it_is_measured_later(own_run):
     before = export(own_run, "--no-measure")
     assert export(own_run, "--no-measure") == before

@@ -81,6 +81,7 @@ for call in (
     lambda: disp_llm.prune(llama, tokenizer=5),
     lambda: disp_llm.prune("nowhere", config={"keep": 0.5}),
     lambda: disp_llm.verify(None),
+    lambda: disp_llm.verify("nowhere", no_such=5),
     lambda: disp_lab.compare(),
     lambda: disp_llm.prune(),
 ):
@@ -106,6 +107,7 @@ def test_what_the_lines_say():
         "tokenizer: is a int; give the tokenizer of the model in memory, as AutoTokenizer loads it",
         "config: is a dict, not a PruneConfig; give settings by their names",
         "folder: is missing; name it",
+        "no_such: no such setting; see docs/api.md",
         "model: is missing; name it",
         "model: is missing; name it, or give the model inside it, with adapters merged",
     ]

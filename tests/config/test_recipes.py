@@ -75,9 +75,9 @@ def test_a_value_of_another_kind_over_a_base_is_one_line(tmp_path, text):
 def test_sizes_of_one_name_are_refused(sizes):
     for field in ("keep", "target"):
         with pytest.raises(InputError, match="a size is repeated") as refused:
-            require_sizes(**{field: sizes})
+            require_sizes(field, sizes)
         assert refused.value.field == field
-    require_sizes(keep=(0.5, 0.500001))
+    require_sizes("keep", (0.5, 0.500001))
 
 
 MADE_BY_A_PROGRAM = """

@@ -59,7 +59,7 @@ def test_time_that_was_not_met_is_said(
         "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run", *TIMED,
         "--minutes", minutes,
     )  # fmt: skip
-    assert caplog.text.count(f"--minutes is {minutes:g}") == late
+    assert caplog.text.count(f"`minutes` is {minutes:g}") == late
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result.get("late_s", 0.0) <= result["seconds"]
     assert ("late_s" in result) == late

@@ -77,8 +77,7 @@ def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None
     how: dict[str, Any] = {"help": sentence_of(setting, whole).replace("%", "%%")}
     if setting.is_positional:
         # A run that goes on knows its model, so that `_configured` says what is missing.
-        how |= {"nargs": "*" if setting.takes_several else "?", "metavar": setting.flag}
-        parser.add_argument(setting.name, **how)
+        parser.add_argument(setting.name, nargs="?", metavar=setting.flag, **how)
         return
     if setting.kind is bool and setting.flag.startswith("--no-"):  # which would mean the opposite
         how["action"] = "store_true"

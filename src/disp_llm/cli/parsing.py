@@ -162,7 +162,7 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
         if name in settings:
             tables = merged(kind, tables, nested(settings[name].path, value), name)
     for setting in settings.values():
-        if setting.is_positional and tables[setting.name] in ("", []):
+        if setting.is_positional and not tables[setting.name]:
             hint = f"see disp-llm {command} --help"
             raise InputError("is missing", field=setting.flag, hint=hint)
     if "revision" in given:

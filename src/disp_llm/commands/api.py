@@ -23,6 +23,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PlaceConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
 from disp_llm.config.settings import settings_of
+from disp_llm.data.in_memory import read_input, read_input_examples
+from disp_llm.models import in_memory
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load
 from disp_llm.models.source import fingerprint_of
@@ -67,9 +69,7 @@ class Inputs:
         model = self.models.get(setting)
         if model is None:
             return load(name, machine, dense_only)
-        from disp_llm.models.in_memory import loaded
-
-        return loaded(name, model, self.tokenizer, dense_only)
+        return in_memory.loaded(name, model, self.tokenizer, dense_only)
 
     def require_same(self, run: Run) -> None:
         """Refuses a finished run of other models, texts or examples than those in memory, which its
@@ -99,9 +99,7 @@ class Inputs:
                 hint="do that outside of torch.no_grad() and torch.inference_mode()",
             )
         if model is not None:
-            from disp_llm.models.in_memory import require_as_configured
-
-            require_as_configured(model)
+            in_memory.require_as_configured(model)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -109,9 +107,7 @@ class Inputs:
         other task takes them."""
         with contextlib.ExitStack() as stack:
             for model in self.models.values():
-                from disp_llm.models.in_memory import frozen
-
-                stack.enter_context(frozen(model))
+                stack.enter_context(in_memory.frozen(model))
             yield
 
 
@@ -216,9 +212,7 @@ def called_with(
     inputs = Inputs(held, tokenizer, texts)
     config = with_settings(call.config, named)
     if "model" in held:
-        from disp_llm.models.in_memory import machine_of
-
-        config = replace(config, machine=machine_of(held["model"], config.machine))
+        config = replace(config, machine=in_memory.machine_of(held["model"], config.machine))
     check_settings(with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))))
     return replace(call, config=config, inputs=inputs, temporary=temporary)
 
@@ -251,9 +245,7 @@ def name_of(model: Any, tokenizer: Any, field: str) -> str:
         )
     if not isinstance(model, PreTrainedModel):
         return str(model)
-    from disp_llm.models.in_memory import require_loaded
-
-    require_loaded(model)
+    in_memory.require_loaded(model)
     return str(getattr(model.config, "_name_or_path", "") or f"{model.config.model_type} in memory")
 
 
@@ -265,8 +257,6 @@ def _read(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     for name, what in given.items():
         if what is None:
             continue
-        from disp_llm.data.in_memory import read_input, read_input_examples
-
         found: Any
         if name in TEXTS:
             found = read_input(what, name, known["text_field"].of(config))

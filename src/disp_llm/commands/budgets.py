@@ -12,6 +12,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target, fits_already
+from disp_llm.evaluation.latency import TOLERANCE, corrected, latency_costs, measured_time
 from disp_llm.evaluation.timing import Stopwatch, Workload
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, TooSmall, project
@@ -82,8 +83,6 @@ def _timed(
     # Not shortened where the default is too long: the name of a size tells the length.
     decoded = "decode" in settings.workload  # one token more than are cached
     require_positions(dense.model, settings.workload_length + decoded, "workload_length")
-    from disp_llm.evaluation.latency import latency_costs
-
     progress = job.count("timing compact models")
     return latency_costs(dense, _workloads(settings), align, chunk, progress, stopwatch)
 
@@ -114,8 +113,6 @@ def masks_in_time(
     problem: PruningProblem, selection: Selection, size: Target, stopwatch: Stopwatch
 ) -> tuple[Masks, Timing]:
     """Masks whose compact model, measured, takes the asked share of the dense one's time."""
-    from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
-
     job, target = problem.job, problem.budget.share_of(size)
     workloads, stage = _workloads(job.config.budget), f"latency {size.name}: measuring"
     seconds: dict[float, float] = {}

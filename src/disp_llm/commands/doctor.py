@@ -99,7 +99,6 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
         "keep_total": left / parameters,
         "parameters": left,
         "block_parameters": int(budget.block_parameters(counts)),
-        "active_block_parameters": budget.active_parameters(counts),
         "bytes": left * itemsize,
         "gflops_per_token": 2 * budget.active_parameters(counts) / 1e9,
     }
@@ -121,7 +120,7 @@ def dry_run(config: PruneConfig | RecoverConfig) -> dict[str, Any]:
     plan = _pruning(config, dtype.itemsize, free) if prunes else _recovery(config, dtype.itemsize)
     stages, memory, passes, target = plan
     suite = {"measure on the suite": 0} if config.suite else {}
-    operations = 2 * (target.block_parameters + target.head_weight.numel()) * passes
+    operations = 2 * (target.block_parameters_of(1) + target.head_weight.numel()) * passes
     return {
         "stages": stages | suite,
         "memory_bytes": memory,

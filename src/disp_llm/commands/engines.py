@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from disp_llm.commands.convert import convert
 from disp_llm.config.engines import DEMANDS, Demands
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Format
@@ -83,8 +84,6 @@ def converted(job: Job, folder: Path) -> Path | None:
     where; None where that is the folder itself."""
     form, place = job.config.demands.format, place_of(job, folder)
     if place is not None and not job.run.has(place):
-        from disp_llm.commands.convert import convert
-
         with atomic(place) as new:
             convert(folder, to=form, output_dir=new, progress=job.progress)
     return place

@@ -22,6 +22,7 @@ from disp_llm.data.windows import Stream
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity, windows_of
 from disp_llm.evaluation.suites import Scoreboard, against
+from disp_llm.evaluation.tasks import average, run_tasks
 from disp_llm.exporter.exported import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
@@ -92,8 +93,6 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
             answers = written_answers(target, loaded.tokenizer, asked, on_request)
             result["answers"] = scored(answers, [one.answer for one in asked.examples])
     if config.tasks:
-        from disp_llm.evaluation.tasks import average, run_tasks
-
         result["tasks"] = run_tasks(
             target, loaded.tokenizer, config.tasks, config.limit, config.shots, on_request
         )
@@ -113,7 +112,7 @@ def _facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
 
 
 def _evaluation_stream(
-    config: EvalConfig, loaded: Loaded, given: "Given | None"
+    config: EvalConfig, loaded: Loaded, given: Given | None
 ) -> tuple[Stream, dict[str, str]]:
     """The tokens that are measured on, and where they come from: `text` and `text_sha256`."""
     characters = characters_for(config.evaluation.tokens)

@@ -10,6 +10,7 @@ from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.sizes import SizeWriter
+from disp_llm.commands.vocabulary import trimmed_to
 from disp_llm.config.commands import ExportConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
@@ -53,9 +54,9 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
         selection = load_selection(made.selection_file, writer.problem.budget.layout)
         writer.write(selection, config.sizes)
         result = made.result()
-        names = list(map(config.budget.size_name, config.sizes))
+        by_name = {entry["size"]: entry for entry in result["models"]}
         figures = {name: value for name, value in result.items() if name != "fit"} | {
-            "models": [entry for entry in result["models"] if entry["size"] in names],
+            "models": [by_name[config.budget.size_name(size)] for size in config.sizes],
             "seconds": round(time.perf_counter() - began, 1),
             "peak_memory_bytes": peak_memory_bytes(process.device),
         }
@@ -90,8 +91,6 @@ def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
     problem = problem_of(job, loaded)
     if kept:
-        from disp_llm.commands.vocabulary import trimmed_to
-
         problem, loaded = trimmed_to(problem, loaded, kept)
     return SizeWriter(problem, loaded)
 

@@ -39,7 +39,7 @@ from disp_llm.models.trimming import require_trimmable, trimmed
 from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import Choice, Fit, SizeResult
+from disp_llm.runs.results import Choice, Fit
 from disp_llm.training.rounding import rounded
 
 if TYPE_CHECKING:
@@ -212,16 +212,13 @@ def settle(opened: "Opened", fit: Fit) -> None:
     job.run.forget(folder)
     held = HeldOut.of(opened.texts.corpus, opened.original)
     before = held.loss(opened.original)
-    figures = job.run.figures
-    assert figures is not None, "sizes have been written"
-    sizes = {one.size: one for one in figures.models}
     machine = opened.loaded.machine(job.config.machine, job.process.device)
     made = list[Choice]()
     with atomic(folder) as place:
         for number, choice in enumerate(fit.choices):
             job.progress("storing in fewer bits", number, len(fit.choices), {})
             new = place.with_name(choice.bits)
-            _store(job, sizes[f"{choice.keep:g}"], choice.bits, new)
+            _store(job, f"{choice.keep:g}", choice.bits, new)
             ratio = math.exp(held.loss(load(str(new), machine), opened.spelling) - before)
             made.append(replace(choice, bytes=weight_bytes(new), ratio=ratio))
         best = min(made, key=lambda choice: choice.ratio or math.inf)
@@ -231,7 +228,7 @@ def settle(opened: "Opened", fit: Fit) -> None:
     job.run.update(folder, fit=replace(fit, choices=made, chosen=best.bits, measured=measured))
 
 
-def _store(job: Job[PruneConfig], size: SizeResult, bits: Bits, new: Path) -> None:
+def _store(job: Job[PruneConfig], size: str, bits: Bits, new: Path) -> None:
     """Writes a size in its bits, calibrated on the learning text where that lies in files."""
     text, options = job.config.text, dict[str, Any]()
     if bits == "int4" and text.text and not text.may_be_written:
@@ -240,4 +237,5 @@ def _store(job: Job[PruneConfig], size: SizeResult, bits: Bits, new: Path) -> No
     if bits != "as-is":
         options |= {"embeddings": True}
     options["progress"] = job.progress
-    convert(size.folder, to="folder" if bits == "as-is" else bits, output_dir=new, **options)
+    folder = job.run.size_folder(size)
+    convert(folder, to="folder" if bits == "as-is" else bits, output_dir=new, **options)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from disp_llm.commands.api import Inputs
+from disp_llm.commands.budgets import with_costs
+from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, COUPLED, EXPERTS, SITES, Site
 from disp_llm.config.prune import PruneConfig
@@ -24,6 +26,7 @@ from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import free_memory, resolve_dtype
 from disp_llm.models.family import Family
 from disp_llm.models.loading import Loaded, load_shapes
+from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.job import Job
 from disp_llm.training.memory import Memory, learning_memory
@@ -64,14 +67,10 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     align, alike = config.align or default_align(dense), config.demands.uniform
     align = math.lcm(align, config.demands.align)
     if alike:
-        from disp_llm.compact.experts_disp_llm import ALIGNED
-
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     chunk = chunk_of(config, dense, align)
     budget = Budget(dense.layout, None, dense.sites, alike, config.least_cut, chunk)
     if config.budget.kind != "params":
-        from disp_llm.commands.budgets import with_costs
-
         budget = with_costs(budget, job, dense, align, loaded.tokenizer)
     shares = tuple(map(budget.share_of, config.sizes))
     return PruningProblem(dense, Corpus(()), budget, shares, align, job)
@@ -171,8 +170,6 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     config, process = job.config, job.process
     machine = replace(config.machine, device=str(process.device))
     if config.training.shard == "full":
-        from disp_llm.models.sharding import Sharding
-
         refuse_impossible(job, inputs)
         if config.rounds and process.is_main:
             logger.warning("models are not timed where processes divide the weights")

@@ -7,12 +7,13 @@ exported.
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
 from disp_llm.commands.engines import require_engine
+from disp_llm.commands.fitting import fitted, settle
 from disp_llm.commands.planning import (
     load_original,
     own_needs,
@@ -32,12 +33,15 @@ from disp_llm.commands.session import (
     run_in_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty
+from disp_llm.commands.vocabulary import with_fewer_tokens
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import read_sources
+from disp_llm.data.spelling import Spelling
 from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
+from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.budget import project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
@@ -50,11 +54,8 @@ from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import Fit, OriginalResult
 from disp_llm.runs.scores import Perplexity
+from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
-
-if TYPE_CHECKING:
-    from disp_llm.data.spelling import Spelling
-    from disp_llm.evaluation.suites import Scoreboard
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,6 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     selection = choose(problem)
     first_alone(job, loaded, export_all, problem, measuring, selection, loaded)
     if opened.fit is not None and job.process.is_main:
-        from disp_llm.commands.fitting import settle
-
         settle(opened, opened.fit)
     if job.process.is_main:
         _say_if_late(job)
@@ -125,14 +124,12 @@ def _say_if_late(job: Job[PruneConfig]) -> None:
     minutes = job.config.learn.minutes
     if not minutes:
         return
-    from disp_llm.training.pace import seconds_late
-
     late = seconds_late(job)
     if late > 0:
         job.run.update(late_s=round(late, 1))
         logger.warning(
-            "took %.1f minutes, and --minutes is %g; fewer sizes, --rounds 0 or a shorter "
-            "--eval-text take less",
+            "took %.1f minutes, and `minutes` is %g; fewer sizes, `rounds` 0 or a shorter "
+            "`eval_text` take less",
             minutes + late / 60,
             minutes,
         )
@@ -148,12 +145,12 @@ class Opened:
     original: Loaded
     texts: Texts
     """In tokens of the original."""
-    spelling: "Spelling | None"
+    spelling: Spelling | None
     """Of these in those of the model, if it has fewer."""
     fit: Fit | None = None
     """How what was asked for is met."""
 
-    def measuring(self, board: "Scoreboard | None") -> Measuring:
+    def measuring(self, board: Scoreboard | None) -> Measuring:
         """What models are measured on."""
         found = Measuring.of(self.problem.job, self.texts, self.original.tokenizer, board)
         return replace(found, spelling=self.spelling)
@@ -190,16 +187,12 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
         texts.corpus.require_length(tokens, field)
     fit = None
     if config.budget.decides:
-        from disp_llm.commands.fitting import fitted
-
         job, fit = fitted(job, loaded, texts.corpus)
         problem, fewer = problem_of(job, loaded), fit.tokens > 0
     problem = replace(problem, job=job, corpus=texts.corpus)
     if not fewer:
         require_room(problem)
         return Opened(problem, loaded, loaded, texts, None, fit)
-    from disp_llm.commands.vocabulary import with_fewer_tokens
-
     problem, small, spelling = with_fewer_tokens(problem, loaded)
     require_room(problem)
     longest = spelling.longest_window(texts.evaluation, config.evaluation)
@@ -234,9 +227,7 @@ def export_all(
     SizeWriter(problem, loaded, measuring).write(selection, config.sizes)
 
 
-def measure_original(
-    opened: Opened, board: "Scoreboard | None", measured: Perplexity | None = None
-) -> None:
+def measure_original(opened: Opened, board: Scoreboard | None, measured: Perplexity | None) -> None:
     """Perplexity and size of the model as it came; measured once a run.
 
     Args:

@@ -36,6 +36,7 @@ from disp_llm.data.sources import Needs, Sources, held_out, read_sources
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
+from disp_llm.evaluation.suites import against, difference
 from disp_llm.exporter.card import write_recovered_card
 from disp_llm.exporter.facts import BEHIND, FACTS, read_facts, size_of
 from disp_llm.exporter.folders import weight_bytes, write_folder
@@ -46,9 +47,9 @@ from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import MEASURED_AGAIN, MeasuredResult, OriginalResult, as_json
+from disp_llm.runs.results import MeasuredResult, OriginalResult, as_json
 from disp_llm.runs.scores import Scores
-from disp_llm.runs.sums import write_sums
+from disp_llm.runs.sums import CHANGED_FOLDER, write_sums
 from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher, in_fewer_tokens
 from disp_llm.training.rounding import rounded
@@ -207,8 +208,6 @@ def measure_before(
             folder = Path(job.config.model)
             original = scores_of_original(measuring, folder, scores, teacher)
             if original is not None:
-                from disp_llm.evaluation.suites import against
-
                 scores = against(scores, original)
                 known = {"original_scores": original}
         job.run.update(before=MeasuredResult(measured, scores), **known)
@@ -228,12 +227,10 @@ def scores_of_original(
     Args:
         student: what the pruned model scores before it is trained.
     """
-    from disp_llm.evaluation.suites import difference
-
     told = read_facts(folder)
     if told:
         file = str(folder / FACTS)
-        original = as_type(told["original"], OriginalResult, field=file, hint=MEASURED_AGAIN).scores
+        original = as_type(told["original"], OriginalResult, field=file, hint=CHANGED_FOLDER).scores
         if original is not None and not difference(student, original):
             return original
     revision = told["source"]["revision"] if told else None

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import called, takes
+from disp_llm.commands.convert import convert
 from disp_llm.config.commands import ReportConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.targets import Target
@@ -157,8 +158,6 @@ class PruneResult(RunResult):
 
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:
         """Copies the model folder of that size, with a card that names its new place."""
-        from disp_llm.commands.convert import convert
-
         convert(self._model_folder(share), to="folder", output_dir=folder)
         return Path(folder)
 

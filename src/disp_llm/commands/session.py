@@ -16,9 +16,11 @@ from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import flat, resolved
 from disp_llm.config.schema import require_file
+from disp_llm.config.texts import load_mixture, load_suite
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.reading import files_under, naming
 from disp_llm.data.sources import GivenText, Needs, Sources
+from disp_llm.data.synthetic import synthetic_text
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.models import embedded
 from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking
@@ -131,8 +133,6 @@ def load_texts(
     """
 
     def write(share: float) -> GivenText:
-        from disp_llm.data.synthetic import synthetic_text
-
         if job.process.is_main and job.run.figures is None:
             _open_folder(job, loaded)
         return synthetic_text(job, author, needs, random_stream(*noise), share)
@@ -265,8 +265,6 @@ def _files_of_text(path: Path, field: str) -> Iterator[Path]:
     elif is_mixture(path):
         if path.is_file():  # those that ship with the package change with its version
             yield path
-        from disp_llm.config.texts import load_mixture
-
         for text in load_mixture(path).texts.values():
             for file in text.files:
                 yield from _files_of_text(file, field)
@@ -276,8 +274,6 @@ def _files_of_text(path: Path, field: str) -> Iterator[Path]:
 
 
 def _files_of_suite(name: str) -> Iterator[Path]:
-    from disp_llm.config.texts import load_suite
-
     suite = load_suite(name)
     for file in (file for text in suite.texts.values() for file in text.files):
         yield from _files_of_text(file, "suite")

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.budgets import masks_in_time
 from disp_llm.commands.engines import converted, formats_of, place_of, stopwatch_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PlaceConfig
@@ -26,6 +27,7 @@ from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
+from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.loading import Loaded, load_model
 from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
@@ -71,8 +73,6 @@ class SizeWriter:
             run.forget(*filter(None, (folder, place_of(job, folder))))
             timing = None
             if settings.kind == "latency":
-                from disp_llm.commands.budgets import masks_in_time
-
                 masks, timing = masks_in_time(self.problem, selection, size, self._stopwatch)
             else:
                 masks = self.problem.masks(selection, self.problem.budget.share_of(size))
@@ -112,8 +112,6 @@ class SizeWriter:
         original, count = self.problem.dense, self.problem.job.count(f"{name}: export")
         read = original.model.state_dict().__getitem__
         if not original.is_whole:
-            from disp_llm.models.checkpoint import load_unread
-
             machine = replace(self._machine, device="cpu")
             loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
             original = PrunableModel.of(loaded, original.sites)

@@ -12,8 +12,9 @@ from disp_llm.commands.api import called, takes
 from disp_llm.config.commands import VerifyConfig
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import read_checked_json
-from disp_llm.runs.folder import PUT_BACK, Run
+from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import FACTS, MARK, damaged_mark, kind_of
+from disp_llm.runs.results import PUT_BACK
 from disp_llm.runs.settings import stored_settings
 from disp_llm.runs.sums import SUMS, extra_files, folder_problems, require_sums
 
@@ -25,13 +26,13 @@ RUN_FILES = ("config.toml", "result.json", COMPARISON)
 
 
 @takes(VerifyConfig)
-def verify(folder: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
+def verify(folder: VerifyConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Checks a run, a comparison with all of its runs, or an exported folder.
 
     Returns:
         `ok` and `problems`, each with `file`, `what` and `hint`.
     """
-    problems = _problems(called(VerifyConfig, folder, {}).config.folder)
+    problems = _problems(called(VerifyConfig, folder, options).config.folder)
     told = [{"file": one.field, "what": one.what, "hint": one.hint} for one in problems]
     return {"ok": not told, "problems": told}
 

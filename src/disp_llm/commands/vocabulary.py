@@ -115,5 +115,5 @@ def told_tokens(loaded: Loaded) -> set[int]:
     for config in (loaded.model.config.get_text_config(), loaded.model.generation_config):
         for name, value in vars(config).items():
             if name.endswith("token_id"):
-                found |= {one for one in (value if isinstance(value, list) else [value]) if one}
-    return {token for token in found if isinstance(token, int) and token < len(loaded.tokenizer)}
+                found |= {*(value if isinstance(value, list) else [value])}
+    return {one for one in found if isinstance(one, int) and 0 <= one < len(loaded.tokenizer)}

@@ -276,7 +276,7 @@ class DoctorConfig:
 
     def validate(self) -> None:
         """Refuses sizes that no model has."""
-        require_sizes(keep=self.keep)
+        require_sizes("keep", self.keep)
         if self.fit:
             self.fitting.require_sizes(())
             if not self.fitting.decides:

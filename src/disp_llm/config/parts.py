@@ -28,14 +28,13 @@ from disp_llm.config.targets import COUNTED, Target, require_of_budget
 logger = logging.getLogger(__name__)
 
 
-def require_sizes(**values: tuple[float | str, ...]) -> None:
+def require_sizes(field: str, sizes: tuple[float | str, ...]) -> None:
     """Refuses sizes that results and files would call the same, or none at all."""
-    for field, sizes in values.items():
-        if not sizes:
-            raise InputError("no size is given", field=field, hint="give one or more, such as 0.5")
-        if len({Target.of(size).name for size in sizes}) < len(sizes):
-            what = "a size is repeated, to six digits"
-            raise InputError(what, field=field, hint="give each size once")
+    if not sizes:
+        raise InputError("no size is given", field=field, hint="give one or more, such as 0.5")
+    if len({Target.of(size).name for size in sizes}) < len(sizes):
+        what = "a size is repeated, to six digits"
+        raise InputError(what, field=field, hint="give each size once")
 
 
 @dataclass(frozen=True)
@@ -143,10 +142,6 @@ class PerplexityConfig:
         """Tokens of all windows; 0 = all there are."""
         return self.windows * self.context
 
-    def longest_window(self, tokens: int) -> int:
-        """Tokens of a window of a text of so many, which may be shorter than one."""
-        return min(self.context, tokens)
-
 
 @dataclass(frozen=True)
 class ScoreConfig:
@@ -213,7 +208,7 @@ class BudgetConfig:
     def require_sizes(self, keep: tuple[float, ...]) -> None:
         """Refuses a budget without its sizes, or sizes of another budget."""
         if self.kind == "params":
-            require_sizes(keep=keep)
+            require_sizes("keep", keep)
             return
         for size in self.sizes(()):
             require_of_budget(size, self.kind)
@@ -223,7 +218,7 @@ class BudgetConfig:
                     field="fit",
                     hint="name one of them as `workload`, or give shares",
                 )
-        require_sizes(fit=self.fit)
+        require_sizes("fit", self.fit)
         if self.decides and len(self.fit) > 1:
             raise InputError(
                 "tokens and bits are decided for one size",

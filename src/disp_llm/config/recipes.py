@@ -113,10 +113,10 @@ def _on_its_base(tables: dict[str, Any]) -> dict[str, Any]:
     return tables if base is None else _over(load_recipe(base, "config"), tables)
 
 
-def apply_recipe(config: Any, tables: dict[str, Any], field: str = "recipe") -> Any:
+def apply_recipe(config: Any, tables: dict[str, Any]) -> Any:
     """A copy of a configuration with the values of a recipe's tables."""
     kind = type(config)
-    return configured(merged(kind, resolved(config), tables, field), kind)
+    return configured(merged(kind, resolved(config), tables, "recipe"), kind)
 
 
 def with_settings(config: Any, settings: dict[str, Any]) -> Any:

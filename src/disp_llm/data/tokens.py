@@ -64,7 +64,7 @@ class Texts:
     def longest_window(self, config: PerplexityConfig) -> int:
         """Tokens of the longest window that is measured on."""
         if isinstance(self.evaluation, Tensor):
-            return config.longest_window(len(self.evaluation))
+            return min(config.context, len(self.evaluation))
         self.evaluation.require_length(config.context, "context")
         return len(self.evaluation.longest.tokens)
 

@@ -241,7 +241,7 @@ def eval_windows(
     stream: Int[Tensor, " N"], config: PerplexityConfig, bos_token_id: int | None = None
 ) -> Int[Tensor, "B T"]:
     """Windows in order from the start; a stream shorter than one window gives what it has."""
-    context = config.longest_window(len(stream))
+    context = min(config.context, len(stream))
     windows = stream.unfold(0, context, context)
     if config.windows and len(windows) < config.windows:
         warnings.warn(

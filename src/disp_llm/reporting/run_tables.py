@@ -123,7 +123,7 @@ def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     row("weights on disk", megabytes(original.bytes), lambda m: megabytes(m.bytes))
     row("KV cache, of the original's", "", lambda m: f"{m.kv_cache:.0%}")
     timed = next((model for model in models if model.speed), None)
-    for phase, name in (("prefill", "prefill, 512 tokens"), ("decode", "decode, one token")):
+    for phase, name in (("prefill", "prefill, up to 512 tokens"), ("decode", "decode, one token")):
         took = f"{timed.speed[f'{phase}_original_ms']:.1f} ms" if timed else ""
         if timed and timed.timed_in != "transformers":
             name += f", in {timed.timed_in}"

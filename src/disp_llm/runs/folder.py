@@ -17,15 +17,12 @@ from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
-from disp_llm.runs.results import OriginalResult, RunFigures, as_json, run_figures
+from disp_llm.runs.results import PUT_BACK, OriginalResult, RunFigures, as_json, run_figures
 from disp_llm.runs.sums import SUMS, changed_files, folder_problems, sha256
 
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
 """What to do about a file of a run that is not what it was. An exported folder that was deleted is
 made again too, or forgotten where `export` had made it."""
-
-PUT_BACK = "put it back, or begin in a new `output_dir`"
-"""What to do about a damaged `result.json`, which says what all else has to be."""
 
 NOT_MADE_AGAIN = {
     "config.toml": "put it back; `anyway` takes what it says now",
@@ -137,11 +134,13 @@ class Run:
             write_checked_json(self.result_file, result)
 
     def forget_deleted(self, made: Iterable[str]) -> None:
-        """The same for sizes whose folder was deleted since, but for those that an attempt makes
-        again."""
+        """The same for sizes whose folder, or its copy in another format, was deleted since, but
+        for those that an attempt makes again."""
         found, kept = self.figures, set(made)
-        sizes = [one.size for one in found.models if one.size not in kept] if found else []
-        self.forget(*(folder for folder in map(self.size_folder, sizes) if not folder.exists()))
+        sizes = [one for one in found.models if one.size not in kept] if found else []
+        folders = [self.size_folder(one.size) for one in sizes]
+        folders += [self.folder / Path(one.converted).name for one in sizes if one.converted]
+        self.forget(*(folder for folder in folders if not folder.exists()))
 
     def has(self, path: Path) -> bool:
         """Whether an earlier attempt has finished a file or an exported folder of this run, which
@@ -193,13 +192,13 @@ class Run:
                 hint="go on where it was begun; `anyway` goes on all the same",
             )
 
-    def finish(self, *written: Path, **last: Any) -> dict[str, Any]:
+    def finish(self, **last: Any) -> dict[str, Any]:
         """Closes the run: done means that every file is on the disk as it was written. Scores that
         were deleted since are taken off the record: nothing reads them any more.
         """
         if not self.scores_file.exists():
             self.forget(self.scores_file)
-        self.update(*written, **last)
+        self.update(**last)
         self.require_whole()
         return self.update(status="done")
 

@@ -65,21 +65,20 @@ def is_unused(folder: Path) -> bool:
     return folder.is_dir() and {*folder.iterdir()} <= {*ours, *_half_written(folder / MARK)}
 
 
-def require_ours(folder: Path, kind: str, field: str = "output_dir") -> None:
+def require_ours(folder: Path, kind: str) -> None:
     """Refuses a place that holds anything, unless it is our folder of this kind."""
     try:
         found, unused = kind_of(folder), is_unused(folder)
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be read ({error.strerror})", field=field, hint="name another folder"
-        ) from error
+        what = f"{folder} cannot be read ({error.strerror})"
+        raise InputError(what, field="output_dir", hint="name another folder") from error
     if unused or found == kind:
         return
     lost = all((folder / name).is_file() for name in ("config.toml", "result.json"))
     if not found and (lost or os.path.lexists(folder / MARK)):
         raise damaged_mark(folder)
     what = f"is a folder of `disp-llm {found}`" if found else "exists and is not empty"
-    raise InputError(f"{folder} {what}", field=field, hint="name another folder")
+    raise InputError(f"{folder} {what}", field="output_dir", hint="name another folder")
 
 
 def damaged_mark(folder: Path) -> InputError:

@@ -10,8 +10,8 @@ from disp_llm.config.names import Bits, BudgetKind, Format
 from disp_llm.config.schema import Amount, AtLeastOne, Count, Positive, as_type
 from disp_llm.runs.scores import Perplexity, Scores
 
-MEASURED_AGAIN = "delete it; figures are measured again"
-"""What to do about a damaged file of figures."""
+PUT_BACK = "put it back, or begin in a new `output_dir`"
+"""What to do about a damaged `result.json`, which says what all else has to be."""
 
 
 Phase = Literal["prefill", "decode"]
@@ -104,7 +104,7 @@ class SizeResult:
     share_of_budget: Amount
     align: AtLeastOne
     kv_cache: Amount
-    """AtLeastOne of the KV cache as a share of the original's."""
+    """Size of the KV cache as a share of the original's."""
     heads_pruned: bool
     """Whether some blocks have fewer KV heads than others."""
     scaled: bool
@@ -286,7 +286,7 @@ class RunFigures:
 
 def run_figures(values: dict[str, Any], file: str = "result.json") -> RunFigures:
     """The figures of a run."""
-    return as_type(values, RunFigures, field=file, hint=MEASURED_AGAIN)
+    return as_type(values, RunFigures, field=file, hint=PUT_BACK)
 
 
 NOT_MEASURED = "not measured"

@@ -117,6 +117,5 @@ def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -
     resumed = before.get("resumed", [])
     last = [before, *resumed][-1]
     elsewhere = any(last.get(key) != now[key] for key in ("commit", "versions", "hardware"))
-    if before["status"] != "done":
-        changed = {"resumed": [*resumed, now]} if elsewhere else {}
-        run.update(status="running", **changed)
+    changed = {"resumed": [*resumed, now]} if elsewhere else {}
+    run.update(status="running", **changed)
