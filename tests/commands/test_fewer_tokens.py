@@ -286,3 +286,22 @@ def test_a_tokenizer_of_another_kind_is_refused(place, tmp_path):
             model, words, text=[written(WORDS, 3)], vocabulary=20, length=32, context=64,
             output_dir=tmp_path / "run",
         )  # fmt: skip
+
+
+def test_an_example_that_is_too_long_in_pieces_is_named(place, untrained):
+    whole, small = (
+        transformers.AutoTokenizer.from_pretrained(one) for one in (place / "model", untrained)
+    )
+    spelling = Spelling.between(whole, small)
+    tokens_of = {word: torch.tensor(whole(f" {word}")["input_ids"]) for word in WORDS}
+    rare = [word for word in WORDS if int(spelling.lengths(tokens_of[word]).max()) > 1]
+    rows = [{"prompt": " ".join(rare[n : n + 12]), "answer": "m"} for n in range(12)]
+    longest = max(len(whole(row["prompt"])["input_ids"]) for row in rows) + 2
+    path = place / "rare.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    done = must_refuse(
+        "recover", untrained, "--teacher", place / "model", "--examples", path,
+        "--template", "plain", "--length", longest, "--context", longest, "--tokens", 64,
+        "--batch", 1, "--dtype", "float32", "--output-dir", place / "of-rare",
+    )  # fmt: skip
+    assert f"and a window takes {longest}" in done.stderr.splitlines()[-1]

@@ -94,3 +94,17 @@ def test_a_run_of_short_windows_is_measured_on_every_text(llama_folder, tmp_path
 def test_careless_weights(llama_folder, text_file, tmp_path, flags, word):
     done = must_refuse("prune", llama_folder, "--text", text_file, text_file, *flags)
     assert word in done.stderr
+
+
+def test_no_window_of_what_is_held_out_is_of_two_texts(tmp_path):
+    """Ends that are no whole number of windows come last, and shift no others."""
+    for letter, count in (("a", 10_000), ("b", 10_000), ("c", 1_500)):
+        (tmp_path / letter).write_text(letter * count)
+    files = tuple(tmp_path / letter for letter in "abc")
+    config = TextConfig(text=files, weights=(3, 3, 4))
+    held_out = load_tokens(config, byte_tokenizer(), context=100).evaluation
+    windows = held_out.unfold(0, 100, 100)
+    texts = byte_tokenizer().decode(windows[:, 0])
+    assert texts == "cab" + "ab" * 9
+    assert (windows == windows[:, :1]).all()
+    assert len(held_out) == 2150

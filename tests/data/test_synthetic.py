@@ -257,3 +257,12 @@ def test_other_processes_read_and_record_nothing(counted, tmp_path):
 )
 def test_what_is_only_measured_on_is_written_too(text, evaluation, expected):
     assert held_out(text, evaluation, learning=900) == expected
+
+
+def test_tokens_that_the_model_has_not_are_not_written():
+    tokenizer, model = byte_tokenizer(), tiny_model("llama")
+    more = [f"<{n}>" for n in range(model.config.vocab_size - len(tokenizer) + 1)]
+    tokenizer.add_special_tokens({"additional_special_tokens": more})
+    assert len(tokenizer) == model.config.vocab_size + 1
+    written = sample(model, tokenizer, 4, 8, torch.Generator().manual_seed(0))
+    assert int(written.max()) < model.config.vocab_size

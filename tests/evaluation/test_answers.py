@@ -163,3 +163,21 @@ def test_from_python():
     assert found["answers"]["answers"] == len(ROWS)
     result = disp_llm.prune(model, tokenizer, examples=ROWS * 4, keep=0.6, **SETTINGS)
     assert result.figures["source"]["text"].startswith("24 examples in memory")
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn():
+    """As that of a base model whose EOS ends documents."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    rows = [{"prompt": "2+2?", "answer": "4"}, {"prompt": "3+2?", "answer": "five"}]
+    stream = stream_of_examples(read_input_examples(rows, "chat"), tokenizer)
+    target = tiny_prunable("llama")
+    said = tokenizer("4<|im_end|>\nuser", add_special_tokens=False)["input_ids"]
+    target.model.generate = lambda tokens, **_: torch.cat(
+        [tokens, torch.tensor([said]).expand(len(tokens), -1)], 1
+    )
+    assert written_answers(target, tokenizer, stream) == ["4", "4"]

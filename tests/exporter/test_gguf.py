@@ -22,7 +22,7 @@ from in_memory import export_folder
 from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
-from disp_llm.exporter.formats.gguf import BY_WORDS, check, splitter_of
+from disp_llm.exporter.formats.gguf import BY_WORDS, check, splitter_of, write_file
 from disp_llm.models.loading import load_model
 from disp_llm.runs.sums import folder_problems, write_sums
 
@@ -375,3 +375,14 @@ def test_plain_folder_is_the_native_architecture(runs, tmp_path):
     assert "--to: intermediate_size differs" in refused.stderr
     assert "--for anywhere" in refused.stderr
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_file_says_whether_bos_comes_first(adds, tmp_path):
+    """llama.cpp would put one before texts of some kinds of tokenizers where nothing is said."""
+    target = tiny_prunable("llama")
+    masks = masks_of("keep-all", target.layout)
+    export_folder(target, byte_tokenizer(bos=adds), masks, tmp_path / "folder")
+    write_file(tmp_path / "folder", tmp_path / "model.gguf")
+    field = gguf.GGUFReader(tmp_path / "model.gguf").fields["tokenizer.ggml.add_bos_token"]
+    assert field.contents() is adds

@@ -306,3 +306,14 @@ def test_learning_begins_in_the_middle_of_its_sizes(problem, monkeypatch):
     with pytest.raises(StopIteration):
         learned_module.METHOD.choose(several)
     assert seen == [pytest.approx(0.6)]
+
+
+@pytest.mark.parametrize("model_type", ["bamba", "qwen3_5_text"])
+def test_a_hybrid_keeps_a_block_with_attention(model_type, text_file, tmp_path, monkeypatch):
+    """Its cache counts tokens by what attention has seen; the last of these blocks has some."""
+    influence = "disp_lab.baselines.depth.block_influence"
+    monkeypatch.setattr(influence, lambda problem: torch.tensor([2.0, 1.0, 0.0]))
+    make = depth(problem_of(model_type, text_file.read_text(), tmp_path))
+    make(1.0).model(torch.tensor([[5, 6]]))
+    with pytest.raises(InputError, match="leaves no block with attention"):
+        make(0.67)

@@ -100,3 +100,11 @@ def test_a_pruned_model_is_quantised_too():
     made, _ = quantised(PrunableModel(compact, target.family), "int8")
     assert stored_bytes(made.model) < stored_bytes(compact)
     assert torch.isfinite(made.model(torch.ones(1, 4, dtype=torch.long)).logits).all()
+
+
+def test_states_in_the_place_of_keys_and_values_count():
+    model = tiny_model("bamba")
+    more = cache_bytes(model, 20) - cache_bytes(model, 10)
+    keys_and_values = 2 * 2 * 8 * 10 * 4  # of the one attention, for 10 tokens
+    assert more == keys_and_values
+    assert cache_bytes(model, 10) - more == 2 * 4 * (96 * 4 + 8 * 8 * 16)

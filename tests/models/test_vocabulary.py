@@ -193,3 +193,15 @@ def test_a_tokenizer_tells_which_tokens_it_kept():
     assert shared(small, as_loaded(whole)) == kept
     with pytest.raises(InputError, match="no part of the original's"):
         shared(as_loaded(KINDS["Unigram"]), as_loaded(whole))
+
+
+def test_the_mark_of_a_words_end_is_one_byte():
+    """As BioGPT's tokenizer has it: it stands for the space behind the word."""
+    made = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    text = "the cat sat on the mat "
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
+    )
+    made.train_from_iterator([text], trainer)
+    assert int(byte_lengths(as_loaded(made))[made.encode(text).ids].sum()) == len(text)

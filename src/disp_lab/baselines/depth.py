@@ -49,6 +49,9 @@ def depth(problem: PruningProblem) -> Maker:
         best = influence.argsort(descending=True)[:count].sort().values.tolist()
         pruned = copied(problem)
         keep_blocks(pruned, best)
+        left = (pruned.branches_of(block)[0] for block in pruned.blocks)
+        if not any(map(family.is_attention, left)):  # of a hybrid, whose cache has to have some
+            raise InputError("leaves no block with attention", field="keep", hint="ask for more")
         return as_stored(pruned)
 
     return make

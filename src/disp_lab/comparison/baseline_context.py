@@ -147,4 +147,7 @@ def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     prompt = torch.ones(1, tokens, dtype=torch.long, device=model.device)
     model(prompt, logits_to_keep=1, **with_cache(model, cache))
     held = (value for layer in cache.layers for value in vars(layer).values())
-    return sum(part.numel() * part.element_size() for part in held if isinstance(part, Tensor))
+    parts = (  # keys and values lie there themselves, states in dictionaries
+        part for one in held for part in (one.values() if isinstance(one, dict) else (one,))
+    )
+    return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))

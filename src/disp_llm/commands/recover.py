@@ -113,6 +113,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
             teacher = Teacher(teaching, distill, head=head)
         if spelling is not None:
             corpus = spelling.corpus(corpus, student.bos_token_id)
+            corpus.require_length(job.config.training.length, "length")
             measuring = replace(measuring, spelling=spelling)
     begin(job, student, files, **source)
     teaches = original if distill else None

@@ -85,8 +85,8 @@ class TextConfig:
     eval_dataset: str = ""
     """Hub data set in place of --eval-text. The default split is test."""
     examples: tuple[Path, ...] = ()
-    """Examples of a task to learn from, alone or beside --text: .jsonl or .json files of prompts
-    and answers. Only answers count; --weights takes one number more for them."""
+    """Examples of a task to learn from, alone or beside --text: .jsonl, .json, .csv or .parquet
+    files of prompts and answers. Only answers count; --weights takes one number more for them."""
     eval_examples: tuple[Path, ...] = ()
     """Examples to measure answers on. Default: every tenth of --examples, which is then not
     learned from."""

@@ -21,6 +21,9 @@ from disp_llm.data.examples import ExampleStream
 from disp_llm.data.windows import Corpus, Stream, eval_windows
 from disp_llm.models.vocabulary import BYTES, SPACE
 
+END_OF_WORD = "</w>"
+"""What some byte-pair tokenizers (BioGPT's) put in the place of the space behind a word."""
+
 
 @dataclass(frozen=True)
 class Spelling:
@@ -120,5 +123,5 @@ def byte_lengths(tokenizer: Any) -> Int[Tensor, " V"]:
         elif byte_level and token not in added:  # each of its characters stands for a byte
             found[number] = len(token)
         else:
-            found[number] = len(token.replace(SPACE, " ").encode())
+            found[number] = len(token.replace(SPACE, " ").replace(END_OF_WORD, " ").encode())
     return found

@@ -164,6 +164,7 @@ class _Writing(LogitsProcessor):
         scores = scores.clone()
         if input_ids.shape[1] == 1:
             scores[1::2] = 0.0
-            scores[1::2, self.special] = -torch.inf
+            known = [token for token in self.special if token < scores.shape[1]]
+            scores[1::2, known] = -torch.inf
         scores[:, self.vocabulary :] = -torch.inf
         return scores

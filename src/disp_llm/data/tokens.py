@@ -126,13 +126,14 @@ def _parted(text: Given, stream: Stream) -> tuple[Tensor, Tensor]:
 
 def _in_turn(ends: Sequence[Tensor], weights: Sequence[float], context: int) -> Tensor:
     """The ends of several texts in pieces as long as a window is, in turn, so that as many windows
-    from the start as are read are of every text what its weight says."""
+    from the start as are read are of every text what its weight says. Pieces that fill no window
+    come last, for windows behind them would each be of two texts."""
     pieces = [
-        (number / weight if weight else math.inf, piece)
+        (len(piece) < context, number / weight if weight else math.inf, piece)
         for end, weight in zip(ends, weights, strict=True)
         for number, piece in enumerate(end.split(context), start=1)
     ]
-    return torch.cat([piece for _, piece in sorted(pieces, key=lambda one: one[0])])
+    return torch.cat([piece for *_, piece in sorted(pieces, key=lambda one: one[:2])])
 
 
 def _weights(

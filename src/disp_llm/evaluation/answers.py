@@ -2,11 +2,10 @@
 that is.
 
 Prompts of similar length are answered together, padded on the left behind an attention mask; an
-answer ends with EOS, with what else the model ends text with, or a quarter beyond the longest
-answer of the examples.
+answer ends with EOS, with what else the model ends text with, with the special token that ends the
+answers of the examples, or a quarter beyond the longest of these.
 """
 
-import math
 import statistics
 import string
 from collections import Counter
@@ -19,6 +18,7 @@ import torch
 from disp_llm.config.errors import InputError
 from disp_llm.data.examples import ExampleStream, Tokenized
 from disp_llm.evaluation.sample import left_padded, likeliest
+from disp_llm.evaluation.tasks import error_of_mean
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import positions_of
 from disp_llm.runs.progress import Ticks, unwatched
@@ -39,7 +39,7 @@ def scored(answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
     return {
         "metric": "exact_match" if short else "f1",
         "score": statistics.fmean(values),
-        "score_stderr": statistics.stdev(values) / math.sqrt(len(values)) if values[1:] else None,
+        "score_stderr": error_of_mean(values),
         "answers": len(values),
     }
 
@@ -81,9 +81,14 @@ def written_answers(
             field=stream.field,
             hint="shorten it",
         )
+    own = getattr(target.model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())} - {None}
+    known = tokenizer.added_tokens_decoder
+    last = {int(example.tokens[-1]) for example in stream.examples}
+    ends |= {token for token in last if token in known and known[token].special}
     answers: dict[int, str] = {}
     for batch in _batches(stream):
-        made = _generated(target, tokenizer, [one.prompt for _, one in batch], most_tokens)
+        made = _generated(target, [one.prompt for _, one in batch], most_tokens, ends)
         for (place, _), tokens in zip(batch, made, strict=True):
             answers[place] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
         on_answer(len(answers), len(stream.examples))
@@ -103,12 +108,10 @@ def _batches(stream: ExampleStream) -> Iterator[list[tuple[int, Tokenized]]]:
 
 
 def _generated(
-    target: PrunableModel, tokenizer: Any, prompts: list[torch.Tensor], most_tokens: int
+    target: PrunableModel, prompts: list[torch.Tensor], most_tokens: int, ends: set[int]
 ) -> list[list[int]]:
     """The tokens of each answer, up to what ends it."""
     padded, seen = left_padded(prompts, target.device)
-    own = getattr(target.model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or ())} - {None}
     with likeliest(target.model) as generate:
         made = generate(
             padded,

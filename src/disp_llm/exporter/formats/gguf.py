@@ -20,6 +20,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, HEADS, MLP
+from disp_llm.data.windows import usual_bos
 from disp_llm.exporter.exported import exported_config, has_experts
 from disp_llm.exporter.formats import Job, share_card
 from disp_llm.exporter.formats.plain import whole_stream
@@ -210,7 +211,10 @@ def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
     if not splitter:
         writer.add_token_scores([-float(number) for number in range(size)])
         writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith(SPACE))
-    gguf.SpecialVocab(folder, load_merges=bool(splitter), n_vocab=size).add_to_gguf(writer, True)
+    special = gguf.SpecialVocab(folder, load_merges=bool(splitter), n_vocab=size)
+    # Unless told otherwise, llama.cpp puts BOS before the text of some kinds of tokenizers.
+    special.add_special_token["bos"] = usual_bos(tokenizer) is not None
+    special.add_to_gguf(writer, True)
 
 
 def splitter_of(tokenizer: dict[str, Any]) -> str:
