@@ -18,6 +18,7 @@ from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of
 from disp_llm.masks.masking import masked
+from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.hypernetwork import Hypernetwork
 from disp_llm.training.memory import learning_memory
 
@@ -118,7 +119,7 @@ def test_all_that_learns_is_counted():
     forward = {"estimator": "policy_gradient", "start": "random"}
     assert counted(**forward).kept == 0 < counted(estimator="policy_gradient").kept
     long = ScoreConfig(calibration_length=8192)
-    config = PruneConfig("tiny", scores=long)
+    config = PruneConfig("tiny", scores=long, learn=LearnConfig(adapter_rank=0))
     config = replace(config, training=replace(config.training, gradient_checkpointing="no"))
     kept = learning_memory(target, config, 1, 4).kept  # of calibration, eight times as long
     assert kept == 8 * learning_memory(target, replace(config, scores=ScoreConfig()), 1, 4).kept
@@ -127,8 +128,9 @@ def test_all_that_learns_is_counted():
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "phi", "opt"])
+@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("sites", "most"), [(SITES, 1.5), (("mlp_mid",), 2.1)])
-def test_what_is_kept_for_the_backward_pass_is_counted(model_type, sites, most):
+def test_what_is_kept_for_the_backward_pass_is_counted(model_type, sites, most, rank):
     """As autograd keeps it, of tensors that are no weights."""
     target = replace(tiny_prunable(model_type), sites=sites)
     tokens = torch.arange(4, 68)[None]
@@ -141,14 +143,16 @@ def test_what_is_kept_for_the_backward_pass_is_counted(model_type, sites, most):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with masked(target, sites) as masking:
+    adapters = Adapters.begun(target, rank, generator_of(0))
+    with masked(target, sites) as masking, adapted(target, adapters):
         masking.set(torch.ones(target.layout.entries, requires_grad=True))
         embedded = target.model.get_input_embeddings()(tokens)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             states = target.model.base_model(inputs_embeds=embedded).last_hidden_state
         states.sum().backward()
     training = TrainingConfig(length=64, batch=1, gradient_checkpointing="no")
-    config = PruneConfig("tiny", training=training, scores=ScoreConfig(calibration_length=64))
+    learn = LearnConfig(start="random", adapter_rank=rank)
+    config = PruneConfig("tiny", training=training, learn=learn)
     counted = learning_memory(target, config, 1, 4).kept
     assert 0.9 < counted / sum(kept.values()) < most
 

@@ -43,7 +43,7 @@ def run_experts(
 
     Args:
         hidden: (N, K).
-        chosen: indices of each token's experts, (N, C).
+        chosen: indices of each token's experts, (N, C); -1 is none.
         factors: of their outputs, (N, C).
         on_middle: what to do to intermediate dimensions, given them, the expert and the tokens.
 
@@ -52,7 +52,7 @@ def run_experts(
     """
     (read, write), (of_read, of_write) = matrices_of(experts, row), biases_of(experts, row)
     added = hidden.new_zeros(len(hidden), write.shape[1])
-    for expert in chosen.unique().tolist():
+    for expert in chosen[chosen >= 0].unique().tolist():
         token, place = torch.where(chosen == expert)
         middle = nn.functional.linear(hidden[token], read[expert], of_read[expert])
         middle = experts._apply_gate(middle)

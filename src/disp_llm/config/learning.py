@@ -47,13 +47,14 @@ class TrainingConfig:
     """Share of the loss that is divergence from the original, in place of cross-entropy. 0 takes a
     third less time and learns the vocabulary of one text."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Run the blocks through torch.compile; auto does where that wins time."""
+    """Run the blocks, or of `recover` the loss alone, through torch.compile; auto does where that
+    wins time."""
     shard: Shard = "auto"
     """How processes hold the weights: each all of them (no), or each a part (full). auto divides
-    them where they would not fit."""
+    them where they would not fit; `recover` does so only if asked."""
     gradient_checkpointing: Literal["auto", "yes", "no"] = "auto"
     """Run each block again in the backward pass: less memory, a third more time. auto does where
-    learning would not fit."""
+    learning would not fit; `recover` does so only if asked."""
 
     @property
     def recomputes(self) -> bool:

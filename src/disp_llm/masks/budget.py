@@ -45,7 +45,7 @@ class Budget:
     is twice as wide."""
     least_cut: float = 0.0
     """A site of the residual stream that would lose a smaller share loses none, for a site that is
-    cut costs a selection, whatever its width."""
+    cut costs a selection, whatever its width; at the very edge of a budget one may."""
     chunk: int = 1
     """Neighbours in the residual stream that are kept or pruned together, at every site by
     itself."""
@@ -143,7 +143,7 @@ class Budget:
 
     def active_parameters(self, counts: Tensor) -> int:
         """Block parameters that a token uses: all, but for the experts that are not chosen."""
-        return int(active_costs(self.layout).cost(counts))
+        return round(float(active_costs(self.layout).cost(counts)))
 
     @cached_property
     def entry_costs(self) -> Float[Tensor, " N"]:

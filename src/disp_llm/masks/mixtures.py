@@ -83,9 +83,9 @@ class MaskedMixture:
         *_, kept_factors, own = found[::way]
         kept = self._kept[own]
         if self._ghosts is not None:
-            dropped = factors * self._ghosts[chosen]
-            kept_factors = torch.cat([kept_factors, dropped], -1)
-            kept = torch.cat([kept, chosen], -1)
+            dropped = self._ghosts[chosen]
+            kept_factors = torch.cat([kept_factors, factors * dropped], -1)
+            kept = torch.cat([kept, chosen.where(dropped, -1)], -1)  # no expert, where it is kept
         return (*others, kept_factors, kept)[::way]
 
     def _cut(self, router: Any) -> Any:

@@ -26,6 +26,9 @@ from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem, calibration_windows
 
+NOTHING = torch.finfo(torch.float32).tiny
+"""The importance that stands for none, which has no logarithm."""
+
 ROUNDS = 8
 """Rounds of one-shot scores; the start of learning takes one (docs/experiment-log.md)."""
 
@@ -89,8 +92,7 @@ def per_parameter(importance: Float[Tensor, " N"], budget: Budget) -> Float[Tens
     """`log(F_i / c_i)`, of a chunk with its mean F; an entry without any importance gets the lowest
     finite score."""
     importance = budget.layout.by_chunks(importance, budget.chunk)
-    tiny = torch.finfo(torch.float32).tiny
-    return importance.clamp(min=tiny).log() - budget.entry_costs.to(importance.device).log()
+    return importance.clamp(min=NOTHING).log() - budget.entry_costs.to(importance.device).log()
 
 
 METHOD = Method(

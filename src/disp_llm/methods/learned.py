@@ -6,6 +6,8 @@ parametrisation and penalty are used, and whether every kept entry learns a scal
 N entries of all sites.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +16,7 @@ from disp_llm.config.names import BRANCHES, HEADS
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import OWN, Method
-from disp_llm.methods.fisher import fisher_scores
+from disp_llm.methods.fisher import NOTHING, fisher_scores
 from disp_llm.training.learning import learn
 from disp_llm.training.problem import PruningProblem, take_steps
 
@@ -45,10 +47,15 @@ def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
 
 
 def start_logits(scores: Float[Tensor, " N"], budget: Budget, keep: float) -> Float[Tensor, " N"]:
-    """`2·(score − threshold)/std`, clamped: the logits whose threshold at `keep` is near 0."""
+    """`2·(score − threshold)/std`, clamped: the logits whose threshold at `keep` is near 0. Entries
+    without any importance, as of neurons that never fire, are no better than the worst of the
+    others, and do not count in std: as far below as they are, they would leave the others alike."""
+    importance = scores + budget.entry_costs.to(scores.device).log()
+    some = importance > math.log(NOTHING) + 1.0
+    scores = scores.clamp(min=scores[some].min())
     scores = scores + WHOLE_BONUS * budget.layout.entries_of(HEADS, *BRANCHES).to(scores)
     spread = scores - project(scores, budget, keep).threshold
-    return (2 * spread / scores.std()).clamp(-CLAMP, CLAMP)
+    return (2 * spread / scores[some].std()).clamp(-CLAMP, CLAMP)
 
 
 METHOD = Method(

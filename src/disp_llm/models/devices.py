@@ -88,7 +88,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` -> bfloat16 where the hardware computes in it, else float32."""
     if name == "auto":
         if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported()
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
         else:  # where the system does not tell, no
             native = "avx512_bf16" in cpu_facts().get("flags", "").split()
         name = "bfloat16" if native else "float32"

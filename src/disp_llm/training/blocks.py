@@ -60,7 +60,7 @@ def _forward_of(blocks: list[nn.Module]) -> Iterator[None]:
 
 
 def compiles(config: TrainingConfig, steps: int, target: PrunableModel) -> bool:
-    """Whether blocks run through torch.compile: as asked, or where it is worth it."""
+    """Whether torch.compile is used: as asked, or where it is worth it."""
     if config.compile == "auto":
         return steps >= WORTH_COMPILING and can_be_worth_compiling(target)
     return config.compile == "yes"

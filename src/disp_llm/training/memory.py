@@ -2,8 +2,9 @@
 
 For its backward pass a block of a frozen model keeps `T·(4F + 6D + 2q + 4kv)` numbers: what enters
 and leaves each mask, the activation, queries, keys, values and the attention's output; D less for
-each site of the residual stream that is not pruned. With gradient checkpointing all blocks keep
-`T·D`, and one of them the rest.
+each site of the residual stream that is not pruned. Where adapters or weights learn, it keeps what
+enters its linear layers too, `T·(F + 2D + q)`. With gradient checkpointing all blocks keep `T·D`,
+and one of them the rest.
 `benchmarks/learning_memory.py` compares with measured peaks. Low-rank attention and what stands in
 the place of attention take up to twice what is counted.
 
@@ -20,6 +21,7 @@ from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.shapes import BlockShape
 from disp_llm.training.losses import CHUNK
 
 FLOAT = 4
@@ -70,17 +72,19 @@ def learning_memory(
     """
     training, shapes = config.training, target.layout.blocks
     read = training.length * training.batch if config.reads.steps else 0
-    back = read if config.learn.estimator != "policy_gradient" else 0  # that of forward passes
-    if config.reads.gradients and config.reads_calibration:
-        back = max(back, config.scores.calibration_length)
-    masks = 2 + sum(site in target.sites for site in STREAM_SITES)
+    learned = read if config.learn.estimator != "policy_gradient" else 0  # that of forward passes
+    scores = config.reads.gradients and config.reads_calibration
+    scored = config.scores.calibration_length if scores else 0  # with masks at every site
+    back = max(learned, scored)
+    masks = sum(site in target.sites for site in STREAM_SITES)
+    adds = config.reads.learning and config.learn.adds_to_weights
     blocks = [sum(p.numel() for p in block.parameters()) * itemsize for block in target.blocks]
     weights, running = target.parameters * itemsize, 0
     if processes > 1:
         weights -= sum(blocks) - sum(blocks) // processes
         running = GATHERED * max(blocks)
     of_blocks = [
-        back * itemsize * ((s.num_input_projections + 2) * s.used + masks * s.hidden + 2 * s.qkv)
+        itemsize * max(learned * _kept(s, masks, adds), scored * _kept(s, len(STREAM_SITES)))
         for s in shapes
     ]
     backward = max(back * itemsize * (3 * s.used + 2 * s.hidden) for s in shapes)
@@ -93,6 +97,14 @@ def learning_memory(
         kept, passing = sum(of_blocks), max(chunk, backward)
     trained = _trained_bytes(target, config) if config.reads.steps else 0
     return Memory(weights, running, trained, kept, passing)
+
+
+def _kept(shape: BlockShape, masks: int, adds: bool = False) -> int:
+    """Numbers of a token that a block keeps for its backward pass, under so many masks in the
+    residual stream; where something is added to weights, what enters linear layers too."""
+    inputs = 2 * shape.hidden + shape.q + (shape.used if shape.experts == 1 else 0)
+    inside = (shape.num_input_projections + 2) * shape.used + 2 * shape.qkv
+    return inside + (2 + masks) * shape.hidden + (inputs if adds else 0)
 
 
 def _trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
