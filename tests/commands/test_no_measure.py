@@ -193,3 +193,10 @@ def test_a_full_disk_leaves_nothing(own_run):
     assert "cannot write" in done.stderr
     assert sorted(path.name for path in own_run.iterdir()) == before
     assert export(own_run, "--no-measure")["keep"] <= 0.65
+
+
+def test_a_share_of_all_bytes_is_met_where_it_is_measured(own_run):
+    original = json.loads((own_run / "result.json").read_text())["original"]["parameters"]
+    done = must_run("export", own_run, "--fit", 0.8, "--json")
+    (made,) = json.loads(done.stdout)["models"]
+    assert 0.7 * original < made["parameters"] <= 0.8 * original

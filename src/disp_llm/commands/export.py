@@ -104,6 +104,6 @@ def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
         training=replace(stored.training, shard="no", gradient_checkpointing="yes"),
         sites=sites_of(stored, family_of(load_config(stored.model))),
         output_dir=config.run,
-        budget=config.budget,
+        budget=replace(config.budget, budget=config.budget.kind),  # tokens and bits are settled
         machine=replace(stored.machine, device=config.device),
     )

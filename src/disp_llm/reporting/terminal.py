@@ -68,9 +68,12 @@ def pieces() -> Callable[[str, str], None]:
 
 def typed_lines() -> Iterator[str]:
     """The lines of standard input, each asked for where somebody types them."""
+    if sys.stdin is None:  # closed, as by `<&-`
+        return
     while True:
         try:
-            yield input("> " if sys.stdin.isatty() else "")
+            said = input("> " if sys.stdin.isatty() else "")
+            yield said.encode(errors="surrogateescape").decode(errors="replace")
         except EOFError:
             return
 
