@@ -1,6 +1,7 @@
 """What models answer at the command line, and how it is asked for."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,16 @@ def test_a_chat_remembers_until_an_empty_line(pruned):
     first = likeliest(pruned, "one", 6)
     second = likeliest(pruned, f"one\n{first}\ntwo", 6)
     assert done.stdout == f"[{pruned}]\n{first}\n{second}\n{first}\n"
+
+
+@pytest.mark.parametrize("typed", ["printf '\\377\\n' |", ""], ids=["no text", "nobody"])
+def test_a_chat_takes_whatever_is_typed(pruned, typed):
+    chat = [sys.executable, "-m", "disp_llm", "chat", str(pruned), "--max-new-tokens", "3"]
+    line = f"{typed} {shlex.join(chat)} {'' if typed else '<&-'}"
+    done = subprocess.run(
+        ["sh", "-c", line], text=True, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 TEMPLATE = (
