@@ -14,7 +14,6 @@ read, and write outside of its folder: take a machine that has nothing to lose.
 
 import argparse
 import json
-import math
 import os
 import re
 import statistics
@@ -29,8 +28,10 @@ from pathlib import Path
 
 from disp_llm.cli.environment import prepare_libraries
 from disp_llm.config.parts import MachineConfig
-from disp_llm.data.examples import read_examples, stream_of_examples
+from disp_llm.data.examples import stream_of_examples
+from disp_llm.data.in_memory import read_input_examples
 from disp_llm.evaluation.answers import written_answers
+from disp_llm.evaluation.tasks import error_of_mean
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import load
 from disp_llm.runs.files import write_json
@@ -117,17 +118,14 @@ def solved(model: str, problems: list[Problem], limit: int | None) -> dict:
     target = PrunableModel.of(loaded)
     chat = bool(loaded.tokenizer.chat_template)
     asked = problems[:limit]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "problems.jsonl"
-        rows = (
-            {
-                "prompt": one.question() if chat else one.prompt,
-                "answer": f"```python\n{one.prompt}{one.reference}\n```" if chat else one.reference,
-            }
-            for one in asked
-        )
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        given = read_examples([file], "auto" if chat else "plain")
+    rows = [
+        {
+            "prompt": one.question() if chat else one.prompt,
+            "answer": f"```python\n{one.prompt}{one.reference}\n```" if chat else one.reference,
+        }
+        for one in asked
+    ]
+    given = read_input_examples(rows, "auto" if chat else "plain")
     stream = stream_of_examples(given, loaded.tokenizer, loaded.bos_token_id)
     answers = written_answers(target, loaded.tokenizer, stream, _said)
     programs = [one.program(answer, chat) for one, answer in zip(asked, answers, strict=True)]
@@ -135,7 +133,7 @@ def solved(model: str, problems: list[Problem], limit: int | None) -> dict:
         passed = list(pool.map(passes, programs))
     return {
         "pass@1": statistics.fmean(passed),
-        "stderr": statistics.stdev(passed) / math.sqrt(len(passed)),
+        "stderr": error_of_mean(passed),
         "passed": "".join(str(int(one)) for one in passed),
         "parameters": target.parameters,
         "seconds": round(time.monotonic() - began),
@@ -172,7 +170,7 @@ def main() -> None:
                 row = key | figures | provenance("python benchmarks/pass_at_one.py", 0)
                 rows = [old for old in rows if not key.items() <= old.items()] + [row]
                 write_json(given.results, rows)
-                print(f"{model}, {name}: {row['pass@1']:.3f} ± {row['stderr']:.3f}", flush=True)
+                print(f"{model}, {name}: {row['pass@1']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

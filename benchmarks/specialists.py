@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from linear_tagger import linear_tagger  # first, since it says where the example's files are
 from ner import SCORERS, save, tagger_in
@@ -31,7 +30,7 @@ from disp_llm.config.commands import ConvertConfig
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
-from disp_llm.runs.files import read_json
+from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.provenance import provenance
 
 HERE = Path(__file__).parent
@@ -79,7 +78,7 @@ def main() -> None:
         if not file_of(runs, name).exists():
             found = scored(name, runs, arguments)
             made_by = provenance(arguments.seed, command_of(name, arguments))
-            write_results(file_of(runs, name), found | made_by)
+            write_json(file_of(runs, name), found | made_by)
         collect(runs, name, arguments.seed)
 
 
@@ -87,7 +86,7 @@ def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
     """What the test of a model gave."""
     if name == "linear":
         found = linear_tagger(arguments.data)
-        write_results(file_of(runs, name, ".made.json"), {"seconds": found.pop("training_s")})
+        write_json(file_of(runs, name, ".made.json"), {"seconds": found.pop("training_s")})
         return found
     folder = made(name, runs, arguments)
     began = time.perf_counter()
@@ -98,12 +97,6 @@ def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
         found = called("eval", str(folder), "--test", str(test))
         found["bytes"] = weight_bytes(folder) - (folder / SCORERS[0]).stat().st_size
     return found | {"seconds_in_all": time.perf_counter() - began}
-
-
-def write_results(path: Path, value: Any) -> None:
-    """Writes JSON with an indent of two."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
 
 
 def file_of(runs: Path, name: str, suffix: str = ".json") -> Path:
@@ -139,7 +132,7 @@ def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
         if verb == "prune":
             files += ["--dev", arguments.data / "emerging.dev.conll"]
         found = called(verb, *words, *map(str, files), "--seed", str(arguments.seed))
-    write_results(done, found)
+    write_json(done, found)
     return folder
 
 
@@ -185,7 +178,7 @@ def collect(runs: Path, name: str, seed: int) -> None:
     row |= read_json(file_of(runs, name), "delete it")
     row["counts"] = " ".join("/".join(map(str, one)) for one in row["counts"])  # a line in the file
     rows = [one for one in rows if (one["name"], one["seed"]) != (name, seed)]
-    write_results(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))
+    write_json(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from linear_tagger import read_conll  # first, since it says where the example's files are
 from ner import scorers_in, tagger_in
-from specialists import HERE, file_of, write_results
+from specialists import HERE, file_of
 
 from disp_llm.evaluation.timing import in_turn
+from disp_llm.runs.files import write_json
 from disp_llm.runs.provenance import provenance
 
 RESULTS = HERE / "results" / "tagger_time.json"
@@ -64,7 +65,7 @@ def main() -> None:
     asked = f"--seed {arguments.seed} --sentences {len(sentences)} --rounds {arguments.rounds}"
     command = f"python benchmarks/tagger_time.py WNUT17 {asked}"
     measured = {"sentences": len(sentences), "rounds": arguments.rounds, "rows": rows}
-    write_results(RESULTS, measured | provenance(arguments.seed, command))
+    write_json(RESULTS, measured | provenance(arguments.seed, command))
 
 
 if __name__ == "__main__":

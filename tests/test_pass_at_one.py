@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import socket
 import subprocess
 from pathlib import Path
 
@@ -35,8 +36,6 @@ def pass_at_one():
     ],
 )
 def test_a_program_passes_by_itself(program, right, pass_at_one, monkeypatch):
-    import socket
-
     monkeypatch.setattr(pass_at_one, "SECONDS", 2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -163,7 +163,7 @@ def test_server_runs_what_was_quantised(kind, package, expected, tmp_path, reque
 
     There transformers itself has other logits than in float32, by several where inputs have 8 bits
     too. So vLLM's tokens are held to that: on average no farther behind the best than logits
-    differ, and none by twice the largest difference, since it and the best may both move.
+    differ, and none by twice the largest difference there, since it and the best may both move.
     Its int8 kernel for processors with AMX runs in its Transformers backend with our plugin alone.
     """
     pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
@@ -186,7 +186,7 @@ def test_server_runs_what_was_quantised(kind, package, expected, tmp_path, reque
     behind = exact.amax(1) - chosen
     noise = (exact - rounded).abs()
     assert behind.mean() < noise.mean()
-    assert behind.max() < 2 * noise.max()
+    assert (behind < 2 * noise.amax(1)).all()
     kernel = {"int8": "CPUInt8ScaledMMLinearKernel", "int4": "CPUWNA16LinearKernel"}[kind]
     assert kernel in (tmp_path / "log").read_text()
 
