@@ -305,3 +305,42 @@ def test_an_example_that_is_too_long_in_pieces_is_named(place, untrained):
         "--batch", 1, "--dtype", "float32", "--output-dir", place / "of-rare",
     )  # fmt: skip
     assert f"and a window takes {longest}" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def short(place):
+    """The same model with positions for 128 tokens."""
+    whole = place / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(whole)
+    model = tiny_model(
+        "llama", vocab_size=SIZE, bos_token_id=0, eos_token_id=1, max_position_embeddings=128
+    )
+    model.save_pretrained(place / "short")
+    tokenizer.save_pretrained(place / "short")
+    return place / "short"
+
+
+def of_few_positions(place, short, name: str, *more: object):
+    return run_command(
+        "prune", short, "--text", place / "some.txt", "--eval-text", place / "new.txt",
+        "--windows", 2, "--length", 32, "--calibration-length", 32, "--calibration-sequences", 2,
+        "--steps", 1, "--rounds", 0, "--align", 1, "--dtype", "float32",
+        "--output-dir", place / name, "--json", *more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [("--vocabulary", FEWER, "--keep", 0.8), ("--fit", "0.9")])
+def test_a_model_of_few_positions_is_measured_in_windows_that_leave_room(place, short, size):
+    """Fewer tokens make longer windows."""
+    done = of_few_positions(place, short, f"short{size[0]}", *size)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["models"][0]["measured"]["window"] == 64
+
+
+def test_a_window_that_grows_too_long_is_refused_by_its_name(place, short):
+    done = of_few_positions(place, short, "none", "--vocabulary", FEWER, "--context", 128)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("disp-llm: --context: a window takes")
+    assert not (place / "none").exists()

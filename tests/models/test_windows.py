@@ -35,7 +35,7 @@ def test_default_windows_are_shortened_and_all_others_are_left(caplog):
     assert windows(config) == (1024, 512, 512)
     assert windows(within_positions(config, FEW)) == (128, 128, 128)
     assert caplog.messages == [
-        "the model has 128 positions, to which were shortened: `context` 1024, "
+        "the model has 128 positions, shortened to 128 were: `context` 1024, "
         "`calibration_length` 512, `length` 512"
     ]
     asked = replace(config, evaluation=PerplexityConfig(2048), training=TrainingConfig(64))
@@ -120,7 +120,7 @@ def run(folder, text_file, tmp_path_factory) -> tuple[Path, dict, list[str]]:
 def test_prune_reads_as_much_as_there_is(run, folder, text_file):
     place, result, said = run
     assert said == [
-        "the model has 128 positions, to which were shortened: `context` 1024, "
+        "the model has 128 positions, shortened to 128 were: `context` 1024, "
         "`calibration_length` 512, `length` 512"
     ]
     assert (

@@ -56,6 +56,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
         result = made.result()
         by_name = {entry["size"]: entry for entry in result["models"]}
         figures = {name: value for name, value in result.items() if name != "fit"} | {
+            "run": str(made.folder),  # it may have been moved
             "models": [by_name[config.budget.size_name(size)] for size in config.sizes],
             "seconds": round(time.perf_counter() - began, 1),
             "peak_memory_bytes": peak_memory_bytes(process.device),

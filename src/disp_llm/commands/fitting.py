@@ -153,9 +153,17 @@ class HeldOut:
 
     def loss(self, model: Loaded, spelling: Spelling | None = None) -> float:
         """Of a model, by token of the whole vocabulary."""
-        config = PerplexityConfig(self.context, windows=0)
-        found = perplexity(PrunableModel.of(model), self.stream, config, spelling=spelling)
+        found = perplexity(PrunableModel.of(model), self.stream, self._windows, spelling=spelling)
         return math.log(found.perplexity)
+
+    def can_be_read_by(self, model: Loaded, spelling: Spelling) -> bool:
+        """Whether a model has as many positions as the longest window has pieces."""
+        longest = spelling.longest_window(self.stream, self._windows)
+        return fitting(model.model, longest) == longest
+
+    @property
+    def _windows(self) -> PerplexityConfig:
+        return PerplexityConfig(self.context, windows=0)
 
 
 def _rungs(asked: int, loaded: Loaded) -> list[int]:
@@ -190,6 +198,8 @@ def _ladder(
             return  # fewer than have to stay
         small = trimmed(loaded, kept)
         spelling = Spelling.between(loaded.tokenizer, small.tokenizer, loaded.bos_token_id)
+        if not config.vocabulary and not held.can_be_read_by(small, spelling):
+            return  # fewer tokens make longer windows still
         yield tokens, held.loss(small, spelling) - before
         ticks(done, len(asked))
 

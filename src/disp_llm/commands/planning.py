@@ -216,10 +216,10 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     else:
         target = shapes_of(config)
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
-    config = within_positions(config, target.model.config)
+    config = within_positions(config, target.model.config, pieces=2 if config.cuts_tokens else 1)
     reads = method_named(config.method).reads_weights or config.budget.kind == "latency"
     stays_whole = model is not None or reads or config.learn.learns_weights
-    stays_whole = stays_whole or config.vocabulary.vocabulary > 0
+    stays_whole = stays_whole or config.cuts_tokens
     if stays_whole and training.shard == "auto":
         config = replace(config, training=replace(config.training, shard="no"))
     # Processes on one machine share its memory; each has a device to itself.

@@ -49,7 +49,7 @@ from disp_llm.masks.selection_file import load_selection, load_vocabulary, save_
 from disp_llm.methods import method_named
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
-from disp_llm.models.windows import require_positions, within_positions
+from disp_llm.models.windows import fitting, require_positions, within_positions
 from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import Fit, OriginalResult
@@ -166,9 +166,9 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     sources = read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
     progress(1, 1)
     job, loaded = load_original(job, inputs)
-    config = within_positions(job.config, loaded.model.config)
-    job = replace(job, config=config)
     fewer = has_fewer_tokens(job)
+    config = within_positions(job.config, loaded.model.config, pieces=2 if fewer else 1)
+    job = replace(job, config=config)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         counted = replace(config, budget=BudgetConfig()) if config.budget.decides else config
         problem = problem_of(replace(job, config=counted), loaded)
@@ -196,13 +196,18 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     problem, small, spelling = with_fewer_tokens(problem, loaded)
     require_room(problem)
     longest = spelling.longest_window(texts.evaluation, config.evaluation)
-    require_positions(loaded.model, longest, "context")
+    if fitting(loaded.model, longest) < longest:
+        raise InputError(
+            f"a window takes {longest} of the tokens that are left, more than the model can read",
+            field="context",
+            hint="give a smaller one, or keep more tokens",
+        )
     return Opened(problem, small, loaded, texts, spelling, fit)
 
 
 def has_fewer_tokens(job: Job[PruneConfig]) -> bool:
     """Whether some tokens are to go, or went when the run chose."""
-    if job.config.vocabulary.vocabulary or job.config.budget.decides:
+    if job.config.cuts_tokens:
         return True
     path = job.run.selection_file
     return job.run.has(path) and bool(load_vocabulary(path))

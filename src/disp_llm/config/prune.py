@@ -186,6 +186,11 @@ class PruneConfig:
         return self.method == "learned" and self.learn.estimator != "projected"
 
     @property
+    def cuts_tokens(self) -> bool:
+        """Whether the vocabulary may become smaller."""
+        return self.vocabulary.vocabulary > 0 or self.budget.decides
+
+    @property
     def sizes(self) -> tuple[Target, ...]:
         """The sizes that are to be written, of what the budget limits."""
         return self.budget.sizes(self.keep)

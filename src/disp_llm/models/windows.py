@@ -66,15 +66,19 @@ def fitting(model: PreTrainedModel, tokens: int) -> int:
     return min(tokens, positions_of(model.config) or tokens)
 
 
-def within_positions(config: Config, *models: PreTrainedConfig) -> Config:
+def within_positions(config: Config, *models: PreTrainedConfig, pieces: int = 1) -> Config:
     """Settings whose windows are no longer than what every one of some models can read.
 
     Only windows that are read and that nobody asked for are shortened, with one warning for all of
     them: those of the usual length. What was asked for is refused later (`require_positions`).
+
+    Args:
+        pieces: into how many a token of a window may fall.
     """
-    most = min((n for n in map(positions_of, models) if n), default=None)
-    if most is None:
+    positions = min((n for n in map(positions_of, models) if n), default=None)
+    if positions is None:
         return config
+    most = positions // pieces
     usual, names = usual_settings(config), WINDOWS - unread(config)
     windows = [one for name, one in settings_of(type(config)).items() if name in names]
     shortened = {
@@ -84,5 +88,6 @@ def within_positions(config: Config, *models: PreTrainedConfig) -> Config:
     }
     if shortened:
         were = ", ".join(f"`{name}` {tokens}" for name, tokens in shortened.items())
-        logger.warning("the model has %d positions, to which were shortened: %s", most, were)
+        said = "the model has %d positions, shortened to %d were: %s"
+        logger.warning(said, positions, most, were)
     return with_settings(config, dict.fromkeys(shortened, most))
