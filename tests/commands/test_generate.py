@@ -64,6 +64,18 @@ def test_a_chat_remembers_until_an_empty_line(pruned):
     assert done.stdout == f"[{pruned}]\n{first}\n{second}\n{first}\n"
 
 
+def test_a_quiet_chat_prints_its_answers_as_json_and_nothing_else(pruned):
+    command = [sys.executable, "-m", "disp_llm", "chat", pruned, "--max-new-tokens", "6"]
+    done = subprocess.run(
+        [*map(str, command), "--dtype", "float32", "--json", "--quiet"], input="one\n\n two\n",
+        text=True, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert not done.stderr
+    answers = json.loads(done.stdout)["answers"]
+    assert [one["prompt"] for one in answers] == ["one", "two"]
+    assert [one["text"] for one in answers] == [likeliest(pruned, one, 6) for one in ("one", "two")]
+
+
 @pytest.mark.parametrize("typed", ["printf '\\377\\n' |", ""], ids=["no text", "nobody"])
 def test_a_chat_takes_whatever_is_typed(pruned, typed):
     chat = [sys.executable, "-m", "disp_llm", "chat", str(pruned), "--max-new-tokens", "3"]

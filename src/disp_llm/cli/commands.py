@@ -100,8 +100,7 @@ def chat(config: Any) -> Figures:
 
     with progress_bar(plain_lines=True):
         models = load_models(config)
-    chat(config, models, typed_lines(), pieces())
-    return {}
+    return chat(config, models, typed_lines(), pieces())
 
 
 def doctor(config: Any) -> Figures:

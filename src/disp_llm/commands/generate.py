@@ -54,14 +54,18 @@ def chat(
     models: dict[str, Loaded],
     lines: Iterable[str],
     show: Callable[[str, str], None],
-) -> None:
+) -> dict[str, Any]:
     """Answers line after line. Each model reads what was said before and what it answered itself.
 
     Args:
         lines: what a user says; an empty line begins anew.
         show: called with the name of a model and a piece of its answer.
+
+    Returns:
+        `answers`, as of `generate`, each with its `prompt`.
     """
     said: dict[str, Messages] = {name: [] for name in models}
+    answers = []
     for line in lines:
         if not line.strip():
             said = {name: [] for name in models}
@@ -72,6 +76,8 @@ def chat(
                 del said[name][:2]  # the oldest turn, for which there are no positions left
             found = _answered(loaded, said[name], config.answers, partial(show, name))
             said[name].append({"role": "assistant", "content": found["text"]})
+            answers.append({"model": name, "prompt": line.strip()} | found)
+    return {"answers": answers}
 
 
 def load_models(config: GenerateConfig | ChatConfig) -> dict[str, Loaded]:

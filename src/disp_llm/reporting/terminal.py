@@ -60,8 +60,9 @@ def pieces() -> Callable[[str, str], None]:
         if name != last:
             last = name
             say(f"[{name}]")
-        results.file.write("".join(one for one in piece if one.isprintable() or one in "\n\t"))
-        results.file.flush()
+        if not results.quiet:
+            results.file.write("".join(one for one in piece if one.isprintable() or one in "\n\t"))
+            results.file.flush()
 
     return show
 
