@@ -77,7 +77,7 @@ def test_unknown_command_is_one_line():
         (["prune", "x", "--stepz", "5"], "--stepz: is no option (nearest: --steps); see disp-llm"),
         (["prune", "x", "--pruning-ratio", "0.3"], "--pruning-ratio: is no option; give the share"),
         (["prune", "x", "--sparsity", "0.3"], "give the share that stays: a sparsity of 0.3"),
-        (["prune", "x", "--steps", "5", "6"], "disp-llm prune: '6' belongs to no option; see"),
+        (["prune", "x", "--steps", "5", "6"], "disp-llm: prune: '6' belongs to no option; see"),
         (["prune", "x", "--steps", "5.5"], "--steps: '5.5' is not a whole number; correct it"),
         (["prune", "x", "--schedule", "flat"], "'flat' is not one of cosine, linear, constant"),
         (["prune", "x", "--keep"], "argument --keep: expected at least one argument; see disp"),
@@ -285,8 +285,8 @@ def test_a_number_for_a_list_is_asked_for_as_a_list(tmp_path):
 @pytest.mark.parametrize(
     ("error", "command", "said"),
     [
-        (ConnectionError("no route"), "prune", "disp-llm prune: no route; check the network"),
-        (MemoryError(), "chat", "disp-llm chat: out of memory; free memory"),
+        (ConnectionError("no route"), "prune", "prune: no route; check the network"),
+        (MemoryError(), "chat", "chat: out of memory; free memory"),
         (torch.OutOfMemoryError("full"), "recover", "shorter windows, a smaller batch"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "prune", "shorter windows"),
         (OSError(28, "No space left on device", "a"), "prune", "a: No space left on device; make"),

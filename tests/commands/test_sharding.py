@@ -134,6 +134,6 @@ def test_a_process_that_is_lost_ends_the_others_in_one_line(
     assert done.returncode == 2
     (line,) = said_by_us(done.stderr)
     assert line == (
-        "disp-llm: disp-llm prune: another process has ended or hangs; start all again with "
+        "disp-llm: prune: another process has ended or hangs; start all again with "
         "--resume auto, which goes on from the last checkpoint"
     )

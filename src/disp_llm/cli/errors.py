@@ -14,7 +14,7 @@ def explained(error: Exception, command: str) -> InputError | None:
     """What a user can do about an error; None where it is ours."""
     if isinstance(error, InputError):
         return error
-    program = f"disp-llm {command}" if command in command_names() else "disp-llm"
+    program = command if command in command_names() else "disp-llm"
     if isinstance(error, ConnectionError | TimeoutError) and not error.filename:
         return InputError(str(error), field=program, hint="check the network")
     if isinstance(error, OSError):  # a full disk, or a file that is missing or out of reach

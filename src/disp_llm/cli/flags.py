@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises what a user can correct."""
-        raise InputError(message, field=self.prog, hint=f"see {self.prog} --help-all")
+        raise InputError(message, field=self.prog.split()[-1], hint=f"see {self.prog} --help-all")
 
 
 def command_parser(command: str, kind: type, short: bool = False) -> Parser:

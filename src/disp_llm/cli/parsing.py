@@ -116,7 +116,7 @@ def given_settings(command: str, words: list[str]) -> dict[str, Any]:
             raise _unknown(word, [setting.flag for setting in settings.values()], parser.prog)
     if others:
         what = f"'{others[0]}' belongs to no option"
-        raise InputError(what, field=parser.prog, hint=f"see {parser.prog} --help")
+        raise InputError(what, field=command, hint=f"see {parser.prog} --help")
     return {name: _value(value, settings.get(name)) for name, value in vars(found).items()}
 
 
