@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from disp_llm.training.losses import _loss_of_chunk
+from disp_llm.training.losses import _ChunkedLoss, _loss_and_slope
 from disp_llm.training.memory import FLOAT, LOGITS, TAUGHT_LOGITS
 
 ROWS, VOCABULARY, HIDDEN = 32, 50, 8
@@ -42,10 +42,14 @@ def test_logits_of_a_chunk_take_what_is_counted_for_them(taught, counted, dtype)
     def head(hidden):
         return torch.nn.functional.linear(hidden, weight).float()
 
-    lesson = (torch.randn(ROWS, HIDDEN, dtype=dtype), head, 0.5) if taught else None
-    hidden = torch.randn(ROWS, HIDDEN, dtype=dtype, requires_grad=True)
+    hidden, teacher = torch.randn(2, ROWS, HIDDEN, dtype=dtype)
+    targets = torch.randint(VOCABULARY, (ROWS,))
+
+    def loss_of(logits, place, learns):
+        lesson = (head(teacher), 0.5) if taught else None
+        return _loss_and_slope(logits, targets, lesson, learns)
+
     with LivingLogits() as logits:
-        loss = _loss_of_chunk(hidden, torch.randint(VOCABULARY, (ROWS,)), head, lesson)
-        torch.autograd.grad(loss.sum(), hidden)
+        _ChunkedLoss.apply(hidden.requires_grad_(), head, loss_of).sum().backward()
     numbers = logits.peak / FLOAT / (ROWS * VOCABULARY)
     assert numbers <= counted <= numbers + 1

@@ -198,6 +198,7 @@ def _ladder(
             return  # fewer than have to stay
         small = trimmed(loaded, kept)
         spelling = Spelling.between(loaded.tokenizer, small.tokenizer, loaded.bos_token_id)
+        assert spelling is not None, "fewer tokens have gone"
         if not config.vocabulary and not held.can_be_read_by(small, spelling):
             return  # fewer tokens make longer windows still
         yield tokens, held.loss(small, spelling) - before

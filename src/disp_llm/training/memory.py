@@ -27,7 +27,7 @@ from disp_llm.training.losses import CHUNK
 FLOAT = 4
 """Bytes of a number in float32."""
 
-LOGITS, TAUGHT_LOGITS = 4, 7
+LOGITS, TAUGHT_LOGITS = 3, 5
 """How many numbers there are at one time for each logit of a chunk, alone and with a teacher's."""
 
 ALLOCATED = 1.2
