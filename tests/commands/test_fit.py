@@ -78,6 +78,19 @@ def test_what_is_written_fits(place, wide, asked, bits):
     assert json.loads(resumed.stdout)["fit"] == found["fit"]
 
 
+def test_rows_that_no_token_has_are_counted(place):
+    """Many models have more rows in their embedding than their tokenizer has tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
+    model = tiny_model("llama", vocab_size=1024, bos_token_id=0, eos_token_id=1, **SHAPES)
+    model.to(torch.bfloat16).save_pretrained(place / "padded")
+    tokenizer.save_pretrained(place / "padded")
+    limit = round(0.8 * weight_bytes(place / "padded"))
+    asked = ("--fit", f"{limit}e-6MB", "--bits", "as-is")
+    done = fitted(place, place / "padded", "fit-padded", *asked)
+    assert done.returncode == 0, done.stderr
+    assert weight_bytes(place / f"fit-padded/fit-{limit / 1e6:g}MB") <= limit
+
+
 def test_the_model_of_a_result_is_what_fits(place, wide):
     done = fitted(place, wide, "result", "--fit", "0.15MB", "--bits", "int8")
     assert done.returncode == 0, done.stderr

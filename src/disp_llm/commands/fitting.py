@@ -75,8 +75,10 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
     target = PrunableModel.of(loaded, sites_of(config, loaded.family))
     room = Room.of(config, target, target.head_weight.element_size())
     least, asked = least_keep(job, loaded), _rungs(config.vocabulary.vocabulary, loaded)
-    if all(room.keep(bits, min(asked)) < least for bits in room.ways):
-        raise room.too_small(least, min(asked))  # before anything is measured
+    padded = {whole: len(target.head_weight)}  # rows that no token has go only with other tokens
+    fewest = min(padded.get(tokens, tokens) for tokens in asked)
+    if all(room.keep(bits, fewest) < least for bits in room.ways):
+        raise room.too_small(least, fewest)  # before anything is measured
     held = HeldOut.of(corpus, loaded)
     before = held.loss(loaded)
     ladder = list(_ladder(job, loaded, held, before, asked))
@@ -84,12 +86,12 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
     for bits in room.ways:
         rounding = _lost_by_rounding(loaded, held, bits, before)
         for tokens, lost in ladder:
-            keep = room.keep(bits, tokens)
+            keep = room.keep(bits, padded.get(tokens, tokens))
             if keep >= least:
                 expected = lost + rounding + expected_loss(keep)
                 found[bits, tokens] = Choice(bits, keep, math.exp(expected))
     if not found:
-        raise room.too_small(least, min(tokens for tokens, _ in ladder))
+        raise room.too_small(least, min(padded.get(tokens, tokens) for tokens, _ in ladder))
     _, tokens = min(found, key=lambda key: found[key].expected)
     choices = [found[bits, tokens] for bits in room.ways if (bits, tokens) in found]
     choices.sort(key=lambda choice: choice.expected)
