@@ -13,6 +13,7 @@ from test_fewer_tokens import place as place_of_words
 
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.room import expected_loss, stored
+from disp_llm.config.names import SITES
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
@@ -89,6 +90,25 @@ def test_rows_that_no_token_has_are_counted(place):
     done = fitted(place, place / "padded", "fit-padded", *asked)
     assert done.returncode == 0, done.stderr
     assert weight_bytes(place / f"fit-padded/fit-{limit / 1e6:g}MB") <= limit
+
+
+@pytest.mark.parametrize("chunk", [1, 12, 32])
+def test_what_says_which_dimensions_are_kept_fits_too(place, chunk):
+    """Eight bytes for each chunk of the stream at each of its sites: of a wide stream more than
+    what files take to name tensors."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "model")
+    shapes = SHAPES | {"hidden_size": 768}
+    model = tiny_model("llama", vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, **shapes)
+    model.to(torch.bfloat16).save_pretrained(place / "stream")
+    tokenizer.save_pretrained(place / "stream")
+    limit, name = round(0.6 * weight_bytes(place / "stream"), -3), f"fit-stream-{chunk}"
+    done = fitted(
+        place, place / "stream", name, "--fit", f"{limit}e-6MB", "--bits", "as-is", "--sites",
+        *SITES, "--chunk", chunk, "--align", 1, "--least-cut", 0,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = weight_bytes(place / name / f"fit-{limit / 1e6:g}MB")
+    assert 0.97 * limit < written <= limit
 
 
 def test_the_model_of_a_result_is_what_fits(place, wide):

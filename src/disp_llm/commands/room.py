@@ -2,20 +2,24 @@
 its blocks is expected to cost."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from disp_llm.commands.planning import default_align
+from disp_llm.commands.planning import chunk_of, default_align
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import BYTES, PARAMETERS, Target, fits_already
+from disp_llm.masks.layout import CHUNKS
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.rounding import GROUP
 
 HEADER = 256
 """Bytes that a file of weights takes to name a tensor, at most."""
+
+INDEX = 8
+"""Bytes of the number of a dimension that is kept."""
 
 
 def expected_loss(keep: float) -> float:
@@ -60,6 +64,28 @@ def stored(target: PrunableModel, bits: Bits, itemsize: int) -> Bytes:
     if bits == "int8":
         return Bytes(row, weights, itemsize * (outside + outputs) + 2 * named)
     return Bytes(row, weights * (0.5 + itemsize / GROUP), itemsize * outside + 3 * named)
+
+
+def index_bytes(target: PrunableModel, chunk: int) -> int:
+    """What the file of weights takes at most to say which dimensions of the residual stream the
+    blocks read and write, chunk by chunk, and to name that.
+
+    Args:
+        chunk: neighbours that stay together.
+    """
+    said = next((size for size in CHUNKS if chunk % size == 0), 1)  # as exported folders say it
+    numbers = tensors = 0
+    for block, shape in zip(target.blocks, target.layout.blocks, strict=True):
+        attention, mlp = target.branches_of(block)
+        places = {
+            "attn_in": attention.gathers or (attention.gather,),
+            "attn_out": attention.scatters or (attention.scatter,),
+            "mlp_in": mlp.gathers or (mlp.gather,),
+            "mlp_out": mlp.scatters or (mlp.scatter,),
+        }
+        here = sum(len(paths) for site, paths in places.items() if site in target.sites)
+        numbers, tensors = numbers + here * (shape.hidden // said), tensors + here
+    return INDEX * numbers + HEADER * tensors
 
 
 def possible_bits(config: PruneConfig, target: PrunableModel, align: int) -> tuple[Bits, ...]:
@@ -113,7 +139,10 @@ class Room:
                 field="bits",
                 hint=f"add as-is; int4 takes multiples of {GROUP} as widths (`align` {GROUP})",
             )
-        return cls(size, limit, dense, {bits: stored(target, bits, itemsize) for bits in possible})
+        chosen = 0 if counts else index_bytes(target, chunk_of(config, target, align))
+        ways = {bits: stored(target, bits, itemsize) for bits in possible}
+        ways = {bits: replace(way, rest=way.rest + chosen) for bits, way in ways.items()}
+        return cls(size, limit, dense, ways)
 
     def keep(self, bits: Bits, tokens: int) -> float:
         """The share of the blocks that there is room for, rounded down to four digits."""
