@@ -16,10 +16,15 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 import disp_llm
 from disp_llm.commands.vocabulary import told_tokens
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import COUPLED
 from disp_llm.config.parts import PerplexityConfig, PlaceConfig
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import eval_windows
+from disp_llm.masks.budget import Budget, TooSmall, project
+from disp_llm.masks.costs import byte_costs
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import load
+from disp_llm.models.trimming import with_tokens
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import in_fewer_tokens
 
@@ -75,6 +80,37 @@ def untrained(place):
     """The folder in which nothing but the vocabulary has changed."""
     (size,) = pruned(place, "untrained", "--keep", 1, "--steps", 0)["models"]
     return size["folder"]
+
+
+def test_an_amount_that_fewer_tokens_alone_reach_is_no_refusal(place):
+    """Neither one that the model fits in once tokens have gone, nor one below the smallest model
+    of the whole vocabulary; export writes both as well."""
+    loaded = load(str(place / "model"), PlaceConfig("cpu"))
+    target = PrunableModel.of(loaded, COUPLED)
+    whole, layout = target.parameters, target.layout
+    trimmed = with_tokens(loaded.model, range(FEWER)).num_parameters()
+    by_all = Budget(layout, byte_costs(layout, whole, 1), COUPLED)
+    with pytest.raises(TooSmall) as refused:
+        project(torch.zeros(layout.entries), by_all, 0.0)
+    most = (whole + trimmed) / 2
+    least = refused.value.least * whole - (whole - trimmed) / 2
+    amounts = [f"{amount / 1e6:.6f}M" for amount in (most, least)]
+    found = pruned(place, "amounts", "--budget", "total", "--fit", *amounts)["models"]
+    assert found[0]["parameters"] == trimmed
+    assert found[1]["parameters"] <= least
+    more = must_run(
+        "export", place / "amounts", "--budget", "total", "--fit", f"{most / 1e6 - 1e-6:.6f}M",
+        f"{least / 1e6 + 1e-6:.6f}M", "--no-measure", "--json",
+    )  # fmt: skip
+    written = json.loads(more.stdout)["models"]
+    assert [one["parameters"] for one in written] == [one["parameters"] for one in found]
+    for amount, said in ((whole, "the original fits in"), (1000, "is less than the smallest")):
+        done = must_refuse(
+            "prune", place / "model", "--vocabulary", FEWER, "--text", place / "some.txt",
+            "--length", 32, "--context", 64, "--budget", "total", "--fit", f"{amount / 1e6:.6f}M",
+            "--output-dir", place / "no amount",
+        )  # fmt: skip
+        assert said in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("pad", [-1, None, SIZE])

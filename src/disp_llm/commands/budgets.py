@@ -3,7 +3,7 @@ whose time is measured."""
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,11 +34,21 @@ from disp_llm.training.problem import PruningProblem
 logger = logging.getLogger(__name__)
 
 
+Tokens = Literal["all", "fewer later", "fewer"]
+"""Which tokens a model has: those of the original, of which some may still go, or no longer all."""
+
+
 def with_costs(
-    budget: Budget, job: Job[PruneConfig], dense: PrunableModel, align: int, tokenizer: Any
+    budget: Budget,
+    job: Job[PruneConfig],
+    dense: PrunableModel,
+    align: int,
+    tokenizer: Any,
+    tokens: Tokens = "all",
 ) -> Budget:
     """The budget that counts what the settings name; times compact models first where that is
-    latency. Sizes that it cannot have are refused."""
+    latency. Sizes that it cannot have are refused: above the original, or below the smallest model
+    of the tokens that stay."""
     settings, sizes = job.config.budget, job.config.sizes
     if settings.kind == "latency":
         costs = _timed(job, dense, align, budget.chunk, stopwatch_of(job.config, dense, tokenizer))
@@ -46,8 +56,10 @@ def with_costs(
         costs = _counted(settings, dense)
     budget = replace(budget, costs=costs)
     for size in sizes:
-        if size.unit:
-            _require_between(size, budget, align)
+        if size.unit and tokens != "fewer" and budget.share_of(size) >= 1:
+            raise fits_already(size, size.like(budget.dense_cost))
+        if size.unit and tokens != "fewer later":
+            _require_large_enough(size, budget, align)
     return budget
 
 
@@ -93,13 +105,10 @@ def _workloads(settings: BudgetConfig) -> list[Workload]:
     return [Workload(phase, length, batch) for phase in settings.workload]
 
 
-def _require_between(size: Target, budget: Budget, align: int) -> None:
-    """Refuses an amount above what the original has, or below what the smallest model has."""
-    share = budget.share_of(size)
-    if share >= 1:
-        raise fits_already(size, size.like(budget.dense_cost))
+def _require_large_enough(size: Target, budget: Budget, align: int) -> None:
+    """Refuses an amount below what the smallest model has."""
     try:
-        project(torch.zeros(budget.layout.entries), budget, share, align)
+        project(torch.zeros(budget.layout.entries), budget, budget.share_of(size), align)
     except TooSmall as error:
         least = size.like(error.least * budget.dense_cost, at_least=True)
         raise InputError(

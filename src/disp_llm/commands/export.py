@@ -90,7 +90,7 @@ def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
         loaded, _ = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-    problem = problem_of(job, loaded)
+    problem = problem_of(job, loaded, "fewer later" if kept else "all")
     if kept:
         problem, loaded = trimmed_to(problem, loaded, kept)
     return SizeWriter(problem, loaded)

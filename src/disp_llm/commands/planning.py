@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.budgets import with_costs
+from disp_llm.commands.budgets import Tokens, with_costs
 from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, COUPLED, EXPERTS, SITES, Site
@@ -58,8 +58,12 @@ def shapes_of(config: PruneConfig) -> PrunableModel:
     return PrunableModel(model, family, sites_of(config, family))
 
 
-def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
-    """A model with its budget and alignment, and no learning text."""
+def problem_of(job: Job[PruneConfig], loaded: Loaded, tokens: Tokens = "all") -> PruningProblem:
+    """A model with its budget and alignment, and no learning text.
+
+    Args:
+        tokens: which it has, of those of the original.
+    """
     config = job.config
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
     sharded = loaded.sharding is not None
@@ -71,7 +75,7 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     chunk = chunk_of(config, dense, align)
     budget = Budget(dense.layout, None, dense.sites, alike, config.least_cut, chunk)
     if config.budget.kind != "params":
-        budget = with_costs(budget, job, dense, align, loaded.tokenizer)
+        budget = with_costs(budget, job, dense, align, loaded.tokenizer, tokens)
     shares = tuple(map(budget.share_of, config.sizes))
     return PruningProblem(dense, Corpus(()), budget, shares, align, job)
 

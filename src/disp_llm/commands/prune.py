@@ -171,7 +171,8 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     job = replace(job, config=config)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         counted = replace(config, budget=BudgetConfig()) if config.budget.decides else config
-        problem = problem_of(replace(job, config=counted), loaded)
+        counts = "fewer later" if fewer else "all"
+        problem = problem_of(replace(job, config=counted), loaded, counts)
     if not fewer:
         require_room(problem)
     require_engine(problem, loaded)
