@@ -14,6 +14,7 @@ from conftest import must_refuse, must_run, run_command, tiny_model
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import disp_llm
+from disp_llm.commands import sizes
 from disp_llm.commands.vocabulary import told_tokens
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import COUPLED
@@ -80,6 +81,20 @@ def untrained(place):
     """The folder in which nothing but the vocabulary has changed."""
     (size,) = pruned(place, "untrained", "--keep", 1, "--steps", 0)["models"]
     return size["folder"]
+
+
+def test_speed_is_that_beside_the_original_with_all_of_its_tokens(place, monkeypatch):
+    """A smaller head is a part of what is won."""
+    timed = []
+
+    def against(original, model, *rest):
+        timed.append((original.config.vocab_size, model.config.vocab_size))
+        return {}
+
+    monkeypatch.setattr(sizes, "speed_against", against)
+    pruned(place, "timed", "--keep", 0.8)
+    must_run("export", place / "timed", "--keep", 0.6)
+    assert timed == [(SIZE, FEWER)] * 2
 
 
 def test_an_amount_that_fewer_tokens_alone_reach_is_no_refusal(place):

@@ -41,14 +41,20 @@ def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
         require_readable(Path(temporary), demands)
 
 
-def stopwatch_of(config: PruneConfig, original: PrunableModel, tokenizer: Any) -> Stopwatch:
+def stopwatch_of(
+    config: PruneConfig, original: PrunableModel, tokenizer: Any, of_pruned: Any | None = None
+) -> Stopwatch:
     """What times models in the program of `for_`, where we can; in transformers else. A budget of
-    time in a program asks for it."""
+    time in a program asks for it.
+
+    Args:
+        of_pruned: the tokenizer of the others, where it is not the original's.
+    """
     if config.for_ == "llama.cpp":
         from disp_llm.evaluation.llama_bench import PROGRAM, LlamaBench
 
         if shutil.which(PROGRAM) or config.budget.kind == "latency":
-            return LlamaBench(original, tokenizer)
+            return LlamaBench(original, tokenizer, of_pruned)
     return IN_TRANSFORMERS
 
 

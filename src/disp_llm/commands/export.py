@@ -72,7 +72,7 @@ def _measured(job: Job[PruneConfig]) -> SizeWriter:
     opened = open_problem(job, Inputs())
     source = opened.loaded.source | opened.texts.names
     job.run.require_same_source(source, dtype_name(opened.loaded.dtype))
-    return SizeWriter(opened.problem, opened.loaded, opened.measuring(board))
+    return SizeWriter(opened.problem, opened.loaded, opened.measuring(board), opened.original)
 
 
 def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:

@@ -111,7 +111,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     first_alone(job, loaded, measure_original, opened, board, inputs.measured)
     measuring = opened.measuring(board)
     selection = choose(problem)
-    first_alone(job, loaded, export_all, problem, measuring, selection, loaded)
+    first_alone(job, loaded, export_all, problem, measuring, selection, loaded, opened.original)
     if opened.fit is not None and job.process.is_main:
         settle(opened, opened.fit)
     if job.process.is_main:
@@ -221,16 +221,24 @@ def require_room(problem: PruningProblem) -> None:
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, loaded: Loaded
+    problem: PruningProblem,
+    measuring: Measuring,
+    selection: Selection,
+    loaded: Loaded,
+    whole: Loaded,
 ) -> None:
-    """Writes and measures everything that follows from a selection."""
+    """Writes and measures everything that follows from a selection.
+
+    Args:
+        whole: the original, with all of its tokens.
+    """
     config, run = problem.job.config, problem.job.run
     steps = run.result().get("steps", config.learn.steps)
     seen = tokens_seen(config, steps, problem.job.process.count) if learns(problem) else 0
     run.update(tokens_seen=seen)
     if config.draws_masks:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    SizeWriter(problem, loaded, measuring).write(selection, config.sizes)
+    SizeWriter(problem, loaded, measuring, whole).write(selection, config.sizes)
 
 
 def measure_original(opened: Opened, board: Scoreboard | None, measured: Perplexity | None) -> None:

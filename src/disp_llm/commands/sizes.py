@@ -48,9 +48,11 @@ class SizeWriter:
 
     problem: PruningProblem
     loaded: Loaded
-    """The original."""
+    """The original, with the tokens that stay."""
     measuring: Measuring | None = None
     """None = nothing is run."""
+    whole: Loaded | None = None
+    """The original with all of its tokens, beside which sizes are timed; None = all stay."""
 
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, or has not measured yet if that is
@@ -141,7 +143,12 @@ class SizeWriter:
             "logit_errors": errors,
             "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
             "speed": speed_against(
-                original.model, model, rounds, job.progress, f"{name}: ", self._stopwatch
+                (self.whole or self.loaded).model,
+                model,
+                rounds,
+                job.progress,
+                f"{name}: ",
+                self._stopwatch,
             ),
             "timed_in": self._stopwatch.program,
             "scores": measuring.scores(compact, name, reference.scores),
@@ -154,8 +161,9 @@ class SizeWriter:
     @cached_property
     def _stopwatch(self) -> Stopwatch:
         """What times the models."""
-        job, original = self.problem.job, self.problem.dense
-        return stopwatch_of(job.config, original, self.loaded.tokenizer)
+        whole, job = self.whole or self.loaded, self.problem.job
+        original = PrunableModel.of(whole, self.problem.dense.sites)
+        return stopwatch_of(job.config, original, whole.tokenizer, self.loaded.tokenizer)
 
     @property
     def _machine(self) -> PlaceConfig:

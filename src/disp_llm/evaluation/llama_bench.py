@@ -43,7 +43,9 @@ class LlamaBench(Stopwatch):
     program = "llama.cpp"
     sites = DEMANDS["llama.cpp"].sites
 
-    def __init__(self, original: PrunableModel, tokenizer: Any) -> None:
+    def __init__(
+        self, original: PrunableModel, tokenizer: Any, of_pruned: Any | None = None
+    ) -> None:
         found = shutil.which(PROGRAM)
         if found is None:
             raise InputError(
@@ -53,6 +55,7 @@ class LlamaBench(Stopwatch):
             )
         self._bench = Path(found).resolve()
         self._original, self._tokenizer = original, tokenizer
+        self._of_pruned = of_pruned or tokenizer  # which may have fewer tokens
         self._place = Path(mkdtemp(prefix="disp-llm-"))
         weakref.finalize(self, shutil.rmtree, self._place, ignore_errors=True)
         self._whole: Path | None = None
@@ -75,19 +78,19 @@ class LlamaBench(Stopwatch):
         if self._whole is None:
             layout = self._original.layout
             whole = masks_of_shape(layout, (1.0,) * len(COLUMNS), align=1)
-            self._whole = self._written(compact_model(self._original, whole))
-        pruned = self._written(second)
+            self._whole = self._written(compact_model(self._original, whole), self._tokenizer)
+        pruned = self._written(second, self._of_pruned)
         files, repeats = (self._whole, pruned), math.ceil(rounds / 2)
         runs = [partial(run_bench, self._bench, file, workload, repeats) for file in files]
         times = in_turn(runs, 2, on_round, warm_up=0)  # every process warms up
         pruned.unlink()
         return Pair(*map(list, map(itertools.chain.from_iterable, times)))
 
-    def _written(self, model: PreTrainedModel) -> Path:
+    def _written(self, model: PreTrainedModel, tokenizer: Any) -> Path:
         """A file of a compact model."""
         with TemporaryDirectory(dir=self._place) as folder:
             model.save_pretrained(folder)
-            write_readers(self._tokenizer, (), Path(folder))
+            write_readers(tokenizer, (), Path(folder))
             file = Path(f"{folder}.gguf")
             write_file(Path(folder), file)
         return file
