@@ -69,7 +69,7 @@ class TextConfig:
     text: tuple[Path, ...] = ()
     """Text to learn from: files, folders, or a name. `self` is text the original writes,
     `speeches` the embedded English, `general` a mixture of hub data sets, FILE.toml a mixture of
-    yours. Default: self."""
+    yours. Default: self, which `compare` refuses."""
     text_field: Word = "text"
     """Key or column that holds the text in .jsonl, .json, .csv and .parquet files."""
     weights: tuple[Weight, ...] = ()
