@@ -6,12 +6,8 @@ from markdown_table import table
 
 RUNS = {
     "`prune`": (
-        "general",
-        [
-            "default: 150 steps of two windows of 512, half cross-entropy",
-            "default: 150 steps, seed 1",
-            "default: 150 steps, seed 2",
-        ],
+        "contest",
+        ["channels and heads, seed 0", "channels and heads, seed 1", "channels and heads, seed 2"],
     ),
     "`prune --recipe retrain`": (
         "general",
@@ -50,7 +46,7 @@ def costs() -> list[str]:
     (sizes,) = {len(one["models"]) for one in found["`prune`"]}
     (recovered,) = {len(one["models"]) for one in found["`recover`"]}
     note = (
-        f"Whole runs, measuring included: `prune` for {WORDS[sizes]} sizes, "
-        f"`recover` for {WORDS[recovered]}."
+        "Whole runs, measuring included, `prune` without timing; `retrain` and `recover` at the "
+        f"five sites of `disp`: `prune` for {WORDS[sizes]} sizes, `recover` for {WORDS[recovered]}."
     )
     return [*table(columns, rows), "", note]

@@ -1,4 +1,4 @@
-"""The frontier of committed results: results/frontier.md, and the tables of docs/guide.md.
+"""The frontier of committed results: results/frontier.md, and the tables of docs/results.md.
 
 Every number comes from `results/frontier.json` or, for how pruning and quantising go together, from
 `benchmarks/results/quantise.json`.
@@ -23,8 +23,8 @@ WANTED = {
 """What a reader wants who looks at a cost."""
 
 NAMES = """\
-`learned` is ours by block parameters, `latency` ours at a share of the original's time of a prompt;
-other names are [methods](commands.md#methods)."""
+`learned` is today's `--recipe disp`, `latency` ours at a share of the original's time of a
+prompt; other names are [methods](commands.md#methods)."""
 
 TO_TAKE = """\
 Beside each model of another method stands the best of ours, or of the original in int8 or int4,
