@@ -47,10 +47,9 @@ make tables   # tables and charts from the results
 `python experiments/row.py NAME` makes a row of the README's table again from an empty folder. An
 experiment is a file of flags, `experiments/NAME.toml`. Its result in `experiments/results/` has
 the command, commit, seed, versions, processor and date of every row. A result without a file of
-flags is of what was removed since; commit de57855 has it. `learned` in `frontier` is
-today's `disp`, which was the default. Variables in flags name folders: `TEST` that of the test
-suite, `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train split, `C4` two
-JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
+flags is of what was removed since; commit de57855 has it. Variables in flags name folders:
+`TEST` that of the test suite, `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the
+train split, `C4` two JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
 `experiments/general_texts.py` writes, `RUNS` the run folders of other experiments, `MODELS` the
 GGUF files of other models.
 
