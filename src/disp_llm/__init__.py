@@ -32,18 +32,10 @@ if TYPE_CHECKING:
 
 __version__ = version("disp-llm")
 
-_LAZY = {
-    "prune": "commands.prune",
-    "recover": "commands.recover",
-    "eval": "commands.eval",
-    "bench": "commands.bench",
-    "generate": "commands.generate",
-    "convert": "commands.convert",
+_TASKS = "prune recover eval bench generate convert doctor export report verify".split()
+
+_LAZY = {name: f"commands.{name}" for name in _TASKS} | {
     "push": "commands.convert",
-    "doctor": "commands.doctor",
-    "export": "commands.export",
-    "report": "commands.report",
-    "verify": "commands.verify",
     "InputError": "config.errors",
     "TaskExample": "data.examples",
 }

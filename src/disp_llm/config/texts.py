@@ -19,17 +19,27 @@ from disp_llm.config.schema import as_type, read_toml, require_known
 
 
 @dataclass(frozen=True)
-class MixedText:
-    """One text of a mixture: files, or a data set of the hub."""
+class NamedText:
+    """Files, or a data set of the hub."""
 
     files: tuple[Path, ...] = ()
     """Files or folders, as `--text` reads them."""
     dataset: str = ""
-    """NAME:CONFIG:SPLIT (default split: train)."""
-    revision: str = ""
-    """Commit, tag or branch of the data set; "" = the newest."""
+    """NAME:CONFIG:SPLIT. The default split is train of a mixture, test of a suite."""
     field: Word = "text"
     """Key or column that holds the text."""
+
+    def __post_init__(self) -> None:
+        if bool(self.files) == bool(self.dataset):
+            raise ValueError("name either files or a dataset")
+
+
+@dataclass(frozen=True)
+class MixedText(NamedText):
+    """One text of a mixture."""
+
+    revision: str = ""
+    """Commit, tag or branch of the data set; "" = the newest."""
     weight: Weight = 1.0
     """How often a window is drawn from it, relative to the others."""
     characters: AnyTokens = 0
@@ -37,8 +47,7 @@ class MixedText:
     steps need."""
 
     def __post_init__(self) -> None:
-        if bool(self.files) == bool(self.dataset):
-            raise ValueError("name either files or a dataset")
+        super().__post_init__()
         if (self.revision or self.characters) and not self.dataset:
             raise ValueError("revision and characters are those of a dataset")
 
@@ -58,15 +67,9 @@ class MixtureFile:
 
 
 @dataclass(frozen=True)
-class SuiteText:
-    """A text of a suite: files, or a data set of the hub."""
+class SuiteText(NamedText):
+    """A text of a suite."""
 
-    files: tuple[Path, ...] = ()
-    """Files or folders, as `--text` reads them."""
-    dataset: str = ""
-    """NAME:CONFIG:SPLIT (default split: test)."""
-    field: Word = "text"
-    """Key or column that holds the text."""
     rows: AnyTokens = 0
     """Rows of the data set from its start, so that a large one is not fetched whole; 0 = all."""
     origin: str = ""
@@ -75,8 +78,7 @@ class SuiteText:
     """Of its one file; another one is refused."""
 
     def __post_init__(self) -> None:
-        if bool(self.files) == bool(self.dataset):
-            raise ValueError("name either files or a dataset")
+        super().__post_init__()
         if self.rows and not self.dataset:
             raise ValueError("rows are those of a dataset")
         if self.sha256 and len(self.files) != 1:

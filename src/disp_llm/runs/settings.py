@@ -10,7 +10,7 @@ import tomli_w
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, resolved
+from disp_llm.config.recipes import apply_recipe, flat, resolved
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
@@ -79,22 +79,13 @@ def _require_same_settings(run: Run, config: PruneConfig | RecoverConfig) -> Non
     if isinstance(before, PruneConfig) and isinstance(config, PruneConfig):
         align, chunk = config.align or before.align, config.chunk or before.chunk
         config = replace(config, align=align, chunk=chunk)
-    for key, had, now in _differences(resolved(before), resolved(config)):
-        raise InputError(
-            f"this run has {key} = {had}, not {now}",
-            field="resume",
-            hint="leave that setting out, or start a new run in another `output_dir`",
-        )
-
-
-def _differences(old: dict, new: dict, path: str = "") -> list[tuple[str, Any, Any]]:
-    found = []
-    for key, value in new.items():
-        if isinstance(value, dict):
-            found += _differences(old[key], value, f"{path}{key}.")
-        elif old[key] not in (value, _from_root(value)) and key not in FREE_TO_CHANGE:
-            found.append((f"{path}{key}", old[key], value))
-    return found
+    for (key, had), (_, now) in zip(flat(resolved(before)), flat(resolved(config)), strict=True):
+        if had not in (now, _from_root(now)) and key.split(".")[-1] not in FREE_TO_CHANGE:
+            raise InputError(
+                f"this run has {key} = {had}, not {now}",
+                field="resume",
+                hint="leave that setting out, or start a new run in another `output_dir`",
+            )
 
 
 def _from_root(value: Any) -> Any:
