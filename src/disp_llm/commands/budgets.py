@@ -3,7 +3,7 @@ whose time is measured."""
 
 import logging
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -34,33 +34,17 @@ from disp_llm.training.problem import PruningProblem
 logger = logging.getLogger(__name__)
 
 
-Tokens = Literal["all", "fewer later", "fewer"]
-"""Which tokens a model has: those of the original, of which some may still go, or no longer all."""
-
-
 def with_costs(
-    budget: Budget,
-    job: Job[PruneConfig],
-    dense: PrunableModel,
-    align: int,
-    tokenizer: Any,
-    tokens: Tokens = "all",
+    budget: Budget, job: Job[PruneConfig], dense: PrunableModel, align: int, tokenizer: Any
 ) -> Budget:
     """The budget that counts what the settings name; times compact models first where that is
-    latency. Sizes that it cannot have are refused: above the original, or below the smallest model
-    of the tokens that stay."""
-    settings, sizes = job.config.budget, job.config.sizes
+    latency."""
+    settings = job.config.budget
     if settings.kind == "latency":
         costs = _timed(job, dense, align, budget.chunk, stopwatch_of(job.config, dense, tokenizer))
     else:
         costs = _counted(settings, dense)
-    budget = replace(budget, costs=costs)
-    for size in sizes:
-        if size.unit and tokens != "fewer" and budget.share_of(size) >= 1:
-            raise fits_already(size, size.like(budget.dense_cost))
-        if size.unit and tokens != "fewer later":
-            _require_large_enough(size, budget, align)
-    return budget
+    return replace(budget, costs=costs)
 
 
 def _counted(settings: BudgetConfig, dense: PrunableModel) -> CostModel:
@@ -105,17 +89,28 @@ def _workloads(settings: BudgetConfig) -> list[Workload]:
     return [Workload(phase, length, batch) for phase in settings.workload]
 
 
-def _require_large_enough(size: Target, budget: Budget, align: int) -> None:
-    """Refuses an amount below what the smallest model has."""
-    try:
-        project(torch.zeros(budget.layout.entries), budget, budget.share_of(size), align)
-    except TooSmall as error:
-        least = size.like(error.least * budget.dense_cost, at_least=True)
-        raise InputError(
-            f"{size} is less than the smallest model, {least}",
-            field="fit",
-            hint=f"ask for {least} or more, for a smaller `align`, or for more `sites`",
-        ) from error
+def require_smaller(problem: PruningProblem) -> None:
+    """Refuses amounts that the original fits in."""
+    for size, share in zip(problem.job.config.sizes, problem.keeps, strict=True):
+        if size.unit and share >= 1:
+            raise fits_already(size, size.like(problem.budget.dense_cost))
+
+
+def require_room(problem: PruningProblem) -> None:
+    """Refuses sizes below the smallest model."""
+    budget = problem.budget
+    for size, share in zip(problem.job.config.sizes, problem.keeps, strict=True):
+        try:
+            project(torch.zeros(budget.layout.entries), budget, share, problem.align)
+        except TooSmall as error:
+            if not size.unit:
+                raise
+            least = size.like(error.least * budget.dense_cost, at_least=True)
+            raise InputError(
+                f"{size} is less than the smallest model, {least}",
+                field="fit",
+                hint=f"ask for {least} or more, for a smaller `align`, or for more `sites`",
+            ) from error
 
 
 def masks_in_time(

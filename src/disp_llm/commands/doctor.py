@@ -139,7 +139,7 @@ Plan = tuple[dict[str, int], int, int, PrunableModel]
 def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
     require_possible(asked, asked.sizes)
     empty = shapes_of(asked)
-    config = within_positions(asked, empty.model.config, pieces=2 if asked.cuts_tokens else 1)
+    config = within_positions(asked, empty.model.config, fewer_tokens=asked.cuts_tokens)
     learn, measured, stages = config.learn, config.evaluation.tokens, {}
     if config.text.may_be_written:
         needs = own_needs(config, 1)

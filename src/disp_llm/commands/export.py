@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs, called, takes
+from disp_llm.commands.budgets import require_room, require_smaller
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem
 from disp_llm.commands.report import PruneResult
@@ -72,7 +73,7 @@ def _measured(job: Job[PruneConfig]) -> SizeWriter:
     opened = open_problem(job, Inputs())
     source = opened.loaded.source | opened.texts.names
     job.run.require_same_source(source, dtype_name(opened.loaded.dtype))
-    return SizeWriter(opened.problem, opened.loaded, opened.measuring(board), opened.original)
+    return opened.writer(opened.measuring(board))
 
 
 def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
@@ -90,9 +91,11 @@ def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
         loaded, _ = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-    problem = problem_of(job, loaded, "fewer later" if kept else "all")
+    problem = problem_of(job, loaded)
+    require_smaller(problem)
     if kept:
         problem, loaded = trimmed_to(problem, loaded, kept)
+    require_room(problem)
     return SizeWriter(problem, loaded)
 
 

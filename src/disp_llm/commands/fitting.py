@@ -36,7 +36,7 @@ from disp_llm.masks.budget import TooSmall, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded, load
 from disp_llm.models.trimming import require_trimmable, trimmed
-from disp_llm.models.windows import fitting
+from disp_llm.models.windows import PIECES, can_read, fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import Choice, Fit
@@ -71,14 +71,14 @@ def fitted(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> tuple[Job[P
 
 
 def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
-    config, whole = job.config, len(loaded.tokenizer)
+    config = job.config
     target = PrunableModel.of(loaded, sites_of(config, loaded.family))
     room = Room.of(config, target, target.head_weight.element_size())
-    least, asked = least_keep(job, loaded), _rungs(config.vocabulary.vocabulary, loaded)
-    padded = {whole: len(target.head_weight)}  # rows that no token has go only with other tokens
-    fewest = min(padded.get(tokens, tokens) for tokens in asked)
-    if all(room.keep(bits, fewest) < least for bits in room.ways):
-        raise room.too_small(least, fewest)  # before anything is measured
+    # Rows that no token has go only where tokens go.
+    whole = max(len(target.head_weight), len(loaded.tokenizer))
+    least, asked = least_keep(job, loaded), _rungs(config.vocabulary.vocabulary, loaded, whole)
+    if all(room.keep(bits, min(asked)) < least for bits in room.ways):
+        raise room.too_small(least, min(asked))  # before anything is measured
     held = HeldOut.of(corpus, loaded)
     before = held.loss(loaded)
     ladder = list(_ladder(job, loaded, held, before, asked))
@@ -86,12 +86,12 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
     for bits in room.ways:
         rounding = _lost_by_rounding(loaded, held, bits, before)
         for tokens, lost in ladder:
-            keep = room.keep(bits, padded.get(tokens, tokens))
+            keep = room.keep(bits, tokens)
             if keep >= least:
                 expected = lost + rounding + expected_loss(keep)
                 found[bits, tokens] = Choice(bits, keep, math.exp(expected))
     if not found:
-        raise room.too_small(least, min(padded.get(tokens, tokens) for tokens, _ in ladder))
+        raise room.too_small(least, min(tokens for tokens, _ in ladder))
     _, tokens = min(found, key=lambda key: found[key].expected)
     choices = [found[bits, tokens] for bits in room.ways if (bits, tokens) in found]
     choices.sort(key=lambda choice: choice.expected)
@@ -140,7 +140,7 @@ class HeldOut:
             return cls(
                 replace(examples, examples=some), longest, replace(corpus, streams=(before,))
             )
-        context = fitting(loaded.model, 2 * WINDOW) // 2  # fewer tokens make more pieces
+        context = fitting(loaded.model, PIECES * WINDOW) // PIECES
         context = min(context, *(len(stream) for stream, _ in texts))
         total, windows = sum(weight for _, weight in texts), list[Tensor]()
         for stream, weight in texts:
@@ -161,25 +161,29 @@ class HeldOut:
     def can_be_read_by(self, model: Loaded, spelling: Spelling) -> bool:
         """Whether a model has as many positions as the longest window has pieces."""
         longest = spelling.longest_window(self.stream, self._windows)
-        return fitting(model.model, longest) == longest
+        return can_read(model.model, longest)
 
     @property
     def _windows(self) -> PerplexityConfig:
         return PerplexityConfig(self.context, windows=0)
 
 
-def _rungs(asked: int, loaded: Loaded) -> list[int]:
+def _rungs(asked: int, loaded: Loaded, whole: int) -> list[int]:
     """Sizes of the vocabulary that may be measured, the largest first: the whole one and shares of
-    it or, where a size is asked for, that one."""
-    whole = len(loaded.tokenizer)
+    it or, where a size is asked for, that one.
+
+    Args:
+        whole: rows of the whole embedding, which may be more than there are tokens.
+    """
+    tokens = len(loaded.tokenizer)
     if asked:
-        return [min(asked, whole)]
+        return [asked if asked < tokens else whole]
     try:
         require_trimmable(loaded)
     except InputError as error:
         logger.warning("the vocabulary stays whole: %s", error)
         return [whole]
-    shares = (128 * round(share * whole / 128) for share in RUNGS)
+    shares = (128 * round(share * tokens / 128) for share in RUNGS)
     return [whole, *filter(None, dict.fromkeys(shares))]
 
 
@@ -189,7 +193,7 @@ def _ladder(
     """Sizes of the vocabulary, and by how much each raises the loss."""
     config, ticks = job.config.vocabulary, job.count("measuring vocabularies")
     for done, tokens in enumerate(asked, start=1):
-        if tokens == len(loaded.tokenizer):
+        if tokens >= len(loaded.tokenizer):
             yield tokens, 0.0
             continue
         try:

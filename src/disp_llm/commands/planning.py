@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.budgets import Tokens, with_costs
+from disp_llm.commands.budgets import with_costs
 from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, COUPLED, EXPERTS, SITES, Site
@@ -58,12 +58,8 @@ def shapes_of(config: PruneConfig) -> PrunableModel:
     return PrunableModel(model, family, sites_of(config, family))
 
 
-def problem_of(job: Job[PruneConfig], loaded: Loaded, tokens: Tokens = "all") -> PruningProblem:
-    """A model with its budget and alignment, and no learning text.
-
-    Args:
-        tokens: which it has, of those of the original.
-    """
+def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
+    """A model with its budget and alignment, and no learning text."""
     config = job.config
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
     sharded = loaded.sharding is not None
@@ -75,7 +71,7 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded, tokens: Tokens = "all") ->
     chunk = chunk_of(config, dense, align)
     budget = Budget(dense.layout, None, dense.sites, alike, config.least_cut, chunk)
     if config.budget.kind != "params":
-        budget = with_costs(budget, job, dense, align, loaded.tokenizer, tokens)
+        budget = with_costs(budget, job, dense, align, loaded.tokenizer)
     shares = tuple(map(budget.share_of, config.sizes))
     return PruningProblem(dense, Corpus(()), budget, shares, align, job)
 
@@ -220,7 +216,7 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     else:
         target = shapes_of(config)
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
-    config = within_positions(config, target.model.config, pieces=2 if config.cuts_tokens else 1)
+    config = within_positions(config, target.model.config, fewer_tokens=config.cuts_tokens)
     reads = method_named(config.method).reads_weights or config.budget.kind == "latency"
     stays_whole = model is not None or reads or config.learn.learns_weights
     stays_whole = stays_whole or config.cuts_tokens

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
+from disp_llm.commands.budgets import require_room, require_smaller
 from disp_llm.commands.engines import require_engine
 from disp_llm.commands.fitting import fitted, settle
 from disp_llm.commands.planning import (
@@ -42,14 +43,13 @@ from disp_llm.data.spelling import Spelling
 from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.evaluation.suites import Scoreboard
-from disp_llm.masks.budget import project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, load_vocabulary, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
-from disp_llm.models.windows import fitting, require_positions, within_positions
+from disp_llm.models.windows import can_read, require_positions, within_positions
 from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import Fit, OriginalResult
@@ -111,7 +111,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     first_alone(job, loaded, measure_original, opened, board, inputs.measured)
     measuring = opened.measuring(board)
     selection = choose(problem)
-    first_alone(job, loaded, export_all, problem, measuring, selection, loaded, opened.original)
+    first_alone(job, loaded, export_all, opened, measuring, selection)
     if opened.fit is not None and job.process.is_main:
         settle(opened, opened.fit)
     if job.process.is_main:
@@ -155,6 +155,10 @@ class Opened:
         found = Measuring.of(self.problem.job, self.texts, self.original.tokenizer, board)
         return replace(found, spelling=self.spelling)
 
+    def writer(self, measuring: Measuring) -> SizeWriter:
+        """What writes and measures sizes."""
+        return SizeWriter(self.problem, self.loaded, measuring, self.original)
+
 
 def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     """Reads texts and model, and settles budget, alignment and the length of windows: the job of
@@ -167,12 +171,12 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     progress(1, 1)
     job, loaded = load_original(job, inputs)
     fewer = has_fewer_tokens(job)
-    config = within_positions(job.config, loaded.model.config, pieces=2 if fewer else 1)
+    config = within_positions(job.config, loaded.model.config, fewer_tokens=fewer)
     job = replace(job, config=config)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         counted = replace(config, budget=BudgetConfig()) if config.budget.decides else config
-        counts = "fewer later" if fewer else "all"
-        problem = problem_of(replace(job, config=counted), loaded, counts)
+        problem = problem_of(replace(job, config=counted), loaded)
+    require_smaller(problem)
     if not fewer:
         require_room(problem)
     require_engine(problem, loaded)
@@ -197,7 +201,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     problem, small, spelling = with_fewer_tokens(problem, loaded)
     require_room(problem)
     longest = spelling.longest_window(texts.evaluation, config.evaluation)
-    if fitting(loaded.model, longest) < longest:
+    if not can_read(loaded.model, longest):
         raise InputError(
             f"a window takes {longest} of the tokens that are left, more than the model can read",
             field="context",
@@ -214,31 +218,16 @@ def has_fewer_tokens(job: Job[PruneConfig]) -> bool:
     return job.run.has(path) and bool(load_vocabulary(path))
 
 
-def require_room(problem: PruningProblem) -> None:
-    """Refuses sizes that no model has."""
-    for share in problem.keeps:
-        project(torch.zeros(problem.budget.layout.entries), problem.budget, share, problem.align)
-
-
-def export_all(
-    problem: PruningProblem,
-    measuring: Measuring,
-    selection: Selection,
-    loaded: Loaded,
-    whole: Loaded,
-) -> None:
-    """Writes and measures everything that follows from a selection.
-
-    Args:
-        whole: the original, with all of its tokens.
-    """
+def export_all(opened: Opened, measuring: Measuring, selection: Selection) -> None:
+    """Writes and measures everything that follows from a selection."""
+    problem = opened.problem
     config, run = problem.job.config, problem.job.run
     steps = run.result().get("steps", config.learn.steps)
     seen = tokens_seen(config, steps, problem.job.process.count) if learns(problem) else 0
     run.update(tokens_seen=seen)
     if config.draws_masks:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    SizeWriter(problem, loaded, measuring, whole).write(selection, config.sizes)
+    opened.writer(measuring).write(selection, config.sizes)
 
 
 def measure_original(opened: Opened, board: Scoreboard | None, measured: Perplexity | None) -> None:

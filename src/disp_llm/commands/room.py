@@ -78,10 +78,10 @@ def index_bytes(target: PrunableModel, chunk: int) -> int:
     for block, shape in zip(target.blocks, target.layout.blocks, strict=True):
         attention, mlp = target.branches_of(block)
         places = {
-            "attn_in": attention.gathers or (attention.gather,),
-            "attn_out": attention.scatters or (attention.scatter,),
-            "mlp_in": mlp.gathers or (mlp.gather,),
-            "mlp_out": mlp.scatters or (mlp.scatter,),
+            "attn_in": attention.selects_in,
+            "attn_out": attention.selects_out,
+            "mlp_in": mlp.selects_in,
+            "mlp_out": mlp.selects_out,
         }
         here = sum(len(paths) for site, paths in places.items() if site in target.sites)
         numbers, tensors = numbers + here * (shape.hidden // said), tensors + here

@@ -143,12 +143,7 @@ class SizeWriter:
             "logit_errors": errors,
             "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
             "speed": speed_against(
-                (self.whole or self.loaded).model,
-                model,
-                rounds,
-                job.progress,
-                f"{name}: ",
-                self._stopwatch,
+                self._beside.model, model, rounds, job.progress, f"{name}: ", self._stopwatch
             ),
             "timed_in": self._stopwatch.program,
             "scores": measuring.scores(compact, name, reference.scores),
@@ -158,12 +153,17 @@ class SizeWriter:
             sharding.drop(model)
         return figures
 
+    @property
+    def _beside(self) -> Loaded:
+        """What sizes are timed beside."""
+        return self.whole or self.loaded
+
     @cached_property
     def _stopwatch(self) -> Stopwatch:
         """What times the models."""
-        whole, job = self.whole or self.loaded, self.problem.job
-        original = PrunableModel.of(whole, self.problem.dense.sites)
-        return stopwatch_of(job.config, original, whole.tokenizer, self.loaded.tokenizer)
+        original = PrunableModel.of(self._beside, self.problem.dense.sites)
+        tokenizers = self._beside.tokenizer, self.loaded.tokenizer
+        return stopwatch_of(self.problem.job.config, original, *tokenizers)
 
     @property
     def _machine(self) -> PlaceConfig:

@@ -74,7 +74,7 @@ def trimmed_to(
 ) -> tuple[PruningProblem, Loaded]:
     """The same problem of the model with some of its tokens. Sizes stay shares of the original."""
     small = trimmed(loaded, kept)
-    fewer = problem_of(problem.job, small, "fewer")
+    fewer = problem_of(problem.job, small)
     if fewer.budget.costs is not None:
         costs = replace(fewer.budget.costs, dense_cost=problem.budget.dense_cost)
         fewer = replace(fewer, budget=replace(fewer.budget, costs=costs))

@@ -168,8 +168,8 @@ class Draft:
         """Adds the buffers of a branch's gather and scatter, where these are not whole: numbers of
         chunks of so many neighbours."""
         places = [
-            *((path, "kept_in", kept.incoming) for path in branch.gathers or (branch.gather,)),
-            *((path, "kept_out", kept.outgoing) for path in branch.scatters or (branch.scatter,)),
+            *((path, "kept_in", kept.incoming) for path in branch.selects_in),
+            *((path, "kept_out", kept.outgoing) for path in branch.selects_out),
         ]
         for path, buffer, mask in places:
             if not mask.all():

@@ -88,6 +88,16 @@ class Branch:
         return (*self.reads, *self.inside, *((self.writes,) if self.writes else ()))
 
     @property
+    def selects_in(self) -> tuple[str, ...]:
+        """Modules that each select what they read of the stream."""
+        return self.gathers or (self.gather,)
+
+    @property
+    def selects_out(self) -> tuple[str, ...]:
+        """Modules whose outputs are each put back into the stream."""
+        return self.scatters or (self.scatter,)
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """What goes when the branch is pruned as a whole, as far as a block has it."""
         router = (self.experts.router,) if self.experts else ()

@@ -43,6 +43,16 @@ def positions_of(described: PreTrainedConfig) -> int | None:
     return most if most and most > 0 else None
 
 
+PIECES = 2
+"""Into how many pieces a token may fall in windows of the usual length, where tokens are to go."""
+
+
+def can_read(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether a model was made for so many tokens."""
+    most = positions_of(model.config)
+    return not most or tokens <= most
+
+
 def require_positions(model: PreTrainedModel, tokens: int, field: str) -> None:
     """Refuses windows that are longer than what the model was made for.
 
@@ -52,8 +62,8 @@ def require_positions(model: PreTrainedModel, tokens: int, field: str) -> None:
     Raises:
         InputError: they are.
     """
-    most = positions_of(model.config)
-    if most and tokens > most:
+    if not can_read(model, tokens):
+        most = positions_of(model.config)
         raise InputError(
             f"{tokens} tokens, and the model has {most} positions",
             field=field,
@@ -66,19 +76,21 @@ def fitting(model: PreTrainedModel, tokens: int) -> int:
     return min(tokens, positions_of(model.config) or tokens)
 
 
-def within_positions(config: Config, *models: PreTrainedConfig, pieces: int = 1) -> Config:
+def within_positions(
+    config: Config, *models: PreTrainedConfig, fewer_tokens: bool = False
+) -> Config:
     """Settings whose windows are no longer than what every one of some models can read.
 
     Only windows that are read and that nobody asked for are shortened, with one warning for all of
     them: those of the usual length. What was asked for is refused later (`require_positions`).
 
     Args:
-        pieces: into how many a token of a window may fall.
+        fewer_tokens: whether some tokens are to go, so that windows are to leave room for pieces.
     """
     positions = min((n for n in map(positions_of, models) if n), default=None)
     if positions is None:
         return config
-    most = positions // pieces
+    most = positions // PIECES if fewer_tokens else positions
     usual, names = usual_settings(config), WINDOWS - unread(config)
     windows = [one for name, one in settings_of(type(config)).items() if name in names]
     shortened = {
