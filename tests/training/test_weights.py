@@ -76,16 +76,24 @@ def test_weights_that_were_stopped_and_gone_on_with_are_the_same(optimizer, text
 
 
 def test_training_after_training_reads_on(text_file, tmp_path):
-    """The windows of a second training follow those of the first, where both have one seed."""
-    training = dataclasses.replace(TRAINING, learning_rate=1e-12)
-    corpus = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),))
+    """The windows of a second training follow those of the first, where both have one seed, and
+    are none of those where its batch is another."""
+    corpus, read = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),)), []
+    draw_own = corpus.draw_own
 
-    def losses(name: str, steps: int, before: int) -> list[float]:
+    def recorded(*arguments):
+        read.append(draw_own(*arguments))
+        return read[-1]
+
+    object.__setattr__(corpus, "draw_own", recorded)
+
+    def losses(name: str, steps: int, before: int, batch: int = TRAINING.batch) -> list[float]:
         seen: list[float] = []
+        training = dataclasses.replace(TRAINING, learning_rate=1e-12, batch=batch)
         job = Job(
             RecoverConfig(
                 "tiny",
-                tokens=32 * steps,
+                tokens=training.tokens_per_step * steps,
                 training=training,
                 machine=MachineConfig(device="cpu"),
             ),
@@ -98,7 +106,11 @@ def test_training_after_training_reads_on(text_file, tmp_path):
 
     whole = losses("whole", 4, before=0)
     assert len(set(whole)) == 4
+    first = {tuple(row) for windows in read for row in windows.tokens.tolist()}
     assert losses("second", 2, before=64) == pytest.approx(whole[2:], rel=1e-5)
+    del read[:]
+    losses("other", 2, before=128, batch=2 * TRAINING.batch)
+    assert not first & {tuple(row) for windows in read for row in windows.tokens.tolist()}
 
 
 def test_muon_moves_no_direction_of_a_matrix_further_than_another(text_file, tmp_path):

@@ -109,7 +109,7 @@ def require_room(problem: PruningProblem) -> None:
             raise InputError(
                 f"{size} is less than the smallest model, {least}",
                 field="fit",
-                hint=f"ask for {least} or more, for a smaller `align`, or for more `sites`",
+                hint=f"ask for {least} or more",
             ) from error
 
 

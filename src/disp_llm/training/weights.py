@@ -36,8 +36,8 @@ def train_weights(
 
     Args:
         dtype: that the model computes in.
-        tokens_before: that these weights were trained on before, with the same seed: the windows
-            drawn now are those that follow.
+        tokens_before: that these weights were trained on before, with the same seed: other
+            windows are drawn now, whatever the batch was then.
     """
     config, device, process = job.config.training, student.device, job.process
     trained = trained_parameters(student)
@@ -48,12 +48,12 @@ def train_weights(
     foreach = False if any(isinstance(one, DTensor) for one in trained) else None
     optimizers = optimizers_of(config, [{"params": others}], {"params": matrices}, foreach)
     steps, seed = job.config.steps(process.count), job.config.machine.seed
-    drawn = tokens_before // (config.tokens_per_step * process.count)
+    read = config.tokens_per_step * process.count
     compiled = compiles(config, steps, student)
 
     def loss_of(step: int) -> Loss:
         before_step(step)
-        noise = shared_stream("weights", seed, drawn + step)
+        noise = shared_stream("weights", seed, tokens_before + step * read)
         windows = corpus.draw_own(config.batch, config.length, noise, process)
         # Matrix products in the model's dtype, though the trained weights are float32.
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
