@@ -1,8 +1,8 @@
 """Whether what was exported computes what the masked model does."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -36,27 +36,33 @@ def logit_errors(
     It is taken in the dtype of the run and in float32 (weights are cast there and back, which loses
     nothing). The float32 figure is left out, with a warning, where the memory for it is missing.
     """
-    device = next(dense.parameters()).device
-    tokens = tokens[None].to(device)
-    dtype = dense.dtype
-    errors = {f"max_logit_error_{dtype_name(dtype)}": _error(dense, compact, tokens)}
-    extra = 2 * sum(model.num_parameters() for model in (dense, compact))
+    device, dtype = next(dense.parameters()).device, dense.dtype
+    models, tokens = (dense, compact), tokens[None].to(device)
+    errors = {f"max_logit_error_{dtype_name(dtype)}": _error(models, tokens)}
+    extra = 2 * max(model.num_parameters() for model in models)
     if dtype != torch.float32:
         held = any(isinstance(p, DTensor) or p.is_meta for p in dense.parameters())
         if held or extra > free_memory(device):
             logger.warning("no memory to check the export in float32: only %s was checked", dtype)
             return errors
-        with _in_float32(dense), _in_float32(compact):
-            errors["max_logit_error_float32"] = _error(dense, compact, tokens)
+        errors["max_logit_error_float32"] = _error(models, tokens, _in_float32)
     return errors | {"max_logit_error": errors["max_logit_error_float32"]}
 
 
-def _error(dense: PreTrainedModel, compact: PreTrainedModel, tokens: Tensor) -> float:
-    wanted, got = (model(tokens, use_cache=False).logits.float() for model in (dense, compact))
+def _error(
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    tokens: Tensor,
+    context: Callable[[PreTrainedModel], AbstractContextManager] = nullcontext,
+) -> float:
+    logits = []
+    for model in models:
+        with context(model):  # one after the other: there is room for one in float32
+            logits.append(model(tokens, use_cache=False).logits.float())
+    wanted, got = logits
     return float((wanted - got).abs().max() / wanted.abs().max())
 
 
-@contextlib.contextmanager
+@contextmanager
 def _in_float32(model: PreTrainedModel) -> Iterator[None]:
     """While the context lasts, parameters are float32; then each is what it was, for some families
     keep routers in float32 whatever the model is. Rotary frequencies and the like are float32
