@@ -430,28 +430,6 @@ def test_an_error_that_a_signal_became_is_an_interruption(monkeypatch):
     assert (done.returncode, done.stderr) == (130, "disp-llm: interrupted\n")
 
 
-@pytest.mark.parametrize("more", [[], ["--text", "self"], ["--minutes", 2]])
-def test_a_dry_run_does_nothing(more, llama_folder, small_run, tmp_path):
-    place, said = tmp_path / "new", ["--output-dir", tmp_path / "new", "--dry-run", "--json"]
-    line = ["prune", llama_folder, "--keep", 0.8, 0.5, "--context", 32, "--windows", 2]
-    done = must_run(*line, "--length", 32, *more, *said)
-    planned = json.loads(done.stdout)
-    assert planned["stages"]["measure the original"] == 64
-    assert planned["stages"]["learn"] == (0 if "--minutes" in more else 150 * 64)
-    assert "export and measure 0.5" in planned["stages"]
-    assert planned["fits"]
-    assert planned["training_s"] >= 0
-    folder = small_run[0] / "keep-0.5"
-    done = must_run("recover", folder, "--tokens", 512, "--length", 32, "--batch", 2, *said)
-    assert json.loads(done.stdout)["stages"]["train"] == 512
-    assert not place.exists()
-    shown = run_command(*line, "--length", 32, "--output-dir", place, "--dry-run")
-    assert "would be the run folder" in shown.stdout
-    again = run_command(*line, "--length", 32, "--gradient-checkpointing", "yes", *said)
-    assert json.loads(again.stdout)["memory_bytes"] < planned["memory_bytes"]
-    assert run_command("dry_run").stderr.startswith("disp-llm: dry_run: is no command")
-
-
 def test_a_revision_belongs_to_the_name():
     asked = parse(["prune", "org/name", "--revision", "v2"])
     assert asked.model == parse(["prune", "org/name@v2"]).model == "org/name@v2"

@@ -36,6 +36,7 @@ def test_doctor_lists_every_plan_and_names_the_first_that_fits(llama_folder, mon
     monkeypatch.setattr(commands_doctor, "resolve_device", lambda device: torch.device("cuda"))
     monkeypatch.setattr(commands_doctor, "resolve_dtype", lambda dtype, device: torch.bfloat16)
     monkeypatch.setattr(commands_doctor, "free_memory", lambda device: 2**40)
+    monkeypatch.setattr(commands_doctor, "operations_per_second", lambda *_: 1e6)
     result = examined(llama_folder)
     assert result["devices"] == 4
     assert result["advice"] == "fits"
@@ -48,6 +49,10 @@ def test_doctor_lists_every_plan_and_names_the_first_that_fits(llama_folder, mon
     ]
     assert [plan["processes"] for plan in result["plans"]] == [1, 1, 4, 4]
     assert sizes["--gradient-checkpointing yes"] < sizes["as it is"]
+    seconds = [plan["seconds"] for plan in result["plans"]]
+    assert seconds[0] == seconds[2] < seconds[1] == seconds[3] < 1.34 * seconds[0]
+    # Of a process on a CPU, what its libraries take counts too.
+    assert on_the_processor["plans"][0]["memory_bytes"] > 100e6 > sizes["as it is"]
     between = sizes["--gradient-checkpointing yes"] / ROOM * 1.0001
     for free, said in (
         (between, "fits with --gradient-checkpointing yes"),

@@ -152,18 +152,3 @@ def verify(config: Any) -> Figures:
     if result["ok"]:
         say(f"{config.folder}: whole")
     return result
-
-
-def dry_run(config: Any) -> Figures:
-    """Says what `prune` or `recover` would do."""
-    from disp_llm.commands.doctor import dry_run
-
-    result = dry_run(config)
-    for stage, tokens in result["stages"].items():
-        say(f"{stage}: {tokens:,} tokens" if tokens else stage)
-    memory, free = (result[key] / 2**30 for key in ("memory_bytes", "memory_free_bytes"))
-    fits = "fits" if result["fits"] else "does not fit"
-    say(f"memory: {memory:.2f} GiB of {free:.2f} on {result['device']}, {fits}")
-    say(f"training: at least {result['training_s']:,.0f} s")
-    say(f"nothing was done; {result['output_dir']} would be the run folder")
-    return result

@@ -12,7 +12,6 @@ EXTRAS = {
     "revision": ("NAME", "Commit, tag or branch of a hub MODEL; MODEL@NAME says the same."),
     "config": ("FILE", "Read settings from a TOML file, or from the config.toml of a run."),
     "json": ("", "Print one JSON object on standard output."),
-    "dry-run": ("", "Print what would be done, and do nothing."),
     "quiet": ("", "Print results and errors alone."),
     "verbose": ("", "Also print what libraries log, and where an error came from."),
     "help": ("", "List the usual settings."),
@@ -20,7 +19,7 @@ EXTRAS = {
 }
 """Flags that are no settings: what stands beside them, and what they do."""
 
-USUAL_EXTRAS = ("config", "json", "dry-run", "help-all")
+USUAL_EXTRAS = ("config", "json", "help-all")
 """Those that a short help lists."""
 
 SHORT_CHOICE = 3
@@ -66,8 +65,6 @@ def extras_of(kind: type) -> list[str]:
     settings, missing = settings_of(kind), set()
     if "model" not in settings:
         missing.add("revision")
-    if "resume" not in settings:
-        missing.add("dry-run")
     if not usual_settings_of(kind):
         missing |= {"config", "help-all"}
     return [name for name in EXTRAS if name not in missing]

@@ -23,7 +23,6 @@ from disp_llm.cli.parsing import (
     given_settings,
     output_folder,
     parse,
-    run_task,
 )
 from disp_llm.cli.signals import has_been_asked_to_end
 from disp_llm.config.errors import InputError
@@ -59,8 +58,7 @@ def _run(arguments: list[str]) -> int:
         config = parse(arguments)
         prepare_libraries(verbose="--verbose" in arguments)
         direct_output(as_json, quiet="--quiet" in arguments)
-        dry = "--dry-run" in arguments
-        result = run_task("dry_run", config) if dry else command_of(command).run(config)
+        result = command_of(command).run(config)
         if as_json and result:  # of several processes, the first has it
             print(json.dumps(result, ensure_ascii=False))
         # At the interpreter's end it would be too late to say what failed.

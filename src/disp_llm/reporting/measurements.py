@@ -49,11 +49,12 @@ def show_examination(result: dict[str, Any]) -> None:
             plan["name"],
             str(plan["processes"]),
             f"{plan['memory_bytes'] / 2**30:.1f} GiB",
+            f"{plan['seconds'] / 60:,.0f} min",
             "yes" if plan["fits"] else "no",
         )
         for plan in result["plans"]
     ]
-    Table(("learning", "processes", "memory each", "fits"), plans).show()
+    Table(("learning", "processes", "memory each", "takes about", "fits"), plans).show()
     where = f"{result['devices']} × " if result["devices"] > 1 else ""
     free = f"{where}{result['memory_free_bytes'] / 2**30:.1f} GiB are free"
     say(f"{free}: {result['advice']}")
