@@ -12,7 +12,7 @@ from conftest import must_refuse, must_run, run_command, tiny_model
 from test_fewer_tokens import place as place_of_words
 
 from disp_llm.commands.report import PruneResult
-from disp_llm.commands.room import expected_loss, stored
+from disp_llm.commands.room import expected_loss, expected_range, stored
 from disp_llm.config.names import SITES
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
@@ -20,6 +20,7 @@ from disp_llm.models.architectures import family_of
 
 place = place_of_words
 
+MODELS = Path(__file__).parents[2] / "experiments" / "results" / "models.json"
 SHAPES = {
     "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 2,
@@ -175,6 +176,15 @@ def test_bytes_are_foretold(place, bits, tied, tmp_path):
     assert json.loads(done.stdout)["parameters"] == model.num_parameters()  # tied ones once
     foretold = way.rest + way.blocks + way.token * len(tokenizer)
     assert 0 <= foretold - weight_bytes(folder) <= 3 * 256 * len(model.state_dict())
+
+
+def test_the_expected_range_is_that_of_the_models():
+    """Of the committed results, within what the curves miss."""
+    found = json.loads(MODELS.read_text())
+    for number, keep in enumerate((0.8, 0.5)):
+        ratios = [one["models"][number]["general_ratio"] for one in found]
+        assert expected_range(keep) == pytest.approx([min(ratios), max(ratios)], rel=0.02)
+    assert expected_range(1.0) == [1.0, 1.0]
 
 
 def test_the_expected_loss_is_that_of_the_contest():

@@ -11,7 +11,7 @@ import torch
 
 from disp_llm.commands.api import called, takes
 from disp_llm.commands.planning import MemoryPlan, first_plan, memory_plans, shapes_of
-from disp_llm.commands.room import outlook
+from disp_llm.commands.room import expected_range, outlook
 from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.budget import Budget, project
@@ -89,6 +89,7 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
         "block_parameters": int(budget.block_parameters(counts)),
         "bytes": left * itemsize,
         "gflops_per_token": 2 * budget.active_parameters(counts) / 1e9,
+        "expected": expected_range(keep),
     }
 
 

@@ -29,6 +29,16 @@ def expected_loss(keep: float) -> float:
     return 1.05 * (1 / keep - 1) ** 0.93
 
 
+LEAST, MOST = (0.818, 0.73), (1.303, 0.52)
+"""a and b of `exp(a·(1/keep − 1)^b)`: the least and the most times the original's perplexity that
+the default came to at keep 0.8 and 0.5 of three models (experiments/results/models.md)."""
+
+
+def expected_range(keep: float) -> list[float]:
+    """Returns the least and the most times the original's perplexity to expect at a size."""
+    return [math.exp(scale * (1 / keep - 1) ** power) for scale, power in (LEAST, MOST)]
+
+
 @dataclass(frozen=True)
 class Bytes:
     """What a way to store weights takes, from what is counted in one model."""

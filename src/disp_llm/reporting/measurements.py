@@ -30,11 +30,12 @@ def show_examination(result: dict[str, Any]) -> None:
             f"{size['block_parameters']:,}",
             f"{size['parameters']:,}",
             megabytes(size["bytes"]),
-            f"{size['gflops_per_token']:.3f}",
+            "×{:.1f} to ×{:.1f}".format(*size["expected"]),
         )
         for size in result["sizes"]
     ]
-    Table((*names, "block GFLOPs a token"), sizes).show()
+    Table((*names, "perplexity"), sizes).show()
+    say("perplexity: expected times the original's, from six sizes of three models up to 630 M")
     if "fit" in result:
         fits = [
             (one["bits"], f"{one['keep']:g}", f"×{one['expected']:.2f}") for one in result["fits"]
