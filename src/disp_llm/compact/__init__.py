@@ -1,7 +1,7 @@
-"""What travels with an exported folder, and how transformers comes to know it.
+"""The code copied into exported folders, and its registration with transformers.
 
-The files of `CODE` are copied into every folder. Others use `register` (folders then load without
-`trust_remote_code`) and `model_classes`.
+The files of `CODE` are copied into every folder. Other packages use `register` (folders then load
+without `trust_remote_code`) and `model_classes`.
 """
 
 import importlib
@@ -15,24 +15,24 @@ CODE = (
     "heads_disp_llm.py",
     "modeling_disp_llm.py",
 )
-"""The code that travels with a folder."""
+"""Code files copied into every exported folder."""
 
 CAUSAL = {"AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING"}
-"""The auto class of causal models, and the table of those that transformers makes by it."""
+"""The auto class of causal models, and transformers' table of the classes that it makes."""
 
 WRAPPING = {
     "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING",
     "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
 }
-"""The same of wrappers; the first has all of them."""
+"""The auto classes of wrappers and their tables; the first table has all wrappers."""
 
 
 def register() -> None:
-    """Puts a placeholder for the configuration of every architecture into transformers' table; of
-    one that is registered later too.
+    """Adds a placeholder configuration to transformers' table for every architecture, including any
+    registered later.
 
-    A placeholder gives way to the real class when a folder of its architecture is first loaded:
-    making all classes at once would import the modelling files of all of them, a second and a half.
+    The first load of a folder replaces its architecture's placeholder with the real class. Making
+    all classes at once would import all their modelling files, which takes a second and a half.
     """
     for model_type in (*model_types(), *WRAPPERS):
         register_type(model_type)
@@ -41,7 +41,7 @@ def register() -> None:
 
 
 def register_type(model_type: str) -> None:
-    """Puts the placeholder of one architecture there, where transformers has the architecture."""
+    """Adds the placeholder of one architecture, if transformers knows the architecture."""
     auto = importlib.import_module("transformers.models.auto.configuration_auto")
     native_name = auto.CONFIG_MAPPING_NAMES.get(model_type)
     pruned_type = PRUNED_PREFIX + model_type
@@ -60,8 +60,8 @@ def _placeholder(model_type: str, native_name: str) -> type:
 
 
 def model_classes(native_config: Any) -> tuple[Any, Any]:
-    """`LlamaConfig` -> (`DispLlamaModel`, `DispLlamaForCausalLM`), known to the auto classes; of a
-    wrapper the whole model with its head."""
+    """`LlamaConfig` -> (`DispLlamaModel`, `DispLlamaForCausalLM`), registered with the auto
+    classes; for a wrapper, the second is the whole model with its head."""
     transformers = importlib.import_module("transformers")
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     module = importlib.import_module("disp_llm.compact.modeling_disp_llm")
@@ -78,8 +78,8 @@ def model_classes(native_config: Any) -> tuple[Any, Any]:
 
 
 def auto_classes(native_config: type) -> list[str]:
-    """Names of the auto classes that load the model with its head: for causal models in any case,
-    by which a wrapper reads text too."""
+    """Returns the names of the auto classes that load the model with its head. The one of causal
+    models is always included: through it a wrapper also reads text."""
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     tables = WRAPPING if native_config.model_type in WRAPPERS else {}
     known = [name for name, table in tables.items() if native_config in getattr(auto, table)]

@@ -1,30 +1,30 @@
-"""The configuration of a model whose blocks each have widths of their own.
+"""The configuration of a model in which every block has its own widths.
 
-This file, `modeling_disp_llm.py`, `experts_disp_llm.py` and `heads_disp_llm.py` lie in every
-exported folder and stand alone on torch and transformers. `DispLlamaConfig` is `LlamaConfig` with
-one more entry, `disp_llm`, and likewise for every architecture: a class is made when it is asked
-for by name.
+This file, `modeling_disp_llm.py`, `experts_disp_llm.py` and `heads_disp_llm.py` are in every
+exported folder and need only torch and transformers. `DispLlamaConfig` is `LlamaConfig` with one
+more entry, `disp_llm`; the same holds for every architecture. A class is made when its name is
+first requested.
 
     disp_llm = {
-        "blocks": "layers",                       # path of the blocks in the base model, of a
-                                                  # wrapper such as "language_model.layers"
+        "blocks": "layers",                       # path of the blocks in the base model; in a
+                                                  # wrapper, for example, "language_model.layers"
         "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1,
                       "norms": [...], "inside": [...]},
-                                                  # and "per_head", parameters that heads have
-        "heads": [2, 16, ...],                    # of the original's blocks, where they differ
-        "alternatives": [{...}],                  # in place of attention, in blocks of other kinds
+                                                  # and "per_head": parameters of the heads
+        "heads": [2, 16, ...],                    # heads of the original's blocks, if they differ
+        "alternatives": [{...}],                  # replace attention in blocks of other kinds
         "mlp": {...},                             # module paths are relative to a block
-        "mixture": {..., "experts": {...}},       # in place of the MLP, in blocks with experts
+        "mixture": {..., "experts": {...}},       # replaces the MLP in blocks with experts
         "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
-                                                  # and "heads": heads, where some are pruned;
-                                                  # "experts": experts, likewise; mlp_mid is then
-                                                  # the width of each;
-                                                  # "attention", "mlp": 0 where a block has none
+                                                  # mlp_mid of a mixture: width of each expert;
+                                                  # "heads", "experts": their number, if some are
+                                                  # pruned;
+                                                  # "attention", "mlp": 0 if a block has none
         "chunk": 32,                              # neighbours in the residual stream that are
-                                                  # selected together; absent: each by itself
-        "biases": True,                           # where the layers that write have gained one
-        "logit_scale": 0.25,                      # what the head multiplies its logits by, where
-                                                  # it does
+                                                  # selected together; absent = 1
+        "biases": True,                           # if the layers that write have gained one
+        "logit_scale": 0.25,                      # factor that the head applies to its logits;
+                                                  # absent = 1
     }
 """
 
@@ -46,7 +46,7 @@ def pruned_config(native_name: str) -> type:
             "__annotations__": {"disp_llm": dict | None},
             "model_type": f"disp_{native.model_type}",
             "disp_llm": None,
-            # transformers 5.15 renames the layer types of custom code; ours are the native class's
+            # transformers 5.15 renames the layer types of custom code; ours are the native ones
             "is_custom_code": classmethod(lambda cls: False),
         }
         if not hasattr(native, "logit_scale"):  # Cohere's have it themselves
@@ -58,8 +58,8 @@ def pruned_config(native_name: str) -> type:
 
 
 def _logit_scale(config: Any) -> float:
-    """For engines that run the model without its head, and know this name for what that does to
-    logits, but not `logits_scaling` (vLLM's Transformers backend)."""
+    """Serves engines that run the model without its head and know the logits' factor by this name,
+    but not as `logits_scaling` (vLLM's Transformers backend)."""
     return (config.disp_llm or {}).get("logit_scale", 1.0)
 
 

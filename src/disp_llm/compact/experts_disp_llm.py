@@ -1,11 +1,11 @@
-"""The experts of a mixture, cut: fewer of them, with fewer dimensions.
+"""Cuts the experts of a mixture: fewer of them, with fewer dimensions.
 
-This file lies in every exported folder, beside `modeling_disp_llm.py`, and stands alone on torch
-and transformers. The native classes run: their packed weights and their routers are cut. Only the
-sum over experts is taken here, where transformers' own functions ask for other widths.
+This file is in every exported folder, beside `modeling_disp_llm.py`, and needs only torch and
+transformers. The native classes run with cut packed weights and routers. Only the sum over experts
+is computed here, since transformers' own functions do not support all cut widths.
 
-D residual stream, K and K' kept of it, N tokens, E experts, C chosen by each token, F intermediate.
-A `row` is what the configuration says of the experts.
+D residual stream, K (read) and K' (written) kept of it, N tokens, E experts, C chosen by each
+token, F intermediate. A `row` is the configuration's entry about the experts.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from torch import nn
 
 
 def matrices_of(experts: Any, row: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packed weights of all experts, (E, 2F, D) and (E, D, F), however they are stored."""
+    """Packed weights of all experts, (E, 2F, D) and (E, D, F), however they are stored."""
     read, write = experts.gate_up_proj, experts.down_proj
     return (read.mT, write.mT) if "transposed" in row.get("quirks", ()) else (read, write)
 
 
 def biases_of(experts: Any, row: dict) -> tuple[Any, Any]:
-    """The biases of all experts, (E, 2F) and (E, D); None of each expert where they have none."""
+    """Returns the biases of all experts, (E, 2F) and (E, D); lists of None if they have none."""
     if "biased" in row.get("quirks", ()):
         return experts.gate_up_proj_bias, experts.down_proj_bias
     none = [None] * len(experts.gate_up_proj)
@@ -38,14 +38,14 @@ def run_experts(
     factors: torch.Tensor,
     on_middle: Callable[..., torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """What experts add to tokens, where transformers' own functions for experts cannot say it: they
-    take for granted that as many dimensions are written (K') as are read (K), of aligned widths.
+    """Sums the outputs of each token's experts. Replaces transformers' own functions, which assume
+    that as many dimensions are written (K') as are read (K), and that widths are aligned.
 
     Args:
         hidden: (N, K).
-        chosen: indices of each token's experts, (N, C); -1 is none.
-        factors: of their outputs, (N, C).
-        on_middle: what to do to intermediate dimensions, given them, the expert and the tokens.
+        chosen: indices of each token's experts, (N, C); -1 = none.
+        factors: weights of their outputs, (N, C).
+        on_middle: changes intermediate dimensions, given them, the expert and the tokens.
 
     Returns:
         (N, K').
@@ -70,11 +70,11 @@ def run_scored_experts(
     hidden: torch.Tensor,
     on_middle: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """What experts that all read all tokens give, each times its score already (Llama 4).
+    """Returns the outputs of experts that all read all tokens, pre-multiplied by scores (Llama 4).
 
     Args:
         hidden: (E·N, K), expert by expert.
-        on_middle: what to do to intermediate dimensions, (E, N, F).
+        on_middle: changes intermediate dimensions, (E, N, F).
 
     Returns:
         (E·N, K').
@@ -88,17 +88,17 @@ def run_scored_experts(
 
 
 ALIGNED = 8
-"""What widths are to be multiples of for torch's grouped matrix product: 16 bytes."""
+"""Widths must be multiples of this (16 bytes) for torch's grouped matrix product."""
 
 EXPERTS = ("num_experts", "out_features")
 READS = ("hidden_dim", "hidden_size", "in_features")
 INSIDE = ("intermediate_dim", "intermediate_size", "expert_dim")
-"""What native classes call their number of experts, the dimensions that they read, and the
-intermediate ones."""
+"""Attributes in which native classes store the number of experts, of dimensions read, and of
+intermediate dimensions."""
 
 
 def resize(module: nn.Module, experts: int, reads: int, inside: int) -> None:
-    """Tells a module of a mixture how many experts and dimensions it has."""
+    """Updates a module's own attributes for its numbers of experts and dimensions."""
     called = {EXPERTS: experts, READS: reads, INSIDE: inside}
     sizes = {name: size for names, size in called.items() for name in names}
     own = vars(module)
@@ -108,9 +108,8 @@ def resize(module: nn.Module, experts: int, reads: int, inside: int) -> None:
 def keep_experts(
     module: nn.Module, row: dict, kept: torch.Tensor, reads: int, place: str = ""
 ) -> None:
-    """Leaves a router some of its experts, and of the dimensions that it reads the first; the
-    module is the block that has the router, or what it has at `place`, of which nothing outside
-    changes."""
+    """Cuts a router to its `kept` experts and to the first `reads` of its input dimensions.
+    `module` is the block, or its part at path `place`; nothing outside `module` changes."""
     rows: Any = module.get_submodule(_relative(row["rows"], place))
     rows.weight = nn.Parameter(rows.weight.data[kept, :reads])
     for path in row["counted"]:
@@ -127,14 +126,14 @@ def keep_experts(
 
 
 def _relative(path: str, place: str) -> str:
-    """A path in a block as what lies at `place` sees it."""
+    """Returns a path of the block relative to its part at `place`."""
     return path.removeprefix(place).removeprefix(".")
 
 
 def require_own_experts(path: str, block: nn.Module, args: tuple) -> None:
-    """Forward pre-hook of a block: refuses experts that vLLM has put in the place of cut ones. They
-    are as wide as the original's, what they lack is whatever memory held, and nothing else says so.
-    """
+    """Forward pre-hook of a block: raises RuntimeError if vLLM has replaced cut experts by its own.
+    Those have the original's widths, so their missing weights are uninitialised memory, and nothing
+    else reports it."""
     if type(block.get_submodule(path)).__module__.startswith("vllm."):
         raise RuntimeError(
             "vLLM runs pruned experts only with the package disp-llm installed beside it"
@@ -144,7 +143,8 @@ def require_own_experts(path: str, block: nn.Module, args: tuple) -> None:
 def cut_experts(
     block: nn.Module, branch: dict, count: int, middle: int, kept: tuple[int, int]
 ) -> None:
-    """Shrinks the experts and the router of a mixture in place to their first, of everything."""
+    """Cuts a mixture in place to its first `count` experts, `middle` intermediate dimensions and
+    `kept` (read, written) dimensions. Raises ValueError if it has fewer."""
     row = branch["experts"]
     experts: Any = block.get_submodule(row["module"])
     read, write = matrices_of(experts, row)

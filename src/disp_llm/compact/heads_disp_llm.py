@@ -1,6 +1,6 @@
-"""The heads of attention, cut: fewer of them, with what else each of them has.
+"""Cuts the heads of attention: fewer of them, with all their own parameters.
 
-This file lies in every exported folder, beside `modeling_disp_llm.py`, and stands alone on torch.
+This file is in every exported folder, beside `modeling_disp_llm.py`, and needs only torch.
 """
 
 from collections.abc import Callable
@@ -9,21 +9,21 @@ from typing import Any
 from torch import nn
 
 OF_LINEAR_ATTENTION = ("num_k_heads", "num_v_heads", "key_dim", "value_dim", "conv_dim")
-"""What native classes of linear attention call numbers that shrink with their heads."""
+"""Attributes of native linear attention that shrink with its heads."""
 
 
 def heads_of_blocks(config: Any, disp: dict, blocks: int) -> list[int]:
-    """How many heads each block of the original has: KV heads, or as the folder says, where some
-    blocks have something else in the place of attention; 0 where no heads are pruned."""
-    if "heads" not in disp["widths"]:  # a configuration may have no one number for all blocks
+    """Returns the number of heads in each block of the original: KV heads, or the folder's own
+    numbers if some blocks replace attention; 0 if no heads are pruned."""
+    if "heads" not in disp["widths"]:  # a configuration may lack one number for all blocks
         return [0] * blocks
     of_attention = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return disp.get("heads") or [of_attention] * blocks
 
 
 def cut_heads(block: nn.Module, branch: dict, inside: Callable[[int], int]) -> None:
-    """Cuts what each head has beside rows and columns of linear layers, and tells a linear
-    attention how many heads it has; `inside` says what is left of a width inside of the branch."""
+    """Cuts the parameters that heads have outside linear layers, and updates the head counts of
+    linear attention. `inside` maps a full inner width to the kept one."""
     for path in branch.get("per_head", ()):
         module, _, name = path.rpartition(".")
         owner: Any = block.get_submodule(module)

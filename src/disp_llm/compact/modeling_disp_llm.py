@@ -1,19 +1,18 @@
-"""A transformers model each of whose blocks reads, works in and writes dimensions of its own.
+"""A transformers model in which every block has its own read, inner and write widths.
 
-This file, `experts_disp_llm.py`, `heads_disp_llm.py` and `configuration_disp_llm.py` lie in every
-exported folder and stand alone on torch and transformers. Nothing of transformers is copied: the
-native classes run, their linear layers are cut to the widths of the configuration, and two hooks a
-branch do the rest (arXiv 2410.11988, Algorithm 1, with the norm before the selection):
+This file, `experts_disp_llm.py`, `heads_disp_llm.py` and `configuration_disp_llm.py` are in every
+exported folder and need only torch and transformers. No code of transformers is copied: the native
+classes run with linear layers cut to the configured widths, and two hooks per branch do the rest
+(arXiv 2410.11988, Algorithm 1, with the norm before the selection):
 
     branch input   x  ->  x[..., kept_in]              one gather, shared by q, k, v (gate, up)
     branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
 
-`kept_in` and `kept_out` are int64 buffers of the module that the hook sits on: numbers of
-dimensions or, where `disp_llm.chunk` neighbours are selected together, which is quicker, of such
-chunks. A branch that keeps all dimensions has neither buffer nor hook there. Where a block has lost
-a whole branch, zeros stand in its place. A mixture of experts gathers and scatters at its router,
-its experts and its shared expert, since its own forward takes for granted that it reads and writes
-as many dimensions; a router that stands beside the experts reads the whole stream.
+`kept_in` and `kept_out` are int64 buffers of the hooked module. They index dimensions or, which is
+faster, chunks of `disp_llm.chunk` neighbours. A branch that keeps all dimensions has no buffer and
+no hook there. A dropped branch returns zeros. A mixture of experts gathers and scatters at its
+router, its experts and its shared expert, since its own forward assumes equal read and write
+widths; a router outside the experts' module reads the whole stream.
 
 D residual stream, K kept of it.
 """
@@ -32,7 +31,7 @@ from .heads_disp_llm import cut_heads, heads_of_blocks
 
 
 def gather(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Forward pre-hook: hidden states (..., D) -> (..., K), passed by place or by name."""
+    """Forward pre-hook: hidden states (..., D) -> (..., K), passed by position or by name."""
     if args:
         return (_selected(module, args[0]), *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": _selected(module, kwargs["hidden_states"])}
@@ -58,10 +57,10 @@ def scatter(module: Any, args: tuple, output):
 
 
 class LinearWrapper(nn.Module):
-    """Stands where a block has a bare linear layer (OPT's MLP), which is then its `linear`.
+    """Replaces a bare linear layer of a block (OPT's MLP) and holds it as `linear`.
 
-    The hooks sit on it, and what replaces the layer inside (an adapter, a quantised layer, an
-    engine's) sees the narrow side only.
+    The hooks are on the wrapper. Whatever replaces the inner layer (an adapter, a quantised or an
+    engine's layer) sees only the narrow side.
     """
 
     def __init__(self, linear: nn.Module):
@@ -69,36 +68,36 @@ class LinearWrapper(nn.Module):
         self.linear = linear
 
     def forward(self, hidden):
-        """What the layer does; the hooks gather before it and scatter after it."""
+        """Applies the layer; the hooks gather before it and scatter after it."""
         return self.linear(hidden)
 
 
 class DroppedBranch(nn.Module):
-    """Stands where a branch was pruned as a whole, and hands on zeros, which a block then adds."""
+    """Replaces a branch that was pruned as a whole; returns zeros, which the block then adds."""
 
     def __init__(self, outputs: int):
         super().__init__()
         self.outputs = outputs
 
     def forward(self, *args, **kwargs):
-        """Zeros as the hidden states, (..., D), and None for each thing that the branch gives
-        besides, such as the weights of attention."""
+        """Returns zeros as the hidden states, (..., D), and None for each further output of the
+        branch, such as attention weights."""
         zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
         return zeros if self.outputs == 1 else (zeros, *[None] * (self.outputs - 1))
 
 
 def has_branch(block: nn.Module, scatter: str) -> bool:
-    """Whether the branch with its output there has not been pruned as a whole."""
+    """Returns whether the branch with its output at path `scatter` is still there."""
     return not isinstance(block.get_submodule(scatter), DroppedBranch)
 
 
 def linear_at(block: nn.Module, path: str) -> Any:
-    """The linear layer of that name in a dense or a pruned block."""
+    """Returns the linear layer at `path` in a dense or a pruned block."""
     return inside_of(block.get_submodule(path))
 
 
 def inside_of(module: nn.Module) -> Any:
-    """The module, or the linear layer that it wraps."""
+    """Returns the module, or the linear layer that it wraps."""
     return module.linear if isinstance(module, LinearWrapper) else module
 
 
@@ -108,21 +107,21 @@ def is_conv1d(linear: Any) -> bool:
 
 
 def matrix_of(linear: Any) -> torch.Tensor:
-    """The weight as (outputs, inputs), however it is stored; a view, which can be written to."""
+    """Returns a writable view of the weight as (outputs, inputs), however it is stored."""
     weight = linear.weight.detach()
     return weight.T if is_conv1d(linear) else weight
 
 
 def widths_of(linear: Any) -> tuple[int, int]:
-    """(inputs, outputs) of a linear layer."""
+    """Returns (inputs, outputs) of a linear layer."""
     rows, columns = linear.weight.shape
     return (rows, columns) if is_conv1d(linear) else (columns, rows)
 
 
 def cut(linear: Any, inputs: int, outputs: int) -> None:
-    """Shrinks a linear layer in place to its first inputs and outputs; its class and name stay.
+    """Cuts a linear layer in place to its first inputs and outputs; its class and name stay.
 
-    What the weights are does not matter here: the file's are loaded into these shapes.
+    The values of the weights do not matter: the file's weights are loaded into these shapes.
     """
     full = widths_of(linear)
     if not (0 < inputs <= full[0] and 0 < outputs <= full[1]):
@@ -138,8 +137,8 @@ def cut(linear: Any, inputs: int, outputs: int) -> None:
 
 
 def branches_of(block: nn.Module, disp: dict) -> tuple[dict, dict]:
-    """The attention of a block, or what it has in its place, and its MLP, by the modules that it
-    has."""
+    """Returns a block's attention (or its replacement) and its MLP, recognised by the modules in
+    the block."""
     present = {name for name, _ in block.named_modules()}
     kinds = (disp["attention"], *disp.get("alternatives", ()))
     attention = next(b for b in kinds if present.issuperset((b["gather"], *b["reads"])))
@@ -149,12 +148,12 @@ def branches_of(block: nn.Module, disp: dict) -> tuple[dict, dict]:
 
 
 def _main_module(branch: dict) -> str:
-    """What a block of that kind has: of a mixture its experts."""
+    """Path of a module that only blocks with this branch have; of a mixture, its experts."""
     return branch["experts"]["module"] if branch.get("experts") else branch["scatter"]
 
 
 def shrink(base: Any, disp: dict) -> None:
-    """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks."""
+    """Cuts every block to the widths in `disp`, drops branches of width 0 and adds the hooks."""
     path = disp["blocks"]
     while "." in path and not hasattr(base, path.partition(".")[0]):  # a part loaded alone
         path = path.partition(".")[2]
@@ -186,8 +185,8 @@ def shrink(base: Any, disp: dict) -> None:
 
 
 def _left_inside(heads: int, width: dict, branch: dict, is_mlp: bool, full: int) -> int:
-    """What is left of a width inside of a branch: of attention all, unless heads are pruned, and
-    all of a mixture's shared expert."""
+    """Returns the kept part of a branch's inner width. Attention keeps all unless heads are pruned;
+    a mixture's shared expert keeps all."""
     if is_mlp:
         return full if branch.get("experts") else width["mlp_mid"]
     return full // heads * width["heads"] if "heads" in width else full
@@ -200,9 +199,9 @@ def _cut_linears(
     inside: Callable[[int], int],
     biases: bool,
 ) -> None:
-    """Cuts what reads and what writes, and what each head has besides; of a mixture the linear
-    layers of its shared expert, where it has one. `inside` says what is left of a width inside of
-    the branch, `biases` whether the layers that write have gained one."""
+    """Cuts the layers that read and write, and the parameters of heads; in a mixture, the layers of
+    its shared expert, if any. `inside` maps a full inner width to the kept one; `biases` adds
+    missing biases to the layers that write."""
     fused = branch["fused"]
     for path in branch["reads"]:
         linear = block.get_submodule(path)
@@ -216,14 +215,14 @@ def _cut_linears(
 
 
 def _drop(block: nn.Module, branch: dict, gives_pair: bool) -> None:
-    """Takes a whole branch and its norms out of a block."""
+    """Removes a whole branch and its norms from a block."""
     present = {name for name, _ in block.named_modules()}
     for path in present.intersection((*branch["norms"], branch["gather"])):
         block.set_submodule(path, nn.Identity())
     for path in branch.get("beside", ()):
         block.set_submodule(path, DroppedBranch(1))
     experts = branch.get("experts", {})
-    if "router_reads_all" in experts.get("quirks", ()):  # it is in no module that has gone
+    if "router_reads_all" in experts.get("quirks", ()):  # it is in no removed module
         block.set_submodule(experts["router"], DroppedBranch(3))
     block.set_submodule(branch["scatter"], DroppedBranch(2 if gives_pair else 1))
 
@@ -231,7 +230,7 @@ def _drop(block: nn.Module, branch: dict, gives_pair: bool) -> None:
 def _add_hooks(
     block: nn.Module, branch: dict, kept: tuple[int, int], full: int, chunk: int
 ) -> None:
-    """Gather and scatter of a branch, where it does not keep all dimensions of the stream."""
+    """Adds gather and scatter to a branch where it does not keep the whole stream."""
     kept_in, kept_out = kept
     for path in branch.get("gathers") or (branch["gather"],) if kept_in < full else ():
         module = _selecting(block, path, "kept_in", kept_in, full, chunk)
@@ -244,22 +243,22 @@ def _add_hooks(
 def _selecting(
     block: nn.Module, path: str, buffer: str, kept: int, full: int, chunk: int
 ) -> nn.Module:
-    """The module that a gather or scatter sits on, with what that needs to know; a bare linear
-    layer is wrapped first."""
+    """Returns the module to hook for a gather or scatter, with its buffer, `full_width` and `chunk`
+    set; wraps a bare linear layer first."""
     if kept % chunk or full % chunk:
         raise ValueError(f"{kept} of {full} dimensions are no chunks of {chunk}")
     module: Any = block.get_submodule(path)
     if type(module) in (nn.Linear, Conv1D):
         module = LinearWrapper(module)
         block.set_submodule(path, module)
-    module.register_buffer(buffer, torch.arange(kept // chunk))  # the file has which ones
+    module.register_buffer(buffer, torch.arange(kept // chunk))  # the file holds the true indices
     module.full_width, module.chunk = full, chunk
     return module
 
 
 def read_quietly(config: Any) -> None:
-    """Reads what layers may differ in once, without the warning that transformers gives the first
-    time: the native classes read the original's number, and their layers are cut afterwards."""
+    """Reads every per-layer attribute once with warnings off, since transformers warns at the first
+    read. Native classes read the original's value, and their layers are cut afterwards."""
     if (
         getattr(config, "is_heterogeneous", False)
         and config.allow_global_per_layer_attribute_access
@@ -274,8 +273,8 @@ def read_quietly(config: Any) -> None:
 
 
 def require_indices(model: nn.Module, missing: set[str]) -> None:
-    """Refuses indices that a file lacks, which are then whatever the memory held before, and those
-    that are no selection of the stream. On the meta device nothing is known of them yet."""
+    """Raises ValueError if the file lacks indices, which then hold arbitrary memory, or if they are
+    no sorted selection of the stream. On the meta device they are unknown and not checked."""
     for name, kept in model.named_buffers():
         path, _, buffer = name.rpartition(".")
         if buffer in ("kept_in", "kept_out") and not kept.is_meta:
@@ -287,7 +286,7 @@ def require_indices(model: nn.Module, missing: set[str]) -> None:
 
 
 def pruned_model(native_name: str) -> type:
-    """`LlamaForCausalLM` -> `DispLlamaForCausalLM`, a subclass that cuts itself, made once."""
+    """`LlamaForCausalLM` -> `DispLlamaForCausalLM`, a subclass that cuts itself; made once."""
     name = PREFIX + native_name
     if name not in globals():
         native = getattr(transformers, native_name)
@@ -310,8 +309,8 @@ def pruned_model(native_name: str) -> type:
             "__init__": __init__,
             "from_pretrained": classmethod(from_pretrained),
             "config_class": pruned_config(native.config_class.__name__),
-            # The file has what the model has, and vLLM drops whatever these patterns find:
-            # "model.layers.46", which is for the smaller GLM-4.5, is a block of the larger one.
+            # The file holds all that the model has, but vLLM drops any weight that these patterns
+            # match: "model.layers.46", meant for the smaller GLM-4.5, is a block of the larger one.
             "_keys_to_ignore_on_load_unexpected": None,
         }
         made: Any = type(name, (native,), members)

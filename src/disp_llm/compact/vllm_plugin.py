@@ -1,4 +1,4 @@
-"""How vLLM comes to know exported folders: `vllm serve FOLDER` needs no flag.
+"""Registers exported folders with vLLM, so that `vllm serve FOLDER` needs no flag.
 
 With this package installed, vLLM calls `register` in each of its processes (entry point group
 `vllm.general_plugins`). The folder then runs in vLLM's own Transformers backend, which fuses and
@@ -27,11 +27,11 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """The engine class, asked for in each process that runs one of our models.
+    """Returns the engine class, in each process that runs one of our models.
 
-    A process that received its configuration from another has not loaded a folder itself, so the
-    auto classes are told of every architecture first. Processes that run other models never come
-    here.
+    A process that received its configuration from another process has not loaded a folder, so this
+    first registers every architecture with the auto classes. Processes that run other models never
+    call this.
     """
     if name != ENGINE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -45,15 +45,15 @@ def __getattr__(name: str) -> Any:
 
 @functools.cache
 def _int8_of_any_rank() -> None:
-    """Lets vLLM's int8 kernel for processors with AMX take what its Transformers backend gives it.
+    """Lets vLLM's int8 kernel for processors with AMX accept inputs of its Transformers backend.
 
-    That is (1, tokens, width), of which vLLM 0.32 says "mat1 must be a 2D tensor" there alone: its
-    kernels for other processors flatten what they read. Versions without this kernel stay as they
-    are.
+    Their shape is (1, tokens, width), for which vLLM 0.32 raises "mat1 must be a 2D tensor" in this
+    kernel alone; its kernels for other processors flatten their inputs. Versions without this
+    kernel stay unchanged.
     """
     try:
         kernels = importlib.import_module("vllm.model_executor.kernels.linear.scaled_mm.cpu")
-    except ImportError:  # a version that has its kernels elsewhere
+    except ImportError:  # this version has its kernels elsewhere
         return
     kernel = getattr(kernels, "CPUInt8ScaledMMLinearKernel", None)
     of_matrices = getattr(kernel, "_apply_weights_sgl", None)

@@ -1,5 +1,5 @@
-"""Masks: one 0/1 vector a site a block, laid end to end in one flat vector; what they cost.
+"""Masks: one 0/1 vector per site and block, laid end to end in one flat vector, and their cost.
 
-Others use `PrunableModel` (a model with the layout of its sites), `Masks` and `Selection`, `masked`
-(a model that runs masked), `Budget` and `project` (the best masks of a size).
+Other packages use `PrunableModel` (a model with the layout of its sites), `Masks`, `Selection`,
+`masked` (runs a model masked), `Budget` and `project` (the best masks of a size).
 """

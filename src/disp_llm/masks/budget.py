@@ -1,8 +1,8 @@
-"""What masks cost, and the masks that a budget allows.
+"""What masks cost, and which masks a budget allows.
 
-`Budget` counts parameters, FLOPs, bytes or milliseconds from the number of ones of each site: all
-are one formula with costs of their own. `project` turns scores into the masks with the best scores
-that stay within a share of the dense model's cost, exactly, with aligned widths.
+`Budget` counts parameters, FLOPs, bytes or milliseconds from the number of ones in each site. All
+use one formula with different prices. `project` turns scores into the best-scoring masks whose
+exact cost is at most a share of the dense model's, with aligned widths.
 
 N entries of all sites, S sites (5 to 9 a block), G groups of entries.
 """
@@ -22,42 +22,42 @@ from disp_llm.masks.groups import Groups, fill, groups_of
 from disp_llm.masks.layout import Layout
 
 INSIDE = ("mlp_mid", EXPERTS, HEADS)
-"""Sites inside of a branch, of which a uniform model keeps as many in every block."""
+"""Sites inside a branch; a uniform model keeps the same number of their entries in every block."""
 
 
 class TooSmall(InputError):
-    """A size below the smallest model."""
+    """The asked size is below the smallest model."""
 
     least = 0.0
-    """Share of the original's cost that the smallest model has."""
+    """Cost of the smallest model as a share of the original's."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is limited: block parameters, unless another cost model is given."""
+    """What is limited: block parameters unless `costs` is given."""
 
     layout: Layout
     costs: CostModel | None = None
     sites: tuple[str, ...] = SITES
-    """Sites whose entries may be pruned; the others keep all of theirs."""
+    """Sites whose entries may be pruned; all other sites keep every entry."""
     uniform: bool = False
-    """Whether all blocks keep as many entries inside of their branches, twice as many where a block
-    is twice as wide."""
+    """Whether all blocks keep the same number of entries inside their branches; a block that is
+    twice as wide keeps twice as many."""
     least_cut: float = 0.0
-    """A site of the residual stream that would lose a smaller share loses none, for a site that is
-    cut costs a selection, whatever its width; at the very edge of a budget one may."""
+    """Smallest share that a cut stream site loses. One that would lose less stays whole, since a
+    cut costs a selection, whatever its width. At the very edge of a budget, one may lose less."""
     chunk: int = 1
-    """Neighbours in the residual stream that are kept or pruned together, at every site by
-    itself."""
+    """Number of neighbouring residual-stream dimensions kept or pruned together, separately at each
+    site."""
 
     @property
     def prices_cuts(self) -> bool:
-        """Whether it is known what a selection costs, so that `least_cut` need not stand for it."""
+        """Whether the cost model prices a selection; `least_cut` is then not used."""
         return self._limited.prices_cuts
 
     def hardly_cut(self, counts: Float[Tensor, " S"]) -> Bool[Tensor, " S"]:
-        """Which sites would lose fewer entries than pays for a selection; one inside a branch needs
-        none."""
+        """Marks residual-stream sites that would lose too few entries to pay for a selection. Sites
+        inside a branch need no selection."""
         if self.prices_cuts:
             few = self._limited.saved_by_cuts(counts) <= 0
         else:
@@ -67,9 +67,9 @@ class Budget:
 
     @cached_property
     def never_pruned_sites(self) -> Bool[Tensor, " S"]:
-        """Which sites keep all of their entries: those that may not be pruned, the first attention
-        of each kind, whose cache tells a model how much it has read, and one whose keys and values
-        other blocks take over."""
+        """Marks sites that keep all entries: those that may not be pruned, the whole attention of
+        the first block of each kind (the model reads its cache length there), and any whole
+        attention whose keys and values other blocks reuse."""
         kept, kinds = [], set()
         for index, block in enumerate(self.layout.blocks):
             stays = block.kind not in kinds or index in self.layout.lenders
@@ -80,17 +80,17 @@ class Budget:
 
     @cached_property
     def never_pruned(self) -> Bool[Tensor, " N"]:
-        """Entries that are kept in any case: those of the sites above."""
+        """Entries of `never_pruned_sites`, which are always kept."""
         return self.never_pruned_sites[self.layout.site_of_entry]
 
     @cached_property
     def alike(self) -> tuple[str, ...]:
-        """Sites that keep as many entries in all blocks."""
+        """Sites that keep the same number of entries in all blocks."""
         return tuple(site for site in INSIDE if self.uniform and site in self.sites)
 
     @cached_property
     def has_large_entries(self) -> Bool[Tensor, " S"]:
-        """Which sites have entries so large that, where one has no room, what follows may have."""
+        """Marks sites whose entries are so large that others may still fit where one does not."""
         large = (*BRANCHES, EXPERTS, *((HEADS,) if self.uniform else ()))
         return torch.tensor([site in large for site in self.layout.sites] * len(self.layout.blocks))
 
@@ -104,28 +104,28 @@ class Budget:
 
     @property
     def field(self) -> str:
-        """Name of the setting that states the share."""
+        """Name of the setting that gives the share."""
         return "keep" if self.costs is None else "fit"
 
     def cost(self, counts: Tensor) -> Tensor:
-        """What a model with so many ones in each of the S sites costs of what is limited."""
+        """Returns the limited cost of a model with these numbers of ones in the S sites."""
         return self._limited.cost(counts)
 
     @property
     def dense_cost(self) -> float:
-        """What the dense model costs of what is limited."""
+        """Limited cost of the dense model."""
         return self._limited.dense_cost
 
     def share(self, counts: Tensor) -> Tensor:
-        """What such a model costs, as a share of what the dense one does."""
+        """Returns the cost as a share of the dense model's."""
         return self.cost(counts) / self.dense_cost
 
     def share_of(self, size: Target) -> float:
-        """A size as a share of the dense model's cost; an absolute is in the unit of the costs."""
+        """Returns a size as a share of the dense cost; absolute sizes have the costs' unit."""
         return size.value / self.dense_cost if size.unit else size.amount
 
     def block_parameters(self, counts: Tensor) -> Tensor:
-        """T(s), from the ones of each of the S sites; exact in float64 and differentiable."""
+        """Returns T(s) from the ones of the S sites; exact in float64 and differentiable."""
         return self._parameters.cost(counts)
 
     @cached_property
@@ -138,19 +138,19 @@ class Budget:
         return self.block_parameters(counts) / self.dense_block_parameters
 
     def removed_parameters(self, counts: Int[Tensor, " S"]) -> int:
-        """How many parameters less the cut model has, biases included."""
+        """Returns how many parameters pruning removes, biases included."""
         return -round(float(byte_costs(self.layout, 0, 1).cost(counts.cpu())))
 
     def active_parameters(self, counts: Tensor) -> int:
-        """Block parameters that a token uses: all, but for the experts that are not chosen."""
+        """Returns the block parameters that a token uses: all but those of unchosen experts."""
         return round(float(active_costs(self.layout).cost(counts)))
 
     @cached_property
     def entry_costs(self) -> Float[Tensor, " N"]:
-        """c_i: how much of what is limited removing one entry of the dense model saves.
+        """c_i: cost saved by removing one entry from the dense model.
 
-        At least a millionth of the dearest: a price that was measured as nothing must not make an
-        entry infinitely worth keeping.
+        At least a millionth of the largest c_i, so that an entry whose measured price is zero is
+        not infinitely worth keeping.
         """
         lengths = self.layout.dense_counts.clone().requires_grad_()
         with torch.enable_grad():
@@ -160,24 +160,24 @@ class Budget:
 
 @dataclass(frozen=True)
 class Projected:
-    """The masks of a budget."""
+    """Masks within a budget."""
 
     kept: Bool[Tensor, " N"]
     threshold: float
-    """The score between the last kept and the first dropped group."""
+    """Score between the last kept and the first dropped group."""
 
 
 def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: int = 1) -> Projected:
-    """The highest-scoring entries whose cost is at most `share` of the dense model's.
+    """Keeps the highest-scoring entries whose cost is at most `share` of the dense model's.
 
-    Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
-    In the residual stream it is chunks of neighbours that are ranked, by their mean. One threshold
-    holds for all sites, so that ties break by position and the waste is less than the next group.
-    Of a mixture every expert keeps as many intermediate dimensions, its best. Every site keeps its
-    best group; one that the budget never prunes, or would hardly prune, keeps all. A whole branch
-    or expert, or a head of every block of a uniform model, that there is no room for is passed
-    over. What is kept inside of a pruned one counts nothing, but stays in the masks: it is what it
-    would come back with.
+    Entries of a site are ranked and taken in groups of `align`; a group scores its mean. In the
+    residual stream, chunks of neighbours are ranked by their mean. One threshold holds for all
+    sites: ties break by position, and less than the next group's cost goes unused. In a mixture,
+    every expert keeps the same number of intermediate dimensions, its best ones. Every site keeps
+    its best group; sites that the budget never prunes, or would hardly cut, keep all. A whole
+    branch or expert (or, in a uniform model, a head of every block) that does not fit is skipped.
+    Entries kept inside a pruned branch cost nothing but stay in the masks: they return with the
+    branch.
     """
     layout, device = budget.layout, scores.device
     scores = layout.by_chunks(scores.detach(), budget.chunk)
@@ -203,10 +203,10 @@ def _left_whole(
     means: Float[Tensor, " G"],
     kept_anyway: Bool[Tensor, " G"],
 ) -> Bool[Tensor, " S"]:
-    """Sites that would hardly be cut, when each that is hardly cut counts with all of its entries:
-    the rest of the budget then cuts the others."""
+    """Returns the sites that would hardly be cut if every hardly cut site counted as whole. The
+    rest of the budget then cuts the other sites."""
     may_be = torch.ones(len(budget.layout.lengths), dtype=torch.bool)
-    if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
+    if not budget.prices_cuts:  # by price, whole is never dearer than cut; by share, it may not fit
         may_be = ~budget.hardly_cut(groups.counts(kept_anyway))
     order, count = _within(budget, share, groups, means, kept_anyway, may_be)
     return may_be & budget.hardly_cut(groups.counts(groups.first(order, count)))
@@ -220,11 +220,12 @@ def _within(
     kept_anyway: Bool[Tensor, " G"],
     may_be_whole: Bool[Tensor, " S"] | None = None,
 ) -> tuple[Int[Tensor, " G"], int]:
-    """All groups, best first, and how many of them a share of the dense cost has room for.
+    """Returns all groups, best first, and how many of them fit into `share` of the dense cost.
+    Raises TooSmall if those kept anyway do not fit.
 
     Args:
-        kept_anyway: those that come first, whatever their mean.
-        may_be_whole: sites that count with all of their entries where they are hardly cut.
+        kept_anyway: groups that come first, whatever their mean.
+        may_be_whole: sites that count as whole where they are hardly cut.
     """
     allowed = share * budget.dense_cost
 

@@ -1,7 +1,7 @@
-"""What widths cost: parameters, FLOPs, bytes or time, all by one formula.
+"""Cost of widths in parameters, FLOPs, bytes or time, all by one formula.
 
-Every weight lies between two sites and goes with the heads, the experts or the branch that it is
-part of, so that a cost is a sum of products:
+Every weight lies between two sites and belongs to the heads, the experts or the branch that it is
+part of, so a cost is a sum of products:
 
     cost = constant + Σ_terms Σ_blocks price · Π_sites width      e.g. (q+2kv)·|S1|·h, n·|S3|·|S4|
          + Σ_cut sites (per_cut + per_selected·|S|)
@@ -22,42 +22,42 @@ from disp_llm.masks.layout import Layout
 from disp_llm.masks.shapes import Numbers
 
 Terms = dict[tuple[Site, ...], Float[Tensor, " L"]]
-"""Prices in each block, by the sites whose widths they are multiplied by: ones of the five sites,
-and the share that is kept of heads, of experts and of a whole branch."""
+"""Prices per block, keyed by the sites whose widths they multiply. The width of the five sites is
+their number of ones; that of heads, experts and whole branches is the kept share."""
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """What a model of given widths costs. What lies in a branch that is not kept costs nothing, and
-    what goes with heads, experts or branches that are no sites stays."""
+    """Cost of a model with given widths. Weights in a dropped branch cost nothing. Heads, experts
+    and branches that are no sites count as fully kept."""
 
     layout: Layout
     terms: Terms
     constant: float = 0.0
-    """Of what lies outside of the blocks."""
+    """Cost outside the blocks."""
     per_cut: float = 0.0
-    """Of the selection that a cut site of the residual stream takes, whatever its width; a site is
-    cut where it does not keep all of its entries."""
+    """Cost of the selection at a cut residual-stream site, whatever its width. A site is cut if it
+    does not keep all of its entries."""
     per_selected: float = 0.0
-    """Of one entry that is kept there."""
+    """Cost of each entry kept at a cut residual-stream site."""
     dense_cost: float = 0.0
-    """Of the dense model; a budget is a share of it."""
+    """Cost of the dense model; a budget is a share of it."""
 
     def cost(self, counts: Tensor) -> Tensor:
-        """From the ones of each of the S sites; exact in float64 and differentiable."""
+        """Returns the cost from the ones of the S sites; exact in float64 and differentiable."""
         of_widths = self._of_widths(counts)
         return of_widths + self._of_selections(counts).sum() if self.prices_cuts else of_widths
 
     @property
     def prices_cuts(self) -> bool:
-        """Whether the cost of a selection is known."""
+        """Whether a selection has a price."""
         return self.per_cut > 0 or self.per_selected > 0
 
     def saved_by_cuts(self, counts: Tensor) -> Tensor:
-        """How much less the model costs since each of the S sites is cut, the others being as they
-        are; below 0 where the selection costs more than what is cut."""
+        """Returns how much each site's cut saves, with the other sites unchanged; negative where
+        the selection costs more than the cut saves."""
         widths = counts.detach().double().requires_grad_()
-        with torch.enable_grad():  # the cost of widths is linear in that of each site
+        with torch.enable_grad():  # the cost of widths is linear in each site's width
             (prices,) = torch.autograd.grad(self._of_widths(widths), widths)
         cut = self.layout.dense_counts.to(counts.device) - counts
         return prices * cut - self._of_selections(counts)
@@ -73,7 +73,7 @@ class CostModel:
         return total
 
     def _of_selections(self, counts: Tensor) -> Tensor:
-        """What the selection of each site costs, (S)."""
+        """Returns the selection cost of each site, (S)."""
         layout, widths = self.layout, self._widths(counts)
         lengths = layout.dense_counts.to(counts.device)
         cut = (counts < lengths) & layout.in_stream.to(counts.device)
@@ -82,7 +82,7 @@ class CostModel:
         return cut * stays.flatten() * (self.per_cut + self.per_selected * counts.double())
 
     def _widths(self, counts: Tensor) -> dict[Site, Float[Tensor, " L"]]:
-        """Of each site that masks have, block by block, as the terms count them."""
+        """Returns the widths of each mask site per block, in the terms' units."""
         layout = self.layout
         by_site = counts.double().view(len(layout.blocks), -1).unbind(1)
         widths = dict(zip(layout.sites, by_site, strict=True))
@@ -92,12 +92,12 @@ class CostModel:
 
 
 def of_blocks(numbers: Sequence) -> Float[Tensor, " L"]:
-    """Numbers of every block, exactly."""
+    """Converts one number per block to float64."""
     return torch.tensor(numbers, dtype=torch.float64)
 
 
 def weighted(*parts: tuple[float, CostModel]) -> CostModel:
-    """Cost models of one layout, each times its factor, together."""
+    """Returns the weighted sum of cost models that share a layout."""
     terms = Terms()
     for factor, part in parts:
         terms = _sum(terms, {sites: factor * prices for sites, prices in part.terms.items()})
@@ -118,13 +118,13 @@ def _terms(blocks: Sequence[Numbers]) -> Terms:
 
 
 def parameter_costs(layout: Layout) -> CostModel:
-    """Block parameters: the weights of the linear layers inside the blocks."""
+    """Prices block parameters: the weights of the linear layers inside the blocks."""
     return _of_parameters(layout, _terms([block.weights for block in layout.blocks]))
 
 
 def active_costs(layout: Layout) -> CostModel:
-    """Those that a token uses: of the experts of a mixture it runs through as many whatever is
-    kept."""
+    """Prices the block parameters that a token uses. A token runs through a fixed number of
+    experts, however many are kept."""
     used = of_blocks([block.chosen / block.experts for block in layout.blocks])
     terms = _terms([block.weights for block in layout.blocks])
     for pair in (("mlp_in", "mlp_mid"), ("mlp_mid", "mlp_out")):
@@ -138,16 +138,17 @@ def _of_parameters(layout: Layout, terms: Terms) -> CostModel:
 
 
 def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
-    """Floating-point operations for one token, two a weight, of the linear layers of the blocks and
-    of the head; attention itself, which depends on the length and is not pruned, is left out."""
+    """Prices floating-point operations for one token: two per weight that it uses in the blocks'
+    linear layers and the head. Attention itself is left out: it depends on the length and is not
+    pruned."""
     weights = active_costs(layout)
     whole = weights.dense_cost + head_parameters
     return weighted((2.0, replace(weights, constant=float(head_parameters), dense_cost=whole)))
 
 
 def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
-    """Bytes of all weights of the model: biases, norms, embeddings and head included, what is tied
-    once. With an itemsize of 1 all parameters, as the paper counts them."""
+    """Prices the bytes of all weights, including biases, norms, embeddings and head; tied weights
+    count once. An itemsize of 1 counts all parameters, as the paper does."""
     weights, biases = parameter_costs(layout), _terms([block.biases for block in layout.blocks])
     blocks = replace(weights, terms=_sum(weights.terms, biases))
     outside = parameters - float(blocks.cost(layout.dense_counts))
@@ -157,10 +158,10 @@ def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
 
 
 def memory_costs(layout: Layout, parameters: int, itemsize: int, cached: list[int]) -> CostModel:
-    """Bytes of all weights and of the keys and values of cached tokens.
+    """Prices the bytes of all weights and of the KV cache.
 
     Args:
-        cached: how many tokens each block holds, of all sequences together.
+        cached: number of tokens that each block caches, over all sequences.
     """
     weights = byte_costs(layout, parameters, itemsize)
     cache = itemsize * of_blocks(cached) * of_blocks([one.cached for one in layout.blocks])

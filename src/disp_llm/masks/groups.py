@@ -1,9 +1,9 @@
-"""Groups of entries that are kept or pruned together, and how many of the best have room.
+"""Groups of entries that are kept or pruned together, and how many of the best groups fit.
 
-A group is `align` entries of one site, of each of its lanes, and of each of the blocks that are to
-be alike.
+A group holds `align` entries of one site, from each of its lanes and from each block that must keep
+the same width.
 
-N entries of all sites, S sites, G groups, P pieces of them, each of one site.
+N entries of all sites, S sites, G groups, P pieces (a group's part in one site).
 """
 
 from collections.abc import Callable
@@ -21,35 +21,35 @@ from disp_llm.masks.shapes import BlockShape
 
 @dataclass(frozen=True)
 class Groups:
-    """For entries laid out lane by lane, the group of each."""
+    """The group of each entry; entries are laid out lane by lane."""
 
     sites: int
     """S."""
     of_entry: Int[Tensor, " N"]
     is_first: Bool[Tensor, " G"]
-    """Whether it is of the fewest entries that its site keeps."""
+    """Whether the group belongs to the minimum that its site always keeps."""
     piece_group: Int[Tensor, " P"]
-    """A group with entries of several sites, as of blocks that are alike, has a piece of each."""
+    """Group of each piece; a group over several sites (blocks kept alike) has a piece in each."""
     piece_site: Int[Tensor, " P"]
     piece_size: Float[Tensor, " P"]
 
     def means(self, scores: Float[Tensor, " N"]) -> Float[Tensor, " G"]:
-        """The mean score of each group, in float64."""
+        """Returns the mean score of each group, in float64."""
         sums = scores.new_zeros(len(self.is_first), dtype=torch.float64)
         return sums.index_add(0, self.of_entry, scores.double()) / self.of_entry.bincount()
 
     def of_sites(self, chosen: Bool[Tensor, " S"]) -> Bool[Tensor, " G"]:
-        """Which groups have entries of a chosen site."""
+        """Marks the groups with entries in a chosen site."""
         pieces = chosen.to(self.piece_site.device)[self.piece_site]
         return torch.zeros_like(self.is_first).index_fill(0, self.piece_group[pieces], True)
 
     def counts(self, chosen: Bool[Tensor, " G"]) -> Float[Tensor, " S"]:
-        """How many entries of each site the chosen groups have."""
+        """Returns how many entries of each site the chosen groups hold."""
         sizes = self.piece_size * chosen[self.piece_group]
         return sizes.new_zeros(self.sites).index_add(0, self.piece_site, sizes).cpu()
 
     def first(self, order: Int[Tensor, " G"], count: int) -> Bool[Tensor, " G"]:
-        """Which groups are the first in an order."""
+        """Marks the first `count` groups of an order."""
         return torch.zeros_like(self.is_first).index_fill(0, order[:count], True)
 
 
@@ -60,13 +60,13 @@ def fill(
     fits: Callable[[Float[Tensor, " S"]], bool],
     may_be_passed_over: Bool[Tensor, " S"],
 ) -> tuple[Int[Tensor, " G"], int]:
-    """All groups, best first, and how many of them have room.
+    """Returns all groups, best first and skipped ones last, and how many of them fit.
 
     Args:
-        order: of the groups, best first.
-        least: so many of the first groups have room in any case.
-        fits: whether so many entries of each site have room.
-        may_be_passed_over: sites whose entries are so large that what follows may fit without them.
+        order: the groups, best first.
+        least: number of leading groups that are kept without a check.
+        fits: whether the given number of entries of each site fits.
+        may_be_passed_over: sites with entries so large that later groups may fit without them.
     """
     count, end = least, len(order)
     while True:
@@ -82,7 +82,7 @@ def fill(
         site = groups.piece_site[groups.piece_group == order[count]][-1]
         if not may_be_passed_over[site]:
             return order, count
-        rest = order[count:end]  # all groups of that site are as large
+        rest = order[count:end]  # all groups of that site are equally large
         over = groups.of_sites(torch.arange(groups.sites) == site.cpu())[rest]
         order = torch.cat([order[:count], rest[~over], order[end:], rest[over]])
         end -= int(over.sum())
@@ -92,11 +92,11 @@ def fill(
 def groups_of(
     layout: Layout, align: int, chunk: int, alike: tuple[str, ...], device: torch.device
 ) -> Groups:
-    """The groups of a layout. The last of a site is smaller where `align` does not divide its
-    length; none divides a chunk.
+    """Returns the groups of a layout. The last group of a site is smaller if `align` does not
+    divide the site's length. No group splits a chunk.
 
     Args:
-        alike: sites that keep as many in all blocks.
+        alike: sites that keep the same number of entries in all blocks.
     """
     of_entry, is_first = [], []
     begins: dict[object, int] = {}  # the first group of each site
@@ -108,7 +108,7 @@ def groups_of(
         size = group_size(site, align, chunk) * times
         key: object = index
         if site in alike:
-            of_mixture = block.experts > 1 and site != HEADS  # attentions are alike in all blocks
+            of_mixture = block.experts > 1 and site != HEADS  # attention is alike in all blocks
             key = (site, of_mixture, width // times)
         if key not in begins:
             begins[key] = sum(map(len, is_first))
@@ -122,8 +122,8 @@ def groups_of(
 
 
 def _times_as_wide(layout: Layout, block: BlockShape) -> int:
-    """How many times as wide as the narrowest the dense MLP of a block is; 1 where that is no whole
-    number, or where it has a mixture in its place."""
+    """Returns the width of a block's dense MLP as a multiple of the narrowest; 1 if it is no whole
+    multiple or the block has a mixture instead."""
     widths = [one.intermediate for one in layout.blocks if one.experts == 1]
     if block.experts > 1 or block.intermediate % min(widths):
         return 1

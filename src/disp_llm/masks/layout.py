@@ -1,7 +1,7 @@
-"""Which stretch of the flat vector of entries is which site of which block.
+"""Maps each site of each block to its stretch of the flat vector of entries.
 
-Block by block, site by site: attn_in (D entries), attn_out (D), mlp_in (D), mlp_mid (F, of a
-mixture F of each expert), mlp_out (D), then heads, experts, attention and mlp, where these are
+The order is block by block, site by site: attn_in (D entries), attn_out (D), mlp_in (D), mlp_mid
+(F; in a mixture F per expert), mlp_out (D), then heads, experts, attention and mlp if they are
 sites.
 
 N entries of all sites, S sites (5 to 9 a block), L blocks.
@@ -24,16 +24,16 @@ from disp_llm.masks.shapes import BlockShape, measure
 from disp_llm.models.family import Branch, Family
 
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
-"""Those whose entries are dimensions of the residual stream."""
+"""Sites whose entries are dimensions of the residual stream."""
 CHUNKS = (64, 32, 16, 8)
-"""Neighbours that are worth selecting together."""
+"""Numbers of neighbours that are worth selecting together."""
 LINE = 32
-"""Numbers of two bytes in a cache line of most processors."""
+"""Two-byte numbers in a cache line of most processors."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which stretch of the flat vector is which site of which block."""
+    """The sites of all blocks and their stretches of the flat vector."""
 
     blocks: tuple[BlockShape, ...]
 
@@ -49,7 +49,7 @@ class Layout:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """`layers.3.attn_in` and so on, S of them."""
+        """Site names such as `layers.3.attn_in`, S of them."""
         return tuple(f"layers.{i}.{site}" for i in range(len(self.blocks)) for site in self.sites)
 
     @property
@@ -59,13 +59,13 @@ class Layout:
 
     @property
     def has_experts(self) -> bool:
-        """Whether a block is a mixture of experts."""
+        """Whether any block is a mixture of experts."""
         return any(block.experts > 1 for block in self.blocks)
 
     @cached_property
     def lenders(self) -> frozenset[int]:
-        """The blocks whose keys and values others have as well: of a kind of attention, the last
-        before those that borrow."""
+        """Blocks whose keys and values later blocks reuse: for each kind of attention, the last
+        block before those that borrow."""
         last, found = dict[str, int](), set[int]()
         for index, block in enumerate(self.blocks):
             if block.borrows:
@@ -76,24 +76,24 @@ class Layout:
 
     @cached_property
     def in_stream(self) -> Bool[Tensor, " S"]:
-        """Which sites lie in the residual stream."""
+        """Marks the sites in the residual stream."""
         of_block = torch.tensor([site in STREAM_SITES for site in self.sites])
         return of_block.repeat(len(self.blocks))
 
     def entries_of(self, *sites: str) -> Bool[Tensor, " N"]:
-        """Which entries are of these sites, in any block."""
+        """Marks the entries of these sites, in all blocks."""
         of_site = torch.tensor([site in sites for site in self.sites])
         return of_site[self.site_of_entry % len(self.sites)]
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """Entries of each site, block by block: none is 0."""
+        """Entries of each site, block by block; never 0."""
         by_block = zip(*(block.lengths for block in self.blocks), strict=True)
         return dict(zip(self.sites, by_block, strict=True))
 
     @cached_property
     def dense_counts(self) -> Float[Tensor, " S"]:
-        """Entries of each site: the counts of the dense model."""
+        """Entries of each site in float64: the counts of the dense model."""
         return torch.tensor(self.lengths, dtype=torch.float64)
 
     @property
@@ -103,24 +103,24 @@ class Layout:
 
     @cached_property
     def site_of_entry(self) -> Int[Tensor, " N"]:
-        """Index of the site that each entry belongs to."""
+        """Index of each entry's site."""
         return torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
 
     def split(self, flat: Shaped[Tensor, " N"]) -> tuple[Tensor, ...]:
-        """The flat vector as S views, one a site."""
+        """Splits the flat vector into S views, one per site."""
         return flat.split(self.lengths)
 
     def named(self, flat: Shaped[Tensor, " N"]) -> dict[str, Tensor]:
-        """The same by the names of the sites."""
+        """Splits the flat vector into views keyed by site name."""
         return dict(zip(self.names, self.split(flat), strict=True))
 
     def counts(self, flat: Shaped[Tensor, " N"]) -> Shaped[Tensor, " S"]:
-        """Sum of each site: the number of ones of a mask, differentiable."""
+        """Sums each site: the number of ones of a mask, differentiable."""
         sums = flat.new_zeros(len(self.lengths))
         return sums.index_add(0, self.site_of_entry.to(flat.device), flat)
 
     def by_chunks(self, flat: Float[Tensor, " N"], chunk: int) -> Float[Tensor, " N"]:
-        """Every entry of the residual stream with the mean of its chunk: `chunk` neighbours."""
+        """Returns the vector with each stream entry replaced by the mean of its chunk."""
         if chunk == 1:
             return flat
         parts = zip(self.split(flat), self.in_stream.tolist(), strict=True)
@@ -132,7 +132,7 @@ class Layout:
         )
 
     def ranked(self, scores: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
-        """All entries, lane by lane, the best of each lane first."""
+        """Returns the indices of all entries, lane by lane, best first in each lane."""
         order = torch.argsort(scores, descending=True, stable=True)
         lanes = self._lane_of_entry.to(scores.device)[order]
         return order[torch.argsort(lanes, stable=True)]
@@ -144,7 +144,7 @@ class Layout:
         return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
 
     def without_dropped(self, kept: Bool[Tensor, " N"]) -> Bool[Tensor, " N"]:
-        """The same masks with nothing kept inside of a branch that is not kept itself."""
+        """Returns the masks with nothing kept inside a branch that is not kept itself."""
         if not self.blocks[0].branches:
             return kept
         parts = self.named(kept)
@@ -158,16 +158,16 @@ class Layout:
 
 
 def group_size(site: str, align: int, chunk: int) -> int:
-    """How many entries of a site are kept or pruned together: those that a width is a multiple of,
-    and whole chunks; heads and experts, which are no width, one by one."""
+    """Returns how many entries of a site are kept or pruned together: `align`, in the residual
+    stream its least common multiple with `chunk`; 1 for heads and experts, which are not widths."""
     if site in (HEADS, EXPERTS):
         return 1
     return math.lcm(align, chunk) if site in STREAM_SITES else align
 
 
 def common_chunk(masks: Sequence[Bool[Tensor, " _"]]) -> int:
-    """How many neighbours are kept or pruned together in all of these masks: the largest of
-    `CHUNKS`, or 1."""
+    """Returns how many neighbours all these masks keep or prune together: the largest of `CHUNKS`
+    that fits, or 1."""
     for chunk in CHUNKS:
         if all(len(mask) % chunk == 0 for mask in masks):
             chunks = torch.cat([mask.view(-1, chunk) for mask in masks])
@@ -177,22 +177,23 @@ def common_chunk(masks: Sequence[Bool[Tensor, " _"]]) -> int:
 
 
 def usual_chunk(layout: Layout, align: int) -> int:
-    """Neighbours in the residual stream that are kept or pruned together unless it is asked for
-    otherwise: a cache line of them, or as many as divide the alignment and the stream."""
+    """Returns the default number of residual-stream neighbours kept or pruned together: a cache
+    line, or its largest part that divides the alignment and the stream width."""
     return math.gcd(LINE, align, layout.blocks[0].hidden)
 
 
 def layout_of(
     blocks: nn.ModuleList, config: Any, family: Family, sites: tuple[Site, ...] = SITES
 ) -> Layout:
-    """Measures every block of a model (on the meta device if need be).
+    """Measures every block of a model, which may be on the meta device.
 
     Args:
-        sites: those that masks are to have; the first five they have anyway, and both branches or
-            neither.
+        sites: the sites that masks should have. The first five are always there; name both branches
+            or neither.
 
     Raises:
-        InputError: the family has no such sites, or a block is not what its row says.
+        InputError: the family lacks such sites, a block does not match its row, or `layer_types`
+            has the wrong length.
     """
     for index, block in enumerate(blocks):
         _require_linears(block, f"{config.model_type} block {index}", family)
@@ -215,8 +216,8 @@ def layout_of(
 
 
 def _require_experts(config: Any, family: Family) -> None:
-    """Refuses whole experts as a site where there are none, or where groups of them would no longer
-    be of equal size."""
+    """Raises InputError if whole experts cannot be a site: there are none, or the router needs
+    groups of equal size."""
     what, experts = "has no experts", family.experts
     if experts is not None:
         groups = getattr(config, experts.groups or "", 1)
@@ -227,8 +228,8 @@ def _require_experts(config: Any, family: Family) -> None:
 
 
 def _require_linears(block: nn.Module, name: str, family: Family) -> None:
-    """Refuses a variant of the architecture that its row does not describe, and a row that does not
-    describe the architecture."""
+    """Raises InputError if a block and its architecture row do not match, such as an unsupported
+    variant."""
     modules = dict(block.named_modules())
     for branch in family.branches_of(block):
         if branch.scatter in modules and not has_branch(block, branch.scatter):
@@ -249,10 +250,10 @@ def _require_linears(block: nn.Module, name: str, family: Family) -> None:
 
 
 def _wrong_with(branch: Branch, modules: dict[str, nn.Module], gated: bool) -> str:
-    """What a row says otherwise of a branch than it is; "" where nothing is wrong.
+    """Describes how a branch differs from its row; "" if it does not.
 
     Args:
-        gated: whether what reads and what writes meet in one width, as in an MLP.
+        gated: whether reads and write share one inner width, as in an MLP.
     """
     linears = {path: inside_of(modules[path]) for path in branch.linear_paths}
     for path, linear in linears.items():

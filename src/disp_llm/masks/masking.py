@@ -1,8 +1,8 @@
 """Hooks that make a model run masked (arXiv 2410.11988, Eqs. 2 and 3, the norm before the mask).
 
-Of the intermediate dimensions (S4) the mask lies once, on what `down` reads. Eq. 3 has it three
-times, on what gate, up and down hand on: the same number for a mask of zeros and ones, but another
-gradient, which is zero for what is dropped and larger for what is kept.
+The mask of intermediate dimensions (S4) acts once, on the input of `down`. Eq. 3 applies it three
+times, to gate, up and down. A 0/1 mask gives the same output either way, but the gradient of Eq. 3
+is zero for dropped entries and larger for kept ones.
 
 N entries of all sites.
 """
@@ -25,8 +25,8 @@ from disp_llm.models.hooks import hooks
 class Masking:
     """The masks that a model wrapped by `masked` currently runs with; set them before a forward.
 
-    Each lies on the module that it acts on, so that the hooks are the same function for every
-    block and a compiler translates one block for all.
+    Each mask is stored on the module that it acts on. The hooks are then the same function in every
+    block, and a compiler translates one block for all.
     """
 
     def __init__(self, layout: Layout, places: "list[Place]", mixtures: dict[str, Any]):
@@ -34,7 +34,7 @@ class Masking:
         self._flat = torch.ones(layout.entries)
 
     def set(self, flat: Float[Tensor, " N"]) -> None:
-        """Takes these masks."""
+        """Installs these masks."""
         self._flat = flat
         of_site = self._layout.named(flat)
         for place in self._places:
@@ -48,7 +48,7 @@ class Masking:
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
-        """While the context lasts, all masks are one: the model is the dense one."""
+        """Sets all masks to one within the context: the model is the dense one."""
         flat = self._flat
         self.set(torch.ones_like(flat.detach()))
         try:
@@ -66,22 +66,22 @@ class Place:
 
     module: nn.Module
     name: str
-    """Of the attribute that its hook reads: at the module's input, or at its output."""
+    """Attribute that the hook reads: the mask of the module's input or of its output."""
     site: str
-    """Whose entries it has, such as `layers.3.attn_in`."""
+    """Site of the mask, such as `layers.3.attn_in`."""
     repeats: int
-    """How many neighbouring numbers an entry stands for."""
+    """How many neighbouring numbers one entry covers."""
     branch: str
-    """The site of the whole branch, whose one entry multiplies this mask; "" = none does."""
+    """Site of the whole branch, whose one entry multiplies this mask; "" = none."""
 
 
 @contextlib.contextmanager
 def masked(target: PrunableModel, sites: Collection[str] = ()) -> Iterator[Masking]:
-    """While the context lasts, sites of the model are multiplied by their masks.
+    """Multiplies the model's sites by their masks within the context.
 
     Args:
-        sites: those that may lose entries, in any block: elsewhere a mask of ones would only take
-            memory and time. () = all.
+        sites: sites that may lose entries, in any block; () = all. Other sites get no mask, since a
+            mask of ones would only cost memory and time.
     """
     places, mixtures = list(_places(target, sites)), dict[str, Any]()
     for i, block in enumerate(target.blocks):
@@ -107,7 +107,7 @@ def masked(target: PrunableModel, sites: Collection[str] = ()) -> Iterator[Maski
 
 
 def _places(target: PrunableModel, sites: Collection[str]) -> Iterator[Place]:
-    """Where the masks of these sites act, block by block; what acts inside of experts has none."""
+    """Yields where the masks of these sites act, block by block, except inside experts."""
     for i, (block, shape) in enumerate(zip(target.blocks, target.layout.blocks, strict=True)):
         attention, mlp = target.branches_of(block)
         paths: list[tuple[Site, str, str]] = [
@@ -122,7 +122,7 @@ def _places(target: PrunableModel, sites: Collection[str]) -> Iterator[Place]:
             whole = f"layers.{i}.{BRANCH_OF[site]}" if shape.branches and name == MASK_OUT else ""
             if site not in shape.sites or (sites and site not in sites and not whole):
                 continue
-            # A head's mask lies on each of the numbers that it hands to the attention's write.
+            # A head's mask covers all the numbers that the head passes to the attention's write.
             repeats = shape.q // shape.heads if site == HEADS else 1
             module = block.get_submodule(path)
             yield Place(module, name, f"layers.{i}.{site}", repeats, whole)

@@ -1,14 +1,13 @@
 """Mixtures of experts that run masked.
 
-Intermediate dimensions are multiplied by their mask inside of each expert. A dropped expert (a mask
-of 0) is not there for the router either: tokens are routed by a router that has the rows of the
-kept experts alone, which is the one that is exported, so that softmax, sigmoid and top-k are the
-same to the bit. What a token is given is multiplied by its expert's mask, which therefore has a
-gradient.
+Intermediate dimensions are multiplied by their mask inside each expert. The router does not see a
+dropped expert (mask 0): tokens are routed by a router with the rows of the kept experts only. The
+exported model has the same router, so softmax, sigmoid and top-k agree to the bit. An expert's
+output is multiplied by the expert's mask, which gives the mask a gradient.
 
-That gradient alone would tell nothing of a dropped expert, which no token reaches. Where masks are
-learned, tokens also run through the dropped experts that the whole router would choose for them,
-times a mask of 0: what they would add has a gradient, and so they can come back.
+A dropped expert gets no such gradient, since no token reaches it. While masks are learned, tokens
+therefore also run through the dropped experts that the whole router would choose, times a mask of
+0. What they would add has a gradient, so dropped experts can return.
 
 N tokens, E experts, C chosen by each token, F intermediate.
 """
@@ -31,7 +30,7 @@ from disp_llm.models.family import Experts
 
 
 class MaskedMixture:
-    """The experts of one block, which run masked until `restore`."""
+    """The experts of one block; they run masked until `restore`."""
 
     def __init__(self, block: nn.Module, columns: Experts):
         self._row = asdict(columns)
@@ -47,27 +46,27 @@ class MaskedMixture:
         self._hook: RemovableHandle = router.register_forward_hook(self._route)
 
     def set(self, middle: Tensor, experts: Tensor | None) -> None:
-        """Lays the masks of all intermediate dimensions, expert by expert, and of whole experts
-        where these are a site."""
+        """Sets the masks of all intermediate dimensions, expert by expert, and of whole experts if
+        these are a site."""
         self._middle = middle.unflatten(0, (len(self._experts.gate_up_proj), -1))  # (E, F)
         self._of_experts, self._kept, self._ghosts = experts, None, None
         if experts is None or bool((experts != 0).all()):
             return
         kept = experts.detach().nonzero().squeeze(-1)
-        if len(kept):  # else the whole branch is dropped, and what it gives is multiplied by 0
+        if len(kept):  # else the whole branch is dropped, and its output is multiplied by 0
             self._kept = kept
-            # Dropped experts take part where these are to have a gradient.
+            # Dropped experts take part if their masks need a gradient.
             self._ghosts = (experts.detach() == 0) if experts.requires_grad else None
 
     def restore(self) -> None:
-        """Takes everything off again."""
+        """Removes the masks and hooks."""
         self._hook.remove()
         del self._experts.__dict__["forward"]
 
     def _route(self, router: Any, args: tuple, output: tuple) -> tuple:
-        """Forward hook of the router: (…, factors (N, C), indices (N, C)) of kept experts alone, or
-        the other way round, as older transformers have it for Granite; of Llama 4 the scores of all
-        experts, (N, E)."""
+        """Forward hook of the router: returns (…, factors (N, C), indices (N, C)) of kept experts
+        only, in reverse order for Granite in older transformers. For Llama 4 it returns the scores
+        of all experts first, (N, E)."""
         if self._kept is None:
             return output
         hidden, *of_experts = args
@@ -85,19 +84,19 @@ class MaskedMixture:
         if self._ghosts is not None:
             dropped = self._ghosts[chosen]
             kept_factors = torch.cat([kept_factors, factors * dropped], -1)
-            kept = torch.cat([kept, chosen.where(dropped, -1)], -1)  # no expert, where it is kept
+            kept = torch.cat([kept, chosen.where(dropped, -1)], -1)  # kept experts run above
         return (*others, kept_factors, kept)[::way]
 
     def _cut(self, router: Any) -> Any:
-        """The router of the kept experts alone, made when the whole one runs: its weights may be
-        there only then, and may have been cast, or folded, since masks were set."""
-        small = copy.deepcopy(router, {id(self): self})  # its hook is a method of this
+        """Returns a router of the kept experts only, made when the whole router runs: only then may
+        its weights be there, and they may have been cast or folded since masks were set."""
+        small = copy.deepcopy(router, {id(self): self})  # the hook is a method of this object
         reads = matrices_of(self._experts, self._row)[0].shape[2]
         keep_experts(small, self._row, self._kept, reads, place=self._row["router"])
         return small
 
     def _run(self, hidden: Tensor, chosen: Tensor, factors: Tensor) -> Tensor:
-        """What the experts add to tokens, masked; (N, K)."""
+        """Returns the masked output of the experts, (N, K)."""
         middle = self._middle
 
         def on_middle(inside: Tensor, expert: int, token: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ class MaskedMixture:
         return run_experts(self._experts, self._row, hidden, chosen, factors, on_middle)
 
     def _run_scored(self, hidden: Tensor) -> Tensor:
-        """The same where every expert reads all tokens, times their scores; (E·N, K)."""
+        """As `_run`, where every expert reads all tokens times their scores; (E·N, K)."""
         middle = self._middle[:, None]
 
         def on_middle(inside: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A causal model as pruning sees it: its blocks, their branches, and the layout of its sites.
+"""A causal model as pruning sees it: its blocks, their branches and the layout of its sites.
 
 D hidden, V vocabulary.
 """
@@ -27,47 +27,47 @@ from disp_llm.models.windows import required_bos
 
 
 def further_sites(family: Family, branches: bool = True) -> tuple[Site, ...]:
-    """The sites beside the five that blocks of this family can have: heads, if its blocks can lose
-    any, and whole branches unless they are to stay."""
+    """Returns the sites beyond the five that blocks of this family can have: heads if they can be
+    pruned, and whole branches if `branches`."""
     heads = (HEADS,) if family.can_lose_heads else ()
     return (*heads, *(BRANCHES if branches else ()))
 
 
 @dataclass(frozen=True)
 class PrunableModel:
-    """A model with its row of the architecture table; dense, or already pruned."""
+    """A dense or already pruned model with its row of the architecture table."""
 
     model: PreTrainedModel
     family: Family
     sites: tuple[Site, ...] = SITES
-    """The sites that masks of it have."""
+    """Sites that its masks have."""
     processor: tuple[Path, ...] = ()
-    """Files of a wrapper's processor."""
+    """Processor files, if the model is a wrapper."""
 
     @classmethod
     def of(cls, loaded: Loaded, sites: tuple[Site, ...] = SITES) -> "PrunableModel":
-        """What was loaded."""
+        """Wraps a loaded model."""
         return cls(loaded.model, loaded.family, sites, loaded.processor)
 
     @cached_property
     def layout(self) -> Layout:
-        """The sites of every block, measured on the model; of a pruned one only the inside of
-        attention is right."""
+        """The sites of every block, measured on the model. For a pruned model only the widths
+        inside attention are right."""
         return layout_of(self.blocks, self.model.config, self.family, self.sites)
 
     @property
     def base(self) -> Any:
-        """What reads tokens and gives hidden states."""
+        """The module that maps tokens to hidden states."""
         return self.family.base_of(self.model)
 
     @property
     def language_model(self) -> nn.Module:
-        """What has the blocks: the base model, or of a wrapper one of its parts."""
+        """The module that holds the blocks: the base model, or one part of it in a wrapper."""
         return self.model.base_model.get_submodule(self.family.tower)
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The list of blocks."""
+        """List of blocks; raises InputError if there is none at the row's path."""
         try:
             blocks = self.family.blocks_of(self.model)
         except AttributeError:
@@ -81,7 +81,7 @@ class PrunableModel:
         return blocks
 
     def branches_of(self, block: nn.Module) -> tuple[Branch, Branch]:
-        """Attention, or what the block has in its place, and MLP, in the order of running."""
+        """Returns the attention (or its replacement) and the MLP of a block, in execution order."""
         return self.family.branches_of(block)
 
     @property
@@ -93,26 +93,26 @@ class PrunableModel:
                     yield block, branch
 
     def linear_paths(self, block: nn.Module) -> tuple[str, ...]:
-        """Paths of the linear layers inside a block, in the order in which they run."""
+        """Returns the paths of the linear layers inside a block, in execution order."""
         branches = self.branches_of(block)
         return tuple(path for branch in branches for path in branch.linear_paths)
 
     def linears(self) -> Iterator[Any]:
-        """All linear layers inside the blocks."""
+        """Yields all linear layers inside the blocks, except in dropped branches."""
         for block, branch in self.present:
             for path in branch.linear_paths:
                 yield linear_at(block, path)
 
     @property
     def is_whole(self) -> bool:
-        """Whether all weights lie here: neither divided among processes nor left out."""
+        """Whether this process holds all weights: none is sharded or left out."""
         weights = (linear.weight for linear in self.linears())
         return not any(isinstance(weight, DTensor) or weight.is_meta for weight in weights)
 
     @property
     def usual_blocks(self) -> bool:
-        """Whether every block has attention and a dense MLP, as serving engines expect, which run
-        both: it is no hybrid and no mixture."""
+        """Whether every branch left is attention or a dense MLP, as serving engines expect (no
+        hybrid, no mixture), and the row names no reason why vLLM cannot run it."""
         family = self.family
         dense = all(b.experts is None for _, b in self.present)
         attend = all(b is family.mlp or family.is_attention(b) for _, b in self.present)
@@ -120,7 +120,7 @@ class PrunableModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the model."""
         return self.head_weight.device
 
     @property
@@ -130,8 +130,8 @@ class PrunableModel:
 
     @cached_property
     def keeps_apart(self) -> bool:
-        """Whether examples that stand in one window do not see each other, if the model is told the
-        places of their tokens: its attention alone looks back, and it makes a mask of them."""
+        """Whether examples packed into one window do not see each other, given their position ids.
+        Only attention may look back, and the model must build its mask from positions."""
         forward = inspect.signature(self.base.forward)
         family = self.family
         alone = family.masks_by_place and not family.has_states and not family.tower
@@ -139,12 +139,12 @@ class PrunableModel:
 
     @property
     def bos_token_id(self) -> int | None:
-        """The token that every window begins with, where the model needs one."""
+        """Token that every window must begin with; None if the model needs none."""
         return required_bos(self.model, self.family)
 
     @property
     def head_weight(self) -> Tensor:
-        """The weight that turns hidden states into logits, (V, D)."""
+        """Weight that maps hidden states to logits, (V, D)."""
         output: Any = self.model.get_output_embeddings()
         return output.weight
 
@@ -168,26 +168,26 @@ class PrunableModel:
 
     @property
     def logit_scale(self) -> float:
-        """What the head multiplies its logits by."""
+        """Factor that the head applies to its logits."""
         multiplier, divisor, _ = self._of_logits
         return (1.0 if multiplier is None else multiplier) / (1.0 if divisor is None else divisor)
 
     @property
     def _of_logits(self) -> tuple[float | None, ...]:
-        """What the head multiplies and divides its logits by, and where it caps them."""
+        """Multiplier, divisor and soft cap of the head's logits; None where there is none."""
         config, family = self.model.config.get_text_config(), self.family
         keys = (family.logits_multiplier, family.logits_divisor, family.logits_softcap)
         return tuple(getattr(config, key) if key else None for key in keys)
 
     @property
     def parameters(self) -> int:
-        """Number of all parameters, tied ones once."""
+        """Number of all parameters; tied parameters count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def other_parameters(self) -> dict[str, int]:
-        """Number of the parameters of each part of a wrapper that is not its language model; empty
-        where the model is no wrapper."""
+        """Number of parameters in each part of a wrapper other than its language model; empty if
+        the model is no wrapper."""
         if not self.family.tower:
             return {}
         numbers: Counter[str] = Counter()
@@ -198,14 +198,14 @@ class PrunableModel:
 
     @property
     def block_parameters(self) -> int:
-        """Number of the weights of the linear layers inside the blocks, experts included."""
+        """Number of weights in the linear layers inside the blocks, experts included."""
         return self.block_parameters_of()
 
     def block_parameters_of(self, tokens: int | None = None) -> int:
-        """The same of those that some tokens use, where each chooses experts that no other does.
+        """Returns how many block parameters some tokens use if no two choose the same expert.
 
         Args:
-            tokens: how many; None = as many as use all experts.
+            tokens: number of tokens; None = enough to use all experts.
         """
         config = self.model.config.get_text_config()
         total = sum(linear.weight.numel() for linear in self.linears())

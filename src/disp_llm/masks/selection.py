@@ -1,4 +1,4 @@
-"""What is kept: the masks of a size, and the numbers that they follow from.
+"""What is kept: the masks of a size and the numbers that they are derived from.
 
 N entries of all sites, L blocks, M inputs of all layers that write, R rank, I inputs and O outputs
 of a linear layer.
@@ -18,36 +18,35 @@ from disp_llm.masks.layout import Layout, common_chunk
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to the weight of a linear layer: `up @ down`, the B·A of LoRA, and `delta`,
-    where the weight itself was learned."""
+    """What is added to a linear layer's weight: `up @ down` (LoRA's B·A) and `delta`, if the weight
+    itself was learned."""
 
     down: Float[Tensor, "R I"]
     up: Float[Tensor, "O R"]
     delta: Float[Tensor, "O I"] | None = None
 
     def added(self) -> Float[Tensor, "O I"]:
-        """The sum of both, in float32."""
+        """Returns the sum of both, in float32."""
         product = self.up.float() @ self.down.float()
         return product if self.delta is None else product + self.delta.float()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Adapter":
-        """With every matrix changed alike."""
+        """Returns the adapter with `change` applied to every matrix."""
         delta = None if self.delta is None else change(self.delta)
         return Adapter(change(self.down), change(self.up), delta)
 
 
 @dataclass(frozen=True)
 class Compensation:
-    """What changes the kept weights at export, to make up for the pruned ones."""
+    """Changes to the kept weights at export that make up for the pruned ones."""
 
     scales: Float[Tensor, " N"] | None = None
-    """Factor of every kept entry; None = 1 each."""
+    """Factor of every kept entry; None = all 1."""
     mean_inputs: Float[Tensor, " M"] | None = None
-    """Mean inputs of the layers that write, block by block (attention's q, then the MLP's F): what
-    a pruned input adds on average becomes a bias; None = no biases."""
+    """Mean inputs of the layers that write, block by block (attention's q, then the MLP's F). A
+    bias replaces what a pruned input adds on average; None = no biases."""
     adapters: tuple[Adapter, ...] = ()
-    """One for every linear layer of the blocks, in the order of `PrunableModel.linears`; empty =
-    none."""
+    """One per linear layer of the blocks, in the order of `PrunableModel.linears`; empty = none."""
 
     @property
     def adapter_rank(self) -> int:
@@ -58,7 +57,7 @@ class Compensation:
         return self.scales is not None or self.mean_inputs is not None or bool(self.adapters)
 
     def on_cpu(self) -> "Compensation":
-        """The same in float32 in the machine's memory."""
+        """Returns a copy in float32 on the CPU."""
         flat = self.scales, self.mean_inputs
         scales, means = (None if t is None else t.float().cpu() for t in flat)
         adapters = tuple(one.each(lambda t: t.float().cpu()) for one in self.adapters)
@@ -67,24 +66,24 @@ class Compensation:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a method leaves behind: the masks of every size follow from it."""
+    """The result of a method; the masks of every size follow from it."""
 
     importance: Float[Tensor, " N"]
-    """Learned logits or one-shot scores: the higher, the longer an entry is kept as the size falls.
+    """Learned logits or one-shot scores: the higher, the longer an entry stays as the size shrinks.
     """
     compensation: Compensation = Compensation()
     vocabulary: tuple[int, ...] = ()
-    """Tokens of the original that stay; () = all."""
+    """The original's tokens that stay; () = all."""
 
     def on_cpu(self) -> "Selection":
-        """The same in float32 in the machine's memory."""
+        """Returns a copy in float32 on the CPU."""
         importance, compensation = self.importance.float().cpu(), self.compensation.on_cpu()
         return Selection(importance, compensation, self.vocabulary)
 
 
 @dataclass(frozen=True)
 class Masks:
-    """The entries that a size keeps, and the selection behind them."""
+    """The entries kept at a size, and the selection that they come from."""
 
     layout: Layout
     kept: Bool[Tensor, " N"]
@@ -92,39 +91,39 @@ class Masks:
 
     @property
     def compensation(self) -> Compensation:
-        """That of the selection; none where nothing is pruned, no token either, so that this model
-        is the original to the bit."""
+        """The selection's compensation; empty if no entry and no token is pruned, so that the model
+        equals the original to the bit."""
         whole = self.kept.all() and not self.selection.vocabulary
         return Compensation() if whole else self.selection.compensation
 
     @property
     def counts(self) -> Int[Tensor, " S"]:
-        """How many entries each of the S sites keeps."""
+        """Number of kept entries in each of the S sites."""
         return self.layout.counts(self.kept.long())
 
     @property
     def widths(self) -> dict[str, list[int]]:
-        """The same of every site, block by block; in a mixture mlp_mid is that of each expert."""
+        """Kept entries by site and block; a mixture's mlp_mid is the width of each expert."""
         lanes = torch.tensor(self.layout.lanes)
         by_block = (self.counts // lanes).view(-1, len(self.layout.sites))
         return dict(zip(self.layout.sites, by_block.T.tolist(), strict=True))
 
     @cached_property
     def chunk(self) -> int:
-        """How many neighbours in the residual stream are kept or pruned together, wherever any is
-        pruned; 1 where none is."""
+        """How many residual-stream neighbours are kept or pruned together at all cut sites; 1 if
+        none is cut."""
         parts = zip(self.layout.split(self.kept), self.layout.in_stream.tolist(), strict=True)
         cut = [part for part, shared in parts if shared and part.any() and not part.all()]
         return common_chunk(cut) if cut else 1
 
     def of_site(self, site: Site) -> Int[Tensor, " L"]:
-        """How many entries of a site each block keeps."""
+        """Returns how many entries of a site each block keeps."""
         sites = self.layout.sites
         return self.counts.view(-1, len(sites))[:, sites.index(site)]
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many blocks have lost their attention, and how many their MLP."""
+        """Number of blocks without attention, and number without MLP."""
         names = [name for name in BRANCHES if name in self.layout.sites]
         return {name: int((self.of_site(name) == 0).sum()) for name in names}
 
@@ -147,6 +146,6 @@ class Masks:
         return 1.0
 
     def indices(self) -> dict[str, Int[Tensor, " K"]]:
-        """Sorted int64 kept indices of each site, by name."""
+        """Returns the sorted int64 indices kept at each site, by site name."""
         parts = self.layout.named(self.kept)
         return {name: part.nonzero().squeeze(-1) for name, part in parts.items()}

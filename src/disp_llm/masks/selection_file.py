@@ -1,13 +1,13 @@
-"""`selection.safetensors`: what a method chose, and the kept indices of every size of a run.
+"""`selection.safetensors`: a method's selection, and the kept indices of every size of a run.
 
     logits.layers.3.attn_in         importance of every entry of a site
-    scales.layers.3.attn_in         the same of scales, where there are any
-    means                           mean inputs, where biases stand for what is pruned
-    adapters.17.{down,up,delta}     of the linear layer 17
+    scales.layers.3.attn_in         scale of every entry, if there are any
+    means                           mean inputs, if biases replace what is pruned
+    adapters.17.{down,up,delta}     adapter of linear layer 17
     kept.0.8.layers.3.attn_in       kept indices of the size 0.8, int64, sorted
-    vocabulary                      the tokens that stay, int64, sorted, where some do not
+    vocabulary                      tokens that stay, int64, sorted; absent if all stay
 
-The file is the one hand-over between choosing and exporting.
+This file is the only hand-over between choosing and exporting.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def save_selection(
     """Writes a selection, and the masks of sizes by their names.
 
     Raises:
-        InputError: the method gave numbers that are not finite, or the file cannot be written.
+        InputError: the method returned numbers that are not finite, or the file cannot be written.
     """
     compensation, tensors = selection.compensation, dict[str, Tensor]()
     for kind, flat in (("logits", selection.importance), ("scales", compensation.scales)):
@@ -58,7 +58,7 @@ def save_selection(
 
 
 def load_vocabulary(path: Path) -> tuple[int, ...]:
-    """The tokens that stay; () = all."""
+    """Returns the tokens that stay; () = all."""
     return _vocabulary(read_tensors(path, MADE_AGAIN, only="vocabulary"))
 
 
@@ -69,7 +69,7 @@ def _vocabulary(file: TensorFile) -> tuple[int, ...]:
 
 
 def add_masks(path: Path, masks: Masks, size: str, new: Path) -> None:
-    """Writes what a file holds, with the masks of a size added or replaced, into a new one."""
+    """Copies the file to `new`, adding or replacing the masks of a size."""
     write_tensors(new, read_tensors(path, MADE_AGAIN).tensors | _named(masks, size))
 
 
@@ -78,12 +78,12 @@ def _named(masks: Masks, size: str) -> dict[str, Tensor]:
 
 
 def load_selection(path: Path, layout: Layout) -> Selection:
-    """What a method chose."""
+    """Reads a selection."""
     return _selection(read_tensors(path, MADE_AGAIN), layout)
 
 
 def load_masks(path: Path, layout: Layout, size: str) -> Masks:
-    """The masks of a size."""
+    """Reads the masks of a size."""
     file = read_tensors(path, MADE_AGAIN)
     kept = _kept(file, size, dict(zip(layout.names, layout.lengths, strict=True)))
     masks = [
@@ -97,7 +97,7 @@ def load_masks(path: Path, layout: Layout, size: str) -> Masks:
 
 
 def has_masks(path: Path, masks: Masks, size: str) -> bool:
-    """Whether the file holds just these masks under the name of a size."""
+    """Returns whether the file holds exactly these masks for the size."""
     tensors = read_tensors(path, MADE_AGAIN).tensors
     return all(
         name in tensors and torch.equal(tensors[name], part)
@@ -106,8 +106,8 @@ def has_masks(path: Path, masks: Masks, size: str) -> bool:
 
 
 def kept_by_site(path: Path, size: str) -> tuple[dict[str, list[Tensor]], dict[str, list[int]]]:
-    """The kept indices of every site of a size, and how many entries the original has there, both
-    block by block, where no model is at hand."""
+    """Returns, by site and block by block, a size's kept indices and the original's number of
+    entries; needs no model."""
     file = read_tensors(path, MADE_AGAIN)
     logits = {
         name.removeprefix("logits."): part.numel()
@@ -142,7 +142,7 @@ def _selection(file: TensorFile, layout: Layout) -> Selection:
 
 
 def _adapters(file: TensorFile) -> tuple[Adapter, ...]:
-    """The adapters of a file; whether their widths are the model's shows when they are added."""
+    """Reads the adapters; whether their widths fit the model shows only when they are added."""
     found: list[Adapter] = []
     while f"adapters.{len(found)}.down" in file.tensors:
         name = f"adapters.{len(found)}"
@@ -157,7 +157,7 @@ def _adapters(file: TensorFile) -> tuple[Adapter, ...]:
 
 
 def _kept(file: TensorFile, size: str, lengths: dict[str, int]) -> dict[str, Int[Tensor, " K"]]:
-    """The kept indices of a size, each sorted, without repetition and below its length."""
+    """Reads a size's kept indices; requires each list to be in range and strictly rising."""
     begins = f"kept.{size}."
     found = {
         name.removeprefix(begins): part

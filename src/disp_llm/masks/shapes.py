@@ -1,6 +1,6 @@
-"""Widths of a block that is not pruned, measured on its modules.
+"""Widths of an unpruned block, measured on its modules.
 
-|S| the ones of a site: attn_in, attn_out (D each), mlp_in, mlp_mid, mlp_out (D, F, D); E experts.
+Entries of the sites: D for attn_in, attn_out, mlp_in and mlp_out, F for mlp_mid; E experts.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -13,48 +13,48 @@ from disp_llm.config.names import ATTENTION, BRANCH_OF, BRANCHES, EXPERTS, HEADS
 from disp_llm.models.family import Branch, Family
 
 Numbers = dict[tuple[Site, ...], int]
-"""How many numbers a block has, by the sites whose entries they go with: for each entry of one of
-the five sites, or pair of entries of two; of heads, of experts and of a branch for all together."""
+"""How many numbers of a block go with which sites: per entry of one of the five sites, or per pair
+of entries of two; for heads, experts and branches the total."""
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Widths of one block that is not pruned. A dense MLP is a mixture of one expert."""
+    """Widths of one unpruned block. A dense MLP counts as a mixture of one expert."""
 
     hidden: int
     """D, width of the residual stream."""
     qkv: int
-    """Outputs of the attention's reads together: q + 2kv, where these are what it reads with."""
+    """Total outputs of the attention's reads; q + 2kv if it reads queries, keys and values."""
     q: int
     """Inputs of the attention's write."""
     num_input_projections: int
-    """Projections that read for the MLP: 2 gated, 1 plain."""
+    """Projections into the MLP: 2 if gated, 1 if plain."""
     intermediate: int
-    """Width inside the MLP: F, or E·F of all experts of a mixture together."""
+    """Inner width of the MLP: F, or E·F over all experts of a mixture."""
     heads: int = 0
-    """KV heads, or key heads of linear attention, where they are a site, and 1 of a block that
-    cannot lose any; 0 where all of them stay."""
+    """KV heads, or key heads of linear attention; 1 if the block cannot lose any; 0 if heads are no
+    site."""
     branches: bool = False
-    """Whether the attention and the MLP as wholes are sites."""
+    """Whether whole attention and MLP branches are sites."""
     prunes_experts: bool = False
     """Whether whole experts are a site."""
     biases: Numbers = field(default_factory=dict, hash=False)
-    """Numbers that are no weights of linear layers: biases, which follow their output dimension,
-    what else is a head's or an expert's own and, where branches are sites, their norms."""
+    """Parameters other than linear weights: biases, which follow their output dimension; other
+    parameters of heads and experts; and the norms of a branch, if branches are sites."""
     inside: int = 0
-    """Weights of the linear layers of the attention that no site cuts."""
+    """Linear weights of the attention that no site cuts."""
     kind: str = ""
-    """Kind of attention, where a model has several (sliding or full)."""
+    """Kind of attention, if the model has several (sliding or full)."""
     cached: int = 0
-    """Numbers that the KV cache holds of a token, with all heads kept."""
+    """Numbers in the KV cache per token, with all heads kept."""
     borrows: bool = False
-    """Whether its attention has the keys and values of the last block of its kind that has some."""
+    """Whether its attention reuses the keys and values of the last lender of its kind."""
     experts: int = 1
     """E, experts of the MLP."""
     chosen: int = 1
-    """How many of them a token runs through."""
+    """Experts that a token runs through."""
     least_experts: int = 1
-    """How many of them the router cannot do without."""
+    """Fewest experts that the router can work with."""
     beside_experts: Numbers = field(default_factory=dict, hash=False)
     """Weights of a mixture's router and shared expert."""
 
@@ -67,7 +67,7 @@ class BlockShape:
 
     @property
     def weights(self) -> Numbers:
-        """Those of the linear layers."""
+        """Number of linear weights."""
         return {
             ("attn_in", HEADS): self.qkv,
             ("attn_out", HEADS): self.q,
@@ -91,14 +91,13 @@ class BlockShape:
 
     @property
     def lanes(self) -> tuple[int, ...]:
-        """In how many parts of equal length each site falls, all of which keep as many entries: the
-        intermediate dimensions of each expert, which lie in one tensor."""
+        """Number of equal parts of each site, all of which keep the same number of entries. Only
+        mlp_mid has several: one per expert, since the experts share a tensor."""
         return tuple(self.experts if site == "mlp_mid" else 1 for site in self.sites)
 
     @property
     def least(self) -> tuple[int, ...]:
-        """How many entries of each site are kept at least, of each of its lanes; of a whole branch
-        none."""
+        """Fewest kept entries in each lane of each site; 0 for a whole branch."""
         least = dict.fromkeys(BRANCHES, 0) | {EXPERTS: self.least_experts}
         return tuple(least.get(site, 1) for site in self.sites)
 
@@ -106,7 +105,7 @@ class BlockShape:
 def measure(
     block: nn.Module, family: Family, config: Any, sites: tuple[Site, ...], kind: str
 ) -> BlockShape:
-    """The shape of a block, whose attention is of a kind."""
+    """Measures a block whose attention is of the given kind."""
     attention, mlp = family.branches_of(block)
     reads = [linear_at(block, path) for path in attention.reads]
     writes = linear_at(block, attention.writes)
@@ -141,7 +140,7 @@ def measure(
 
 
 def _heads(block: nn.Module, family: Family, config: Any) -> int:
-    """How many heads a block can lose all but one of."""
+    """Number of prunable heads, one of which always stays; 1 if the block can lose none."""
     attention, _ = family.branches_of(block)
     if not family.is_attention(attention):
         return getattr(block.get_submodule(attention.gather), attention.heads or "", 1)
@@ -151,7 +150,7 @@ def _heads(block: nn.Module, family: Family, config: Any) -> int:
 
 
 def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, Any], Numbers]:
-    """The part of a shape that is the MLP's, and its biases."""
+    """Returns the MLP's part of the shape, and its biases."""
     reads = [linear_at(block, path) for path in mlp.reads]
     writes = linear_at(block, mlp.writes) if mlp.writes else None
     biases: Numbers = {}
@@ -178,14 +177,14 @@ def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, 
         "intermediate": experts * width,
         "experts": experts,
         "chosen": chosen,
-        "least_experts": max(chosen, 2 if row.groups else 1),  # two are a group's score
+        "least_experts": max(chosen, 2 if row.groups else 1),  # a group's score sums two experts
         "beside_experts": beside,
     }
     return found, biases
 
 
 def _with_norms(block: nn.Module, family: Family, shape: BlockShape) -> BlockShape:
-    """The shape with all other parameters of each branch that are no weights: they go with it."""
+    """Returns the shape with each branch's other parameters, which go with the branch."""
     widths = dict(zip(shape.sites, shape.lengths, strict=True)) | {HEADS: 1, EXPERTS: 1}
     rest: Numbers = {}
     for name, branch in zip(BRANCHES, family.branches_of(block), strict=True):
@@ -197,7 +196,7 @@ def _with_norms(block: nn.Module, family: Family, shape: BlockShape) -> BlockSha
 
 
 def _no_weights(block: nn.Module, branch: Branch) -> int:
-    """Parameters of a branch and its norms, but for the weights of its linear layers."""
+    """Counts the parameters of a branch and its norms, except linear weights."""
     weights = {id(linear_at(block, path).weight) for path in branch.linear_paths}
     if branch.experts is not None:
         packed = (f"{branch.experts.module}.{name}" for name in ("gate_up_proj", "down_proj"))
@@ -209,7 +208,7 @@ def _no_weights(block: nn.Module, branch: Branch) -> int:
 
 
 def cached_numbers(block: nn.Module, family: Family) -> int:
-    """Outputs of the attention's reads that the KV cache holds of a token; a state holds none."""
+    """Numbers that the KV cache holds per token in a block; a recurrent state counts 0."""
     own, _ = family.branches_of(block)
     if not family.is_attention(own):
         return 0
@@ -219,8 +218,8 @@ def cached_numbers(block: nn.Module, family: Family) -> int:
 
 
 def head_ranges(block: nn.Module, branch: Branch, path: str, width: int) -> tuple[int, ...]:
-    """Widths of the ranges, each of them head by head, that a layer's outputs of that width consist
-    of: one, or those of queries, keys and values."""
+    """Returns the widths of the ranges in a layer's outputs, each laid out head by head: one range,
+    or those of queries, keys and values."""
     if path not in branch.stacked:
         return (width,)
     values = widths_of(linear_at(block, branch.writes))[0]
@@ -229,7 +228,7 @@ def head_ranges(block: nn.Module, branch: Branch, path: str, width: int) -> tupl
 
 
 def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
-    """Of a mixture, weights of the router, (E, D), and the experts, (E, 2F, D) and (E, D, F)."""
+    """Weights of a mixture: router (E, D), experts (E, 2F, D) and (E, D, F); () if none."""
     if branch.experts is None:
         return ()
     from disp_llm.compact.experts_disp_llm import matrices_of

@@ -1,7 +1,7 @@
-"""Ways to choose masks: `METHOD` in a file each, with its name, title, reference and function.
+"""Ways to choose masks: each file defines a `METHOD` with its name, title, reference and function.
 
-Others use `method_named` and `register`. Other packages add methods, as `disp_lab`
-does; docs/extend.md explains how.
+Other packages use `method_named` and `register`. They can also add methods, as `disp_lab` does;
+docs/extend.md explains how.
 """
 
 import importlib
@@ -20,18 +20,18 @@ __all__ = ["OWN", "Method", "Reads", "method_named", "register"]
 
 
 def method_named(name: str) -> Method:
-    """The method of that name."""
+    """Returns the method of that name."""
     if name in OWN:
         return importlib.import_module(f"{__name__}.{name}").METHOD
     return other_method(name)
 
 
 def register(method: Method) -> None:
-    """Makes a method known by its name in this process; one that was registered under the same name
-    before is replaced.
+    """Registers a method by its name in this process. It replaces one registered before under the
+    same name.
 
     Raises:
-        InputError: the name is taken by this or an installed package.
+        InputError: this package or an installed one already uses the name.
     """
     if method.name in {*method_names()} - registered.keys():
         raise InputError(

@@ -1,4 +1,4 @@
-"""Calibration text that runs through a model block by block, while each block is changed.
+"""Runs calibration text through a model block by block, while each block is changed.
 
 B windows, T tokens of a window, D residual stream, K inputs of a layer.
 """
@@ -17,11 +17,11 @@ from disp_llm.models.hooks import hooks
 from disp_llm.runs.progress import Ticks
 
 SecondMoments = dict[str, Float[Tensor, "K K"]]
-"""For each linear layer, by its path in the block, `Σ x·xᵀ` of what enters it over all calibration
-tokens, in float32. Layers that share an input share the tensor."""
+"""`Σ x·xᵀ` of each linear layer's input over all calibration tokens, in float32, by the layer's
+path in the block. Layers that share an input share the tensor."""
 
 Visit = Callable[[int, nn.Module, SecondMoments], None]
-"""Does something to a block, given its index and what enters its linear layers."""
+"""Processes a block, given its index and the second moments of its linear layers' inputs."""
 
 
 @torch.no_grad()
@@ -32,11 +32,11 @@ def visit_with(
     progress: Ticks,
     changes: bool = True,
 ) -> None:
-    """Visits every block of a model, first to last, with what enters its linear layers; each of
-    several visits is given what enters them after the visits before it.
+    """Visits every block, first to last, with the second moments of its linear layers' inputs. They
+    are measured anew for each visit, after the visits before it.
 
     Args:
-        changes: whether visits change what a block gives; the blocks that follow then see that.
+        changes: whether visits change a block's output; later blocks then receive the new output.
     """
     blocks = prunable.blocks
     states, arguments = block_inputs(prunable, windows.to(prunable.device))
@@ -55,7 +55,7 @@ def visit_with(
 def run_block(
     block: nn.Module, hidden: Float[Tensor, "1 T D"], arguments: dict[str, Any]
 ) -> Float[Tensor, "1 T D"]:
-    """What leaves a block, or one of its branches."""
+    """Returns the hidden states that leave a block or one of its branches."""
     out = block(hidden, **arguments)
     return out[0] if isinstance(out, tuple) else out
 
@@ -63,8 +63,8 @@ def run_block(
 def block_inputs(
     prunable: PrunableModel, windows: Int[Tensor, "B T"]
 ) -> tuple[list[Float[Tensor, "1 T D"]], list[list[dict[str, Any]]]]:
-    """What enters the first block, a tensor a window, and what else each block is called with,
-    window by window: what is the same for all of them is held once."""
+    """Returns the input of the first block, one tensor per window, and each block's other arguments
+    per window; arguments that are the same for all windows are held once."""
     states: list[Tensor] = []
     arguments: list[list[dict[str, Any]]] = [[] for _ in prunable.blocks]
 
@@ -91,7 +91,7 @@ def block_inputs(
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two tensors, or tuples of such, are equal."""
+    """Returns whether two tensors, or tuples of tensors, are equal."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
@@ -100,7 +100,7 @@ def _same(one: Any, other: Any) -> bool:
 def _run_measured(
     prunable: PrunableModel, index: int, states: list[Tensor], arguments: list[dict[str, Any]]
 ) -> tuple[list[Tensor], SecondMoments]:
-    """What a block gives for every window, and what entered its linear layers."""
+    """Returns a block's outputs per window, and the moments of its linear layers' inputs."""
     block = prunable.blocks[index]
     moments: SecondMoments = {}
 

@@ -1,11 +1,11 @@
-"""Weights of a layer that make up for those that are pruned or rounded, over calibration text.
+"""Adjusts the weights of a layer to make up for pruned or rounded ones, over calibration text.
 
-Column by column, those to the right make up: what a column's new value misses changes them all,
-so that the output remains as near as it can. With `e = (w_j − v_j)/[H⁻¹]_jj` the row gets
-`W: -= e·[H⁻¹]_j:` (optimal brain surgeon; SparseGPT, arXiv 2301.00774, Eq. 3, for weights that are
-pruned; GPTQ, arXiv 2210.17323, Eq. 2, for weights that are rounded). H is `Σ x·xᵀ` of the inputs
-from j on, with 1 % of its mean diagonal added. All its inverses lie in one Cholesky factor U
-(Algorithm 1 of either): `[H⁻¹]_jj = U_jj²`.
+Columns are replaced one by one. The error of a column's new value is spread over all columns to its
+right, so that the output changes as little as possible. With `e = (w_j − v_j)/[H⁻¹]_jj` a row
+becomes `W: -= e·[H⁻¹]_j:` (optimal brain surgeon; for pruned weights SparseGPT, arXiv 2301.00774,
+Eq. 3; for rounded weights GPTQ, arXiv 2210.17323, Eq. 2). H is `Σ x·xᵀ` of the inputs from j on,
+plus 1 % of its mean diagonal. One Cholesky factor U holds all its inverses (Algorithm 1 of either
+paper): `[H⁻¹]_jj = U_jj²`.
 
 R outputs, C inputs of a layer.
 """
@@ -17,23 +17,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 COLUMNS = 128
-"""Columns to the right of so many are changed at once (the papers' lazy batch)."""
+"""Columns per lazy batch (of both papers): those to its right are updated at once."""
 
 DAMPING = 0.01
-"""Share of the mean of H's diagonal that is added to it."""
+"""Share of H's mean diagonal that is added to its diagonal."""
 
 Exchange = Callable[[int, Float[Tensor, "C R"]], Float[Tensor, " R"]]
-"""The number of a column, and all columns as they have become -> its new values. Of the columns to
-its right those before the next multiple of COLUMNS have been changed."""
+"""Index of a column, and all columns as updated so far -> the column's new values. Of the columns
+to its right, only those before the next multiple of COLUMNS are up to date."""
 
 
 def compensated(
     weight: Float[Tensor, "R C"], factor: Float[Tensor, "C C"], exchange: Exchange
 ) -> Float[Tensor, "R C"]:
-    """The weights with every column exchanged, from left to right.
+    """Returns the weights with every column replaced, from left to right.
 
     Args:
-        factor: U of the inputs, by `inverse_factor`.
+        factor: U of the inputs, from `inverse_factor`.
     """
     columns = weight.T.clone(memory_format=torch.contiguous_format)  # (C, R)
     for start in range(0, len(columns), COLUMNS):
@@ -50,8 +50,8 @@ def compensated(
 
 
 def inverse_factor(moment: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
-    """The upper triangle U with `UᵀU = H⁻¹`, in float64; row j times U_jj is row j of the inverse
-    of H without the inputs before j."""
+    """Returns the upper triangle U with `UᵀU = H⁻¹`, in float64. Row j times U_jj is row j of the
+    inverse of H without the inputs before j."""
     # In reversed order H = L·Lᵀ; reversed again, L is upper and U its inverse. H⁻¹ is not formed.
     upper = torch.linalg.cholesky(damped(moment, DAMPING).flip(0, 1)).flip(0, 1)
     identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
@@ -59,8 +59,8 @@ def inverse_factor(moment: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
 
 
 def damped(moment: Float[Tensor, "C C"], share: float) -> Float[Tensor, "C C"]:
-    """The matrix in float64, with a share of the mean of its diagonal added to the diagonal: inputs
-    may be dependent, or 0 throughout."""
+    """Returns the matrix in float64 with a share of its mean diagonal added to the diagonal, since
+    inputs may be dependent or all 0."""
     floor = torch.finfo(moment.dtype).tiny
     moment = moment.double()
     added = (share * moment.diagonal().mean()).clamp(min=floor)

@@ -1,12 +1,13 @@
 """Fisher scores per block parameter (this project; docs/how-it-works.md).
 
 The score of entry i is `log(F_i / c_i)`. `F_i` is the mean over calibration sequences of the
-squared gradient of the loss with respect to the mask entry, and `c_i` the block parameters that the
-entry costs. One threshold over all sites then spends each parameter where it matters most.
+squared gradient of the loss with respect to the mask entry. `c_i` is the entry's cost: block
+parameters or what else is limited. One threshold over all sites spends the budget where it matters
+most.
 
-The sequences are taken in rounds. In the first all masks are ones. Each later round is nearer to
-the asked size, under the masks that the sequences so far propose, so that the score of an entry
-knows which others will be pruned. At keep 0.5 this nearly halves the perplexity of one-shot masks
+The sequences are processed in rounds. In the first, all masks are ones. Each later round is nearer
+to the asked size, under the masks that earlier sequences propose, so that a score accounts for
+which other entries will be pruned. At keep 0.5 this nearly halves the perplexity of one-shot masks
 (docs/experiment-log.md).
 
 N entries of all sites.
@@ -27,19 +28,19 @@ from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem, calibration_windows
 
 NOTHING = torch.finfo(torch.float32).tiny
-"""The importance that stands for none, which has no logarithm."""
+"""Smallest importance; stands for zero, which has no logarithm."""
 
 ROUNDS = 8
-"""Rounds of one-shot scores; the start of learning takes one (docs/experiment-log.md)."""
+"""Rounds of one-shot scores; the start of learning uses one (docs/experiment-log.md)."""
 
 
 def fisher(problem: PruningProblem) -> Selection:
-    """The scores as they are."""
+    """Returns the Fisher scores as the selection."""
     return Selection(fisher_scores(problem, ROUNDS))
 
 
 def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
-    """Scores, read from the run folder if an earlier attempt computed them."""
+    """Returns scores; reads F from the run folder if an earlier attempt computed it."""
     path = problem.job.run.scores_file
     if problem.job.run.has(path):
         file = read_tensors(path, "delete it to score again")
@@ -58,9 +59,9 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
 def fisher_importance(
     problem: PruningProblem, windows: Windows, rounds: int
 ) -> Float[Tensor, " N"]:
-    """F in float32, over all rounds; the last round is at the smallest size of the problem.
+    """Returns F in float32, over all rounds; the last of several is at the problem's smallest size.
 
-    Processes share the sequences of every round; the result does not depend on how many they are.
+    Processes share the sequences of every round; the result does not depend on their number.
     """
     dense, budget, process = problem.dense, problem.budget, problem.job.process
     windows = windows.to(dense.device)
@@ -74,7 +75,8 @@ def fisher_importance(
                 size = 1 - (1 - min(problem.keeps)) * number / (rounds - 1)
                 current_mask = project(per_parameter(importance, budget), budget, size).kept.float()
             for first in range(0, len(part), process.count):
-                # All take as many turns, since those that hold parts of one model run together.
+                # All take the same number of turns, since processes that hold shards of a model run
+                # together.
                 place = min(first + process.index, len(part) - 1)
                 mask = current_mask.clone().requires_grad_(True)
                 masking.set(mask)
@@ -89,8 +91,8 @@ def fisher_importance(
 
 
 def per_parameter(importance: Float[Tensor, " N"], budget: Budget) -> Float[Tensor, " N"]:
-    """`log(F_i / c_i)`, of a chunk with its mean F; an entry without any importance gets the lowest
-    finite score."""
+    """Returns `log(F_i / c_i)`, with the mean F of a chunk; zero importance counts as `NOTHING`, so
+    that all scores are finite."""
     importance = budget.layout.by_chunks(importance, budget.chunk)
     return importance.clamp(min=NOTHING).log() - budget.entry_costs.to(importance.device).log()
 

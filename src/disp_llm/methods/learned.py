@@ -1,7 +1,7 @@
-"""DISP-LLM (arXiv 2410.11988), and our default: logits that are trained through the masked model.
+"""DISP-LLM (arXiv 2410.11988), and our default: logits trained through the masked model.
 
-They start at the Fisher scores, or at random, as in the paper. The recipe says which estimator,
-parametrisation and penalty are used, and whether every kept entry learns a scale as well.
+They start at the Fisher scores or, as in the paper, at random. The recipe sets the estimator, the
+parametrisation and the penalty, and whether every kept entry also learns a scale.
 
 N entries of all sites.
 """
@@ -21,15 +21,15 @@ from disp_llm.training.learning import learn
 from disp_llm.training.problem import PruningProblem, take_steps
 
 CLAMP = 8.0
-"""Largest |logit| at the start: beyond it a sigmoid has no slope."""
+"""Largest |logit| at the start: beyond it a sigmoid has almost no slope."""
 
 WHOLE_BONUS = 1.0
-"""Added to the scores of KV heads and whole branches: learning wins back less of what these did
-than of what channels did (docs/experiment-log.md)."""
+"""Added to the scores of KV heads and whole branches: learning recovers less of their contribution
+than of channels' (docs/experiment-log.md)."""
 
 
 def learned(problem: PruningProblem) -> Selection:
-    """Trained logits and, where the recipe asks for them, scales and adapters."""
+    """Returns trained logits and, if the recipe asks for them, scales and adapters."""
     start = start_of(problem)
 
     def take(problem: PruningProblem, steps: int) -> Selection:
@@ -39,7 +39,7 @@ def learned(problem: PruningProblem) -> Selection:
 
 
 def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
-    """The logits before the first step."""
+    """Returns the logits before the first step; zeros for "random"."""
     if problem.learn.start == "random":
         return torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
     middle = (min(problem.keeps) + max(problem.keeps)) / 2
@@ -47,9 +47,9 @@ def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
 
 
 def start_logits(scores: Float[Tensor, " N"], budget: Budget, keep: float) -> Float[Tensor, " N"]:
-    """`2·(score − threshold)/std`, clamped: the logits whose threshold at `keep` is near 0. Entries
-    without any importance, as of neurons that never fire, are no better than the worst of the
-    others, and do not count in std: as far below as they are, they would leave the others alike."""
+    """Returns `2·(score − threshold)/std`, clamped: logits whose threshold at `keep` is near 0.
+    Entries without importance, such as neurons that never fire, are raised to the worst of the
+    others and do not count in std: their very low scores would make the others look alike."""
     importance = scores + budget.entry_costs.to(scores.device).log()
     some = importance > math.log(NOTHING) + 1.0
     scores = scores.clamp(min=scores[some].min())

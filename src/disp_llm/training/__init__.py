@@ -1,5 +1,5 @@
-"""Learning masks, and one training loop for whatever is trained.
+"""Mask learning, and one training loop for everything that is trained.
 
-Others use `PruningProblem` (what is pruned, on which text, under which budget), `learn`, the loop's
-`train`, and the losses.
+Other packages use `PruningProblem` (the model, text and budget), `learn`, the loop's `train`, and
+the losses.
 """

@@ -1,9 +1,8 @@
-"""What learns beside the masks on every linear layer of the blocks: low-rank adapters (LoRA, arXiv
-2106.09685) and, where weights learn, a full-rank delta.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) and optional full-rank deltas, learned beside the
+masks on every linear layer of the blocks.
 
-A linear layer W computes `(W + Δ)·x + B·(A·x)` on its masked and scaled input, so that at export
-`W + Δ + B·A` takes the place of W. One A, B and Δ serve every size: what is pruned at a size is cut
-from the sum as it is from W.
+A linear layer W computes `(W + Δ)·x + B·(A·x)` on its masked and scaled input; export replaces W by
+`W + Δ + B·A`. One A, B and Δ serve every size: pruning cuts their sum exactly as it cuts W.
 
 R rank, I inputs and O outputs of a linear layer.
 """
@@ -24,7 +23,7 @@ from disp_llm.models.hooks import hooks
 
 
 class Adapters(nn.Module):
-    """A, B and, where weights learn, Δ of every linear layer, in the order of
+    """A and B of every linear layer, and Δ if weights learn, in the order of
     `PrunableModel.linears`."""
 
     def __init__(self, pairs: Iterable[Adapter]):
@@ -34,14 +33,14 @@ class Adapters(nn.Module):
         self.up = nn.ParameterList(pair.up for pair in pairs)  # B, (O, R)
         self.delta = nn.ParameterList(pair.delta for pair in pairs if pair.delta is not None)
         for matrix in self.parameters():
-            matrix.requires_grad_(matrix.numel() > 0)  # of rank 0 there is nothing to learn
+            matrix.requires_grad_(matrix.numel() > 0)  # at rank 0 nothing is learned
 
     @classmethod
     def begun(
         cls, target: PrunableModel, rank: int, noise: torch.Generator, weights: bool = False
     ) -> "Adapters":
-        """A at random, with rows of length 1 on average, B and, for weights, Δ at zero: training
-        begins with the model as it is."""
+        """Initialises A at random with rows of mean length 1, and B and (if `weights`) Δ at zero,
+        so that training starts from the unchanged model."""
         return cls(
             Adapter(
                 torch.randn(rank, i, generator=noise) / math.sqrt(i),
@@ -52,12 +51,12 @@ class Adapters(nn.Module):
         )
 
     def layers(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """A, B and Δ of every layer."""
+        """Yields A, B and Δ of every layer; Δ is None if weights do not learn."""
         deltas = list(self.delta) if len(self.delta) else [None] * len(self.down)
         return zip(self.down, self.up, deltas, strict=True)
 
     def learned(self) -> tuple[Adapter, ...]:
-        """What has been learned, apart from any gradient."""
+        """Returns detached copies of what was learned."""
         return tuple(Adapter(*layer).each(lambda t: t.detach().clone()) for layer in self.layers())
 
 
@@ -65,16 +64,16 @@ DOWN, UP, WEIGHT = "disp_adapter_down", "disp_adapter_up", "weight"
 
 
 class Adapting:
-    """The adapters that a model wrapped by `adapted` currently runs with; set them before a
-    forward."""
+    """The adapters that a model wrapped by `adapted` currently runs with; set them before a forward
+    pass."""
 
     def __init__(self, adapters: Adapters, linears: list[nn.Module], dtype: torch.dtype):
         self._adapters, self._linears, self._dtype = adapters, linears, dtype
         self.names = (DOWN, UP, WEIGHT) if len(adapters.delta) else (DOWN, UP)
-        """Attributes that are laid on every layer; masks lay a weight of their own."""
+        """Attributes set on every layer; WEIGHT only if weights learn."""
 
     def set(self) -> None:
-        """Takes the adapters as they are now, in the data type of the model."""
+        """Installs the adapters' current values, in the model's data type."""
         for linear, (down, up, delta) in zip(self._linears, self._adapters.layers(), strict=True):
             laid: dict[str, Any] = dict.fromkeys((DOWN, UP))
             if len(down):
@@ -84,13 +83,12 @@ class Adapting:
                 assert weight is not None
                 changed = weight.float() + (delta.T if turned else delta)
                 laid[WEIGHT] = changed.to(self._dtype)
-            # Past `nn.Module`, which would take them for parameters of its own.
+            # Bypasses `nn.Module`, which would register them as parameters of the layer.
             linear.__dict__.update(laid)
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
-        """While the context lasts, the model runs without adapters, and with weights as its masks
-        leave them: these are lifted inside, if at all."""
+        """Runs the model without adapters and deltas within the context; masks stay."""
         before = [{name: one.__dict__.pop(name) for name in self.names} for one in self._linears]
         for linear in self._linears:
             linear.__dict__.update(dict.fromkeys((DOWN, UP)))
@@ -103,10 +101,10 @@ class Adapting:
 
 @contextlib.contextmanager
 def adapted(target: PrunableModel, adapters: Adapters) -> Iterator[Adapting]:
-    """While the context lasts, every linear layer of the blocks runs with what it has learned.
+    """Runs every linear layer of the blocks with its adapter and delta within the context.
 
     Raises:
-        InputError: weights learn that do not lie here as a whole.
+        InputError: weights should learn, but this process does not hold them whole.
     """
     linears = list(target.linears())
     if len(adapters.delta) and not target.is_whole:

@@ -1,4 +1,4 @@
-"""Blocks that run through torch.compile, or are recomputed in the backward pass."""
+"""Runs blocks through torch.compile, or recomputes them in the backward pass."""
 
 import functools
 import os
@@ -14,15 +14,15 @@ from disp_llm.config.learning import TrainingConfig
 from disp_llm.masks.prunable import PrunableModel
 
 WORTH_COMPILING = 60
-"""Steps; below, compiling takes longer than it saves."""
+"""Fewest steps for which compiling saves more time than it takes."""
 
 
 @contextmanager
 def training_blocks(
     target: PrunableModel, config: TrainingConfig, compiled: bool
 ) -> Iterator[None]:
-    """While the context lasts, the blocks run as training is to run them. Compiled blocks of one
-    shape share the result; what cannot be compiled runs as it is."""
+    """Compiles and checkpoints the blocks as asked within the context. Compiled blocks of one shape
+    share the result; what cannot be compiled runs as it is."""
     blocks = list(target.blocks) if compiled else []
     settings = {"suppress_errors": True, "cache_size_limit": 8 + 2 * len(blocks)}
     with torch._dynamo.config.patch(settings), _forward_of(blocks):
@@ -34,9 +34,9 @@ def training_blocks(
 
 @contextmanager
 def checkpointed_blocks(target: PrunableModel, active: bool) -> Iterator[None]:
-    """While the context lasts, blocks keep their inputs only and run again in the backward pass.
+    """Makes blocks keep only their inputs and run again in the backward pass, within the context.
 
-    transformers' own switch needs training mode, which would bring dropout with it.
+    transformers' own switch needs training mode, which would also enable dropout.
     """
     blocks = list(target.blocks) if active else []
     with _forward_of(blocks):
@@ -47,8 +47,8 @@ def checkpointed_blocks(target: PrunableModel, active: bool) -> Iterator[None]:
 
 @contextmanager
 def _forward_of(blocks: list[nn.Module]) -> Iterator[None]:
-    """At the end of the context, the blocks run as they did before; what holds their weights may
-    run them in its own way."""
+    """Restores the blocks' previous forward at the end of the context, including one set by
+    whatever holds their weights."""
     before = [block.__dict__.get("forward") for block in blocks]
     try:
         yield
@@ -60,14 +60,14 @@ def _forward_of(blocks: list[nn.Module]) -> Iterator[None]:
 
 
 def compiles(config: TrainingConfig, steps: int, target: PrunableModel) -> bool:
-    """Whether torch.compile is used: as asked, or where it is worth it."""
+    """Returns whether to use torch.compile: as asked or, by default, if it saves time."""
     if config.compile == "auto":
         return steps >= WORTH_COMPILING and can_be_worth_compiling(target)
     return config.compile == "yes"
 
 
 def can_be_worth_compiling(target: PrunableModel) -> bool:
-    """Whether enough steps win back what compiling takes. Not for a mixture of experts: what tokens
-    run through changes from step to step."""
+    """Returns whether compiling can pay off with enough steps. It cannot without a compiler, or for
+    a mixture of experts, where the experts that run change from step to step."""
     tool = "gcc" if target.device.type == "cuda" else os.environ.get("CXX", "g++")
     return target.family.experts is None and shutil.which(tool) is not None

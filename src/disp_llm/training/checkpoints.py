@@ -1,7 +1,7 @@
-"""Checkpoints of what is trained and of its optimisers, whole or not there.
+"""Checkpoints of trained parameters and their optimisers, written whole or not at all.
 
-A file holds whole tensors, also of weights that are divided among processes: any number of
-processes can go on from it.
+A file holds whole tensors even if weights are sharded, so any number of processes can resume from
+it.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from disp_llm.runs.tensors import TensorFile, read_tensors, tensors_sha256, writ
 KEPT_CHECKPOINTS = 2
 
 TRAINED = "trained."
-"""How the names of tensors begin that are not an optimiser's."""
+"""Prefix of tensor names that do not belong to an optimiser."""
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
-"""What AdamW and Muon keep of every parameter."""
+"""State that AdamW and Muon keep for every parameter."""
 
 
 def whole_tensors(
     trained: nn.Module, optimizers: Sequence[Optimizer], keeps: bool = True
 ) -> dict[str, Tensor]:
-    """What a checkpoint holds, in the machine's memory, for a process that keeps it."""
+    """Returns a checkpoint's tensors on the CPU; empty if not `keeps`."""
     parts = {TRAINED + name: value for name, value in _state(trained).items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
@@ -35,8 +35,8 @@ def whole_tensors(
 
 
 def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
-    """Tensors, some of them divided, whole and in the machine's memory. Processes that hold parts
-    call it alike; those that do not keep them get nothing."""
+    """Gathers tensors, some of them sharded, whole on the CPU. All processes that hold shards must
+    call it; those without `keeps` get an empty result."""
     whole: dict[str, Tensor] = {}
     for name, part in parts.items():
         tensor = part.full_tensor() if isinstance(part, DTensor) else part
@@ -46,7 +46,7 @@ def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
 
 
 def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    """Writes a checkpoint, with its `step` among the facts, and drops all but the newest two."""
+    """Writes a checkpoint, whose `step` is among the facts, and deletes all but the newest two."""
     path = _path(folder, int(facts["step"]))
     write_tensors(path, tensors, facts | {"sha256": tensors_sha256(tensors)})
     for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
@@ -54,7 +54,7 @@ def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> Non
 
 
 def restore(folder: Path, trained: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, str]:
-    """Loads the newest checkpoint, if there is one, and returns its facts. Nothing is changed
+    """Loads the newest checkpoint and returns its facts; {} if there is none. Changes nothing
     before the whole file has been checked."""
     found = checkpoints(folder)
     if not found:
@@ -79,7 +79,7 @@ def restore(folder: Path, trained: nn.Module, optimizers: Sequence[Optimizer]) -
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, oldest first."""
+    """Returns the checkpoints of a folder, oldest first."""
     return sorted(folder.glob("step-*.safetensors"))
 
 
@@ -88,7 +88,7 @@ def _path(folder: Path, step: int) -> Path:
 
 
 def _state(trained: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds: all but frozen parameters, which are read where they came from."""
+    """Returns the state to save: all but frozen parameters, which their source provides."""
     named = trained.named_parameters(remove_duplicate=False)  # a tied head has two names
     frozen = {name for name, p in named if not p.requires_grad}
     return {name: value for name, value in trained.state_dict().items() if name not in frozen}
@@ -97,8 +97,8 @@ def _state(trained: nn.Module) -> dict[str, Tensor]:
 def _expected(
     file: TensorFile, trained: nn.Module, optimizers: Sequence[Optimizer]
 ) -> dict[str, Tensor]:
-    """What the tensors of a checkpoint are like: what is trained now and, of every parameter, all
-    that its optimiser keeps, or nothing where it never had a gradient."""
+    """Returns tensors shaped like those of a valid checkpoint: the trained state and, per
+    parameter, its whole optimiser state, or none if it never had a gradient."""
     like = {TRAINED + name: value for name, value in _state(trained).items()}
     for number, optimizer in enumerate(optimizers):
         parameters = [one for group in optimizer.param_groups for one in group["params"]]
@@ -112,10 +112,10 @@ def _expected(
 
 
 def _as_now(file: TensorFile, name: str, now: Tensor) -> Tensor:
-    """A tensor in the shape and data type that it has now, and as finite; where processes have
-    parts of it, this one's."""
+    """Returns the saved tensor, checked for the current shape, data type and finiteness; the local
+    shard if the current tensor is sharded."""
     divided = isinstance(now, DTensor)
-    # What is divided are weights, which are finite; a baseline is NaN before its first use.
+    # Sharded tensors are weights, which are finite; a baseline is NaN before its first use.
     finite = divided or bool(now.isfinite().all())
     whole = file.like(name, tuple(now.shape), now.dtype, finite)
     if not divided:
@@ -125,6 +125,6 @@ def _as_now(file: TensorFile, name: str, now: Tensor) -> Tensor:
 
 
 def _behind(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those with this prefix, by the rest of their names."""
+    """Returns the tensors with this prefix, keyed by the rest of their names."""
     named = tensors.items()
     return {name.removeprefix(prefix): one for name, one in named if name.startswith(prefix)}

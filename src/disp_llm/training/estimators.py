@@ -1,7 +1,7 @@
-"""Logits in, masks with a gradient out.
+"""Estimators: logits in, masks with a gradient out.
 
-An estimator returns a `Sample`: the mask that the model runs with, the mask that the penalty
-counts, and, for the one that needs no gradient through the model, the log-probability of the mask.
+An estimator returns a `Sample`: the mask for the model, the mask that the penalty counts and, if
+the model needs no gradient, the mask's log-probability.
 
 N entries of all sites.
 """
@@ -19,14 +19,14 @@ from disp_llm.masks.budget import Projected
 
 @dataclass(frozen=True)
 class Draw:
-    """What an estimator draws masks from."""
+    """Inputs from which an estimator draws masks."""
 
     logits: Float[Tensor, " N"]
     project: Callable[[Tensor], Projected]
-    """Scores (N) -> the best masks within the budget of the step."""
+    """Scores (N) -> the best masks within the step's budget."""
     noise: torch.Generator
     shift: float
-    """The constant c that is added to the logits."""
+    """Constant c added to the logits."""
     temperature: float
     """τ."""
 
@@ -36,7 +36,7 @@ class Draw:
         return self.logits + self.shift
 
     def uniform(self) -> Float[Tensor, " N"]:
-        """Numbers in [0, 1), drawn on the generator's own device, so that a seed means the same
+        """Draws numbers in [0, 1) on the generator's own device, so that a seed means the same
         everywhere."""
         numbers = torch.rand(len(self.logits), generator=self.noise, device=self.noise.device)
         return numbers.to(self.logits.device)
@@ -44,23 +44,23 @@ class Draw:
 
 @dataclass(frozen=True)
 class Sample:
-    """Masks of one step. Their forward value is 0 or 1, save for `gumbel_soft`'s `mask`."""
+    """Masks of one step. Their forward value is 0 or 1, except for `gumbel_soft`'s `mask`."""
 
     mask: Float[Tensor, " N"]
     counted: Float[Tensor, " N"]
     log_probability: Float[Tensor, ""] | None = None
-    """Given: the loss is a reward, and no gradient flows through the model."""
+    """If given, the loss is a reward, and no gradient flows through the model."""
 
     def with_ones(self, never_pruned: Bool[Tensor, " N"]) -> "Sample":
-        """The same, with ones for entries that are always kept."""
+        """Returns a copy with ones at entries that are always kept."""
         mask, counted = (m.masked_fill(never_pruned, 1.0) for m in (self.mask, self.counted))
         return replace(self, mask=mask, counted=counted)
 
 
 def projected(draw: Draw) -> Sample:
-    """The projected masks, with the slope of a sigmoid around the threshold.
+    """Returns the projected masks, with the slope of a sigmoid around the threshold.
 
-    `m = 1[x > h] + σ((x−h)/τ) − sg(σ((x−h)/τ))`: deterministic, the budget met at every step.
+    `m = 1[x > h] + σ((x−h)/τ) − sg(σ((x−h)/τ))`: deterministic; meets the budget at every step.
     """
     chosen = draw.project(draw.logits.detach())
     soft = torch.sigmoid((draw.logits - chosen.threshold) / draw.temperature)
@@ -84,9 +84,9 @@ def reinmax(draw: Draw) -> Sample:
 
 
 def gumbel_soft(draw: Draw) -> Sample:
-    """What the paper's released code does, but for where the mask of S4 lies: soft masks
-    `σ((x + c + g)/τ)` with one standard Gumbel g in the model, and an independent sample, rounded,
-    in the penalty (there c = 3, τ = 0.4)."""
+    """Follows the paper's released code, except for where the mask of S4 acts. The model runs with
+    soft masks `σ((x + c + g)/τ)`, g one standard Gumbel; the penalty counts an independent rounded
+    sample (there c = 3, τ = 0.4)."""
     soft, again = (
         torch.sigmoid((draw.shifted + _gumbel(draw)) / draw.temperature) for _ in range(2)
     )
@@ -94,8 +94,8 @@ def gumbel_soft(draw: Draw) -> Sample:
 
 
 def policy_gradient(draw: Draw) -> Sample:
-    """Bernoulli masks whose loss is a reward (REINFORCE; for pruning arXiv 2406.10576): forward
-    passes only, so a model that is too big to back-propagate through can be pruned."""
+    """Draws Bernoulli masks whose loss is a reward (REINFORCE; for pruning arXiv 2406.10576). It
+    needs forward passes only, so it can prune a model too big to back-propagate through."""
     x = draw.shifted / draw.temperature
     sample = _bernoulli(torch.sigmoid(x), draw)
     log_probability = -torch.nn.functional.binary_cross_entropy_with_logits(
@@ -117,8 +117,8 @@ def _bernoulli(probability: Tensor, draw: Draw) -> Tensor:
 def deterministic_mask(
     logits: Float[Tensor, " N"], estimator: str, shift: float
 ) -> Bool[Tensor, " N"]:
-    """Which entries a sampling estimator keeps more often than not: the deterministic masks before
-    they are cut to the budget. A single Gumbel, as in `gumbel_soft`, has its median off zero."""
+    """Marks entries that a sampling estimator keeps more often than not: its deterministic masks,
+    not yet cut to the budget. The single Gumbel of `gumbel_soft` has a non-zero median."""
     median = -math.log(math.log(2)) if estimator == "gumbel_soft" else 0.0
     return logits + shift + median > 0
 

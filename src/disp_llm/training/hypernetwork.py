@@ -1,5 +1,5 @@
 """The paper's parametrisation of the logits (section 3.3, Table 5): one small network for all
-sites, which it trains in place of the model's weights.
+sites, trained instead of the model's weights.
 
 N entries of all sites, S sites.
 """
@@ -14,11 +14,11 @@ INPUT, HIDDEN = 32, 64  # the paper's Table 5; a Linear reads both directions, 1
 
 
 class Hypernetwork(nn.Module):
-    """x = start + HN(z), from a start of zeros in the paper: fixed z (S, 1, 32) → bidirectional
-    GRU(32, 64) → LayerNorm(128) → GELU → one bias-free Linear(128, N_s) a site.
+    """x = start + HN(z), with a zero start in the paper: fixed z (S, 1, 32) → bidirectional GRU(32,
+    64) → LayerNorm(128) → GELU → one bias-free Linear(128, N_s) per site.
 
-    Weights are drawn as PyTorch draws them by default, from `generator`; they are saved whole, the
-    fixed z included.
+    Weights use PyTorch's default initialisation, seeded from `generator`. All weights and the fixed
+    z are saved.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Mask learning: a model, text and a start -> the importance of every entry, its scale, and what
-is added to every linear layer.
+"""Mask learning: a model, text and a start -> the importance and scale of every entry, and what is
+added to every linear layer.
 
 Every step draws its windows, its noise and, for several sizes, its keep from named random streams,
-as the loop wants it.
+as the loop requires for resuming.
 
 N entries of all sites, B windows of a batch.
 """
@@ -32,15 +32,15 @@ from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
 WEIGHTS_GROW = 0.1
-"""Share of the steps in which the step size of weights grows to its peak: AdamW's first steps move
-every weight alike, whatever its gradient, and masks have not settled by then."""
+"""Share of the steps over which the weights' learning rate grows to its peak: AdamW's first steps
+move every weight equally, whatever its gradient, while masks have not settled yet."""
 
 BASELINE_DECAY = 0.9
-"""Decay of the moving average that the policy gradient compares a loss with."""
+"""Decay of the moving average of losses, the policy gradient's baseline."""
 
 
 class FreeLogits(nn.Module):
-    """x = Θ, with Θ starting at the start vector."""
+    """x = Θ; Θ is initialised with the start vector."""
 
     def __init__(self, start: Float[Tensor, " N"]):
         super().__init__()
@@ -51,7 +51,7 @@ class FreeLogits(nn.Module):
 
 
 class LearningState(nn.Module):
-    """Everything that a step of mask learning changes, and a checkpoint holds."""
+    """All state that a step of mask learning changes and a checkpoint holds."""
 
     def __init__(self, logits: nn.Module, scales: nn.Parameter | None, adapters: Adapters | None):
         super().__init__()
@@ -59,13 +59,13 @@ class LearningState(nn.Module):
         self.register_parameter("scales", scales)
         self.adapters = adapters
         self.register_buffer("baseline", torch.tensor(math.nan))
-        """Moving average of the loss, for the policy gradient; NaN before the first step."""
+        """Moving average of the loss for the policy gradient; NaN before the first step."""
 
 
 def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Selection:
-    """Trains logits from `start`, a scale for every entry from 1, and adapters from nothing.
+    """Trains logits from `start` and, as the settings say, scales from 1, adapters and weights.
 
-    It goes on from a checkpoint of the problem's run.
+    Resumes from a checkpoint of the problem's run, if there is one.
     """
     config, dense = problem.training, problem.dense
     problem.corpus.require_length(config.length, "length")
@@ -106,7 +106,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
 
 
 def _optimizers(problem: PruningProblem, state: LearningState) -> list[Optimizer]:
-    """Of logits and, where they are learned, scales, adapters and weights."""
+    """Builds the optimisers of the logits and, where learned, of scales, adapters and weights."""
     learn, exact = problem.learn, {"weight_decay": 0.0}
     groups: list[dict[str, Any]] = [{"params": list(state.logits.parameters())}]
     weights: list[nn.Parameter] = []
@@ -122,8 +122,8 @@ def _optimizers(problem: PruningProblem, state: LearningState) -> list[Optimizer
 
 @dataclass(frozen=True)
 class MaskLearner:
-    """The loss of a step: (1 − distill)·cross-entropy + distill·KL(original ‖ masked) +
-    λ·|log(share/keep)|, shares of what the budget limits."""
+    """Loss of a step: (1 − distill)·cross-entropy + distill·KL(original ‖ masked) +
+    λ·|log(share/keep)|. Shares are of the cost that the budget limits."""
 
     problem: PruningProblem
     state: LearningState
@@ -132,7 +132,7 @@ class MaskLearner:
     compiled: bool
 
     def loss(self, step: int) -> Loss:
-        """What a step differentiates, under the masks that it draws."""
+        """Draws masks and windows; returns the loss to differentiate and the step's figures."""
         problem, learn, state = self.problem, self.problem.learn, self.state
         budget, config = problem.budget, problem.training
         keep = problem.keep_at(random_stream("sizes", problem.seed, step))
@@ -153,7 +153,7 @@ class MaskLearner:
             loss = self._losses(windows).mean()
         share = budget.share(budget.layout.counts(sample.counted))
         total = loss
-        if learn.penalty and learn.estimator != "projected":  # whose masks have the size
+        if learn.penalty and learn.estimator != "projected":  # its masks meet the budget
             total = total + learn.penalty * (share / keep).log().abs()
         if sample.log_probability is not None:
             total = self._against_baseline(total) * sample.log_probability
@@ -161,7 +161,7 @@ class MaskLearner:
         return total, {"loss": loss, "keep": share, "keep_asked": asked}
 
     def _losses(self, windows: Windows) -> Float[Tensor, " B"]:
-        """Of every window, under the masks and with the adapters that are set."""
+        """Returns the loss of every window, under the current masks and adapters."""
         dense, share = self.problem.dense, self.problem.training.distill
         head = self.problem.teaching
         teacher = Teacher(dense, share, self._unpruned, head=head) if share else None
@@ -169,14 +169,14 @@ class MaskLearner:
 
     @contextlib.contextmanager
     def _unpruned(self) -> Iterator[None]:
-        """While the context lasts, the model is the original."""
+        """Makes the model the original within the context."""
         lifted = self.adapting.lifted() if self.adapting else contextlib.nullcontext()
         with lifted, self.masking.lifted():
             yield
 
     def _against_baseline(self, reward: Tensor) -> Tensor:
-        """The reward less its moving average, over all processes, of the steps before; the average
-        is updated. No gradient."""
+        """Returns the reward minus its moving average over earlier steps and all processes, without
+        gradient; updates the average."""
         reward, baseline = reward.detach(), self.state.baseline
         mean = self.problem.job.process.mean(reward.clone())
         before = baseline.nan_to_num(float(mean))

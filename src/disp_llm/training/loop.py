@@ -1,9 +1,9 @@
-"""Steps of training, whatever is trained: step size, processes, checkpoints, an early end.
+"""The training loop for any trained module: learning rates, processes, checkpoints, early stop.
 
-A step that draws what it needs from generators seeded with (seed, step, process) makes a resumed
-run repeat an uninterrupted one, on a CPU bit for bit, and a checkpoint needs no generator state.
-Processes read different text and exchange the gradient of what is trained, the loss and a wish to
-stop; of weights that are divided among them FSDP2 exchanges the gradients.
+If a step draws everything from generators seeded with (seed, step, process), a resumed run repeats
+an uninterrupted one, on a CPU bit for bit, and checkpoints need no generator state. Processes read
+different text and exchange gradients, the loss and a wish to stop; FSDP2 exchanges the gradients of
+sharded weights.
 """
 
 import math
@@ -25,40 +25,40 @@ from disp_llm.runs.metrics import MetricsLog
 from disp_llm.training.checkpoints import restore, save, whole_tensors
 
 CHECKPOINT_EVERY = 25
-"""Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
+"""Steps between checkpoints; SIGINT and SIGTERM write one as well."""
 RARER = 4
-"""Checkpoints are so many times rarer where they hold all weights and moments."""
+"""Factor by which checkpoints are rarer if they hold all weights and moments."""
 
 Figures = dict[str, Any]
 
 Loss = tuple[Tensor, dict[str, Tensor]]
-"""What a step differentiates, and the figures that are told of it, `loss` among them."""
+"""The loss that a step differentiates, and the figures reported for it, including `loss`."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many steps, and the step size of each."""
+    """Number of steps, and the learning rate of each."""
 
     config: TrainingConfig
     steps: int
     stage: str
-    """What progress calls the training."""
+    """Name of the training in progress reports."""
     rarer: int = 1
-    """Factor of `CHECKPOINT_EVERY`, for checkpoints that are large."""
+    """Factor on `CHECKPOINT_EVERY` for large checkpoints."""
     clip: float = 0.0
-    """Largest norm of the gradient; 0 = no limit."""
+    """Largest gradient norm; 0 = no limit."""
     warmup: float = 0.0
-    """Share of the steps in which the step size grows to its peak."""
+    """Share of the steps over which the learning rate grows to its peak."""
 
     def rate_of(self, group: dict[str, Any], step: int) -> float:
-        """Share of the peak step size of a group of the optimiser, which may name a share of the
-        steps, `growing`, in which its own grows besides."""
+        """Returns a parameter group's share of its peak learning rate. A group may set `growing`: a
+        share of the steps over which its own rate also grows."""
         growing = round(group.get("growing", 0.0) * self.steps)
         return self.rate(step) * min((step + 1) / max(growing, 1), 1.0)
 
     def rate(self, step: int) -> float:
-        """Share of the peak step size: a warm-up, then constant, a cosine from 1 to a tenth, or a
-        line from 1 to 0, which it would reach with one step more."""
+        """Returns the share of the peak learning rate: a warm-up, then constant, a cosine from 1 to
+        a tenth, or a line from 1 that would reach 0 one step after the last."""
         warmup = round(self.warmup * self.steps)
         if step < warmup:
             return (step + 1) / warmup
@@ -70,7 +70,7 @@ class Schedule:
         return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
     def saves(self, done: int) -> bool:
-        """Whether a checkpoint follows so many steps."""
+        """Returns whether to write a checkpoint after `done` steps."""
         return done % (self.rarer * CHECKPOINT_EVERY) == 0 or done == self.steps
 
 
@@ -80,7 +80,7 @@ def optimizers_of(
     weights: dict[str, Any],
     foreach: bool | None = None,
 ) -> list[Optimizer]:
-    """AdamW of some groups and, of a group of matrices that may be empty, what the settings say."""
+    """Builds AdamW for `groups`, and AdamW or Muon for `weights`, a group of matrices or none."""
     muon = config.weight_optimizer == "muon" and bool(weights["params"])
     adamw = torch.optim.AdamW(
         groups if muon else [*groups, weights],
@@ -102,16 +102,17 @@ def train(
     schedule: Schedule,
     job: Job,
 ) -> None:
-    """Runs the steps that are left after the newest checkpoint of the job's run.
+    """Runs the steps left after the newest checkpoint of the job's run.
 
     Args:
         trained: its parameters that require a gradient are trained and saved.
-        optimizers: the step size of each of their groups is the peak.
-        loss_of: gives the loss of a step.
+        optimizers: the learning rate of each of their groups is the peak.
+        loss_of: returns the loss of a step.
 
     Raises:
-        Interrupted: the job was asked to stop; the checkpoint holds the last step.
-        InputError: a loss is not finite.
+        Interrupted: the job was asked to stop; the checkpoint holds the last step (none for a
+            trial).
+        InputError: a loss is not finite, or the checkpoint belongs to a different run.
     """
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     facts = restore(job.run.checkpoint_folder, trained, optimizers)
@@ -158,13 +159,13 @@ def _require_finite(loss: float, step: int) -> None:
 
 
 def _differentiate(loss: Tensor, figures: dict[str, Tensor]) -> Figures:
-    """Adds the gradient to the parameters. What the loss holds is free when this returns."""
+    """Back-propagates; returns the figures as numbers. On return, the loss's graph is free."""
     loss.backward()
     return {name: value.item() for name, value in figures.items()}
 
 
 def _first_step(facts: dict[str, str], job: Job) -> int:
-    """The step to go on with after a checkpoint of these facts; none is the beginning."""
+    """Returns the step to go on from, 0 without a checkpoint; refuses one of another run."""
     if facts and facts.get("run") != job.run.identity and not job.run.anyway:
         raise InputError(
             "is of other settings, another model or other text",
@@ -175,7 +176,7 @@ def _first_step(facts: dict[str, str], job: Job) -> int:
 
 
 def _report(figures: Figures, schedule: Schedule, job: Job, log: MetricsLog) -> None:
-    """Hands on the figures of a step: to the log, to trackers, and to who watches."""
+    """Sends a step's figures to the log, the trackers (not in a trial) and the progress."""
     log.append(figures)
     if not job.is_trial:
         job.process.track("train", figures, figures["step"])
@@ -185,7 +186,7 @@ def _report(figures: Figures, schedule: Schedule, job: Job, log: MetricsLog) -> 
 def _exchange(
     parameters: list[nn.Parameter], figures: Figures, stop: bool, process: Process
 ) -> bool:
-    """Averages gradients and loss over processes; whether any wants to stop."""
+    """Averages gradients and loss over processes; returns whether any process wants to stop."""
     if process.count == 1:
         return stop
     for parameter in parameters:
@@ -199,8 +200,8 @@ def _exchange(
 
 
 def _clip(parameters: list[nn.Parameter], longest: float) -> float:
-    """Shortens the gradient where it is too long; its norm before that. No list of tensors may hold
-    divided ones and whole ones."""
+    """Clips the gradient to `longest`; returns its norm before that. Sharded and whole tensors
+    cannot share a list, so they are handled apart."""
     divided = [one for one in parameters if isinstance(one, DTensor)]
     whole = [one for one in parameters if not isinstance(one, DTensor)]
     parts = [part for part in (divided, whole) if part]
@@ -213,7 +214,7 @@ def _clip(parameters: list[nn.Parameter], longest: float) -> float:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    """Zeros where the parameter took no part in the step, as an expert that no token chose."""
+    """Returns the gradient; zeros if the step did not use the parameter (an unchosen expert)."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad

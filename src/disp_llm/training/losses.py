@@ -1,8 +1,8 @@
 """Next-token cross-entropy and distillation without a `tokens × vocabulary` tensor.
 
-The head is frozen, so its gradient towards the hidden states can be taken in the forward
-pass, a chunk of tokens at a time, and kept in place of the logits: the same two matrix products as
-usual, and the memory of one chunk.
+The head is frozen, so the forward pass can compute the gradient with respect to the hidden states,
+one chunk of tokens at a time, and keep it instead of the logits. This takes the usual two matrix
+products and the memory of one chunk.
 
 B windows, T tokens of each, P positions whose tokens count, D hidden, V vocabulary.
 """
@@ -23,39 +23,39 @@ Head = Callable[[Tensor], Tensor]
 """Hidden states (..., D) -> logits (..., V)."""
 
 CHUNK = 256
-"""Tokens whose logits exist at one time."""
+"""Tokens whose logits exist at the same time."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen model whose next-token distribution is also to be learned."""
+    """A frozen model whose next-token distribution the student also learns."""
 
     target: PrunableModel
     share: float
-    """Share of the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
+    """Weight in the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
     teaching: Callable[[], AbstractContextManager] = nullcontext
-    """Makes the model what it teaches as, while it runs: a masked model teaches without masks."""
+    """Context in which the model runs as the teacher: a masked model teaches without masks."""
     head: Head | None = None
-    """In place of its own: `in_fewer_tokens`, where it knows more tokens than the student."""
+    """Replaces the model's head: `in_fewer_tokens` if it has more tokens than the student."""
 
 
 def in_fewer_tokens(head: Head, first: Int[Tensor, " V"], tokens: int) -> Head:
-    """A head whose tokens are fewer: each has the mass of all those whose spelling begins with it.
-    A model that never saw a word in pieces expects none of them, but it does expect the word.
+    """Returns a head over fewer tokens: each gets the mass of all old tokens whose spelling begins
+    with it. A model that never saw a word split expects the word, not its pieces.
 
     Args:
-        head: of all V tokens.
-        first: the new number of the token that each begins with.
-        tokens: how many there are then.
+        head: head over all V tokens.
+        first: new index of the token that each old token begins with.
+        tokens: size of the new vocabulary.
     """
 
     def summed(hidden: Tensor) -> Tensor:
         logits = head(hidden)
         most = logits.amax(-1, keepdim=True)
-        mass = (logits - most).exp().flatten(0, -2).T  # (V, P), whose rows are added fast
+        mass = (logits - most).exp().flatten(0, -2).T  # (V, P): adding rows is fast
         begins = first.to(hidden.device)
         some = mass.new_zeros(tokens, mass.shape[1]).index_add_(0, begins, mass[: len(begins)])
-        some = some.clamp_min(torch.finfo(some.dtype).tiny)  # a divergence has no infinite logit
+        some = some.clamp_min(torch.finfo(some.dtype).tiny)  # finite logits, for the divergence
         return some.log().T.view(*logits.shape[:-1], tokens) + most
 
     return summed
@@ -85,8 +85,8 @@ class _ChunkedLoss(torch.autograd.Function):
 def token_losses(
     target: PrunableModel, tokens: Int[Tensor, "B T"], teacher: Teacher | None = None
 ) -> Float[Tensor, "B T-1"]:
-    """−ln p of each token but the first of every window, in float32; with a teacher, mixed with the
-    divergence from its distribution."""
+    """Returns −ln p of each token but the first of every window, in float32; with a teacher, mixed
+    with the divergence from its distribution."""
     return _counted_losses(target, Windows(tokens), teacher, False).view(len(tokens), -1)
 
 
@@ -96,15 +96,15 @@ def mean_losses(
     teacher: Teacher | None = None,
     compiled: bool = False,
 ) -> Float[Tensor, " B"]:
-    """The mean of the same over the tokens of each window that count; where its examples have
-    their own loss, the mean of that, without a teacher.
+    """Returns the mean of `token_losses` over each window's counted tokens; if its examples have
+    their own loss, the mean of that, without the teacher.
 
-    Examples in a window do not see each other where the model can be told the places of tokens;
-    else the first of each window counts alone.
+    Examples in a window do not see each other if `target.keeps_apart`; otherwise only the first
+    example of each window counts.
 
     Args:
-        compiled: whether what follows the head runs through torch.compile, which takes fewer
-            passes over the logits.
+        compiled: whether the computation after the head runs through torch.compile, which needs
+            fewer passes over the logits.
     """
     if not target.keeps_apart:
         windows = windows.of_first_example
@@ -121,7 +121,7 @@ def mean_losses(
 
 
 def _task_losses(target: PrunableModel, windows: Windows) -> Float[Tensor, " B"]:
-    """The mean own loss of all choices in each window."""
+    """Returns each window's mean own loss over all its choices."""
     hidden = _all_states(target, windows).float()
     means = []
     for states, parts in zip(hidden, windows.tasks, strict=True):
@@ -134,7 +134,7 @@ def _task_losses(target: PrunableModel, windows: Windows) -> Float[Tensor, " B"]
 def _counted_losses(
     target: PrunableModel, windows: Windows, teacher: Teacher | None, compiled: bool
 ) -> Float[Tensor, " P"]:
-    """One window's tokens that count behind the other's."""
+    """Returns the losses of all counted tokens, window after window."""
     taught = None
     if teacher is not None:
         with teacher.teaching(), torch.no_grad():  # masks are set again with their gradient
@@ -153,16 +153,16 @@ def _counted_losses(
 
 
 Lesson = tuple[Tensor, float]
-"""The teacher's logits, and its share of the loss."""
+"""The teacher's logits and its share of the loss."""
 
 
 def _loss_and_slope(
     logits: Tensor, targets: Tensor, lesson: Lesson | None, learns: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of each of some positions and, where something learns, its gradient by the logits:
-    the probabilities that a student gives, less those that it should give.
+    """Returns the loss of each position and, if something learns, its gradient with respect to the
+    logits: the student's probabilities minus the target ones.
 
-    Autograd would take twice as many passes over the logits, and keep more of them.
+    Autograd would need twice as many passes over the logits, and keep more of them.
     """
     given = logits.log_softmax(-1)
     loss = nn.functional.nll_loss(given, targets, reduction="none")
@@ -188,8 +188,8 @@ def _compiled() -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 
 def _states(target: PrunableModel, windows: Windows) -> Float[Tensor, "P D"]:
-    """Final hidden states of the positions that predict a token that counts, one window's behind
-    the other's; of running text there are B·(T − 1)."""
+    """Returns the final hidden states of all positions that predict a counted token, window after
+    window; B·(T − 1) of them for running text."""
     return windows.of_predicted(_all_states(target, windows)[:, :-1])
 
 

@@ -1,12 +1,11 @@
-"""How much memory learning takes in each process, counted from the shapes of a model.
+"""Memory that learning takes in each process, computed from the model's shapes.
 
-For its backward pass a block of a frozen model keeps `T·(4F + 6D + 2q + 4kv)` numbers: what enters
-and leaves each mask, the activation, queries, keys, values and the attention's output; D less for
-each site of the residual stream that is not pruned. Where adapters or weights learn, it keeps what
-enters its linear layers too, `T·(F + 2D + q)`. With gradient checkpointing all blocks keep `T·D`,
-and one of them the rest.
-`benchmarks/learning_memory.py` compares with measured peaks. Low-rank attention and what stands in
-the place of attention take up to twice what is counted.
+For the backward pass, a block of a frozen model keeps `T·(4F + 6D + 2q + 4kv)` numbers: the input
+and output of each mask, the activation, queries, keys, values and the attention's output. Each
+stream site that is not pruned saves D. If adapters or weights learn, the block also keeps the
+inputs of its linear layers, `T·(F + 2D + q)`. With gradient checkpointing, every block keeps `T·D`,
+and one block at a time the rest. `benchmarks/learning_memory.py` compares with measured peaks.
+Low-rank attention and replacements of attention take up to twice the computed memory.
 
 T tokens of a batch, D residual stream, F intermediate, q and kv queries and keys, V vocabulary, L
 blocks.
@@ -25,17 +24,17 @@ from disp_llm.masks.shapes import BlockShape
 from disp_llm.training.losses import CHUNK
 
 FLOAT = 4
-"""Bytes of a number in float32."""
+"""Bytes per float32 number."""
 
 LOGITS, TAUGHT_LOGITS = 3, 5
-"""How many numbers there are at one time for each logit of a chunk, alone and with a teacher's."""
+"""Numbers held at the same time per logit of a chunk, without and with a teacher."""
 
 ALLOCATED = 1.2
-"""Memory that allocators hold for each byte of what comes and goes, as measured."""
+"""Measured bytes that allocators hold per byte of temporary memory."""
 
 GATHERED = 3
-"""Blocks that are whole at one time where processes hold parts: one that runs, the next, and the
-buffer that it comes in."""
+"""Blocks held whole at the same time if processes shard them: the running one, the next, and the
+buffer that receives it."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,19 @@ class Memory:
     """Bytes in one process."""
 
     weights: int
-    """Frozen weights, as they are held."""
+    """Frozen weights, as stored."""
     running: int
-    """What else there is of them while a block runs."""
+    """Further copies of sharded weights while a block runs."""
     trained: int
-    """Logits, scales, adapters and weights that learn, with gradients and moments."""
+    """Logits, scales, adapters and learned weights, with gradients and moments."""
     kept: int
     """What autograd keeps for the backward pass."""
     passing: int
-    """What comes and goes besides: logits of a chunk, or the backward pass of a block."""
+    """Other temporary memory: logits of a chunk, or the backward pass of a block."""
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """Peak memory."""
         around = self.trained + self.kept + self.passing
         return self.weights + self.running + round(ALLOCATED * around)
 
@@ -63,16 +62,16 @@ class Memory:
 def learning_memory(
     target: PrunableModel, config: PruneConfig, processes: int, itemsize: int
 ) -> Memory:
-    """The peak of a learning step.
+    """Computes the peak memory of a learning step.
 
     Args:
-        config: settings, in which gradient checkpointing is "yes" or "no".
-        processes: among how many blocks are divided; 1 = each process has all of them.
-        itemsize: bytes of a number of the model.
+        config: settings whose gradient checkpointing is "yes" or "no".
+        processes: number of processes that shard the blocks; 1 = each holds all blocks.
+        itemsize: bytes per number of the model.
     """
     training, shapes = config.training, target.layout.blocks
     read = training.length * training.batch if config.reads.steps else 0
-    learned = read if config.learn.estimator != "policy_gradient" else 0  # that of forward passes
+    learned = read if config.learn.estimator != "policy_gradient" else 0  # forward passes only
     scores = config.reads.gradients and config.reads_calibration
     scored = config.scores.calibration_length if scores else 0  # with masks at every site
     back = max(learned, scored)
@@ -100,15 +99,15 @@ def learning_memory(
 
 
 def _kept(shape: BlockShape, masks: int, adds: bool = False) -> int:
-    """Numbers of a token that a block keeps for its backward pass, under so many masks in the
-    residual stream; where something is added to weights, what enters linear layers too."""
+    """Numbers per token that a block keeps for its backward pass, with this many masks in the
+    residual stream; the inputs of linear layers too, if something is added to weights."""
     inputs = 2 * shape.hidden + shape.q + (shape.used if shape.experts == 1 else 0)
     inside = (shape.num_input_projections + 2) * shape.used + 2 * shape.qkv
     return inside + (2 + masks) * shape.hidden + (inputs if adds else 0)
 
 
 def _trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
-    """What is trained, its gradient, two moments, and what the optimiser computes with."""
+    """Bytes of what is trained: value, gradient, two moments, two optimiser temporaries."""
     learn, entries = config.learn, target.layout.entries
     numbers = entries
     if learn.parametrisation == "hypernetwork":

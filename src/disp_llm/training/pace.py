@@ -1,7 +1,7 @@
-"""How many steps fit into the time that a run may take (`minutes` in place of `steps`).
+"""How many steps fit into the time of a run (`minutes` instead of `steps`).
 
-The pace of a few steps, taken aside and thrown away, fixes the number, which is then part of the
-run: an attempt that goes on takes the same steps, bit for bit.
+The pace is measured on a few steps whose results are discarded. It fixes the number of steps, which
+the run stores, so that a resumed attempt takes the same steps, bit for bit.
 """
 
 import itertools
@@ -20,21 +20,21 @@ from disp_llm.training.blocks import WORTH_COMPILING, can_be_worth_compiling
 from disp_llm.training.problem import PruningProblem
 
 PROBES = 3
-"""Steps that are timed, after one that warms up."""
+"""Timed steps, after one warm-up step."""
 
 FEWEST = 5
-"""Steps that are taken however little time is left."""
+"""Steps that are taken even if no time is left."""
 
 MEASUREMENTS_A_SIZE = 6
-"""The masked and the exported model, writing, loading, checking and timing the latter, and its
-sample."""
+"""Cost of a size, in measurements of the original: measuring the masked and the exported model, and
+writing, loading, checking, timing and sampling the latter."""
 
 Take = Callable[[PruningProblem, int], Any]
-"""Runs that many steps of a problem."""
+"""Runs the given number of steps of a problem."""
 
 
 def planned_steps(problem: PruningProblem, take: Take) -> int:
-    """The number of steps that the time allows, or that an earlier attempt fixed by it."""
+    """Returns the number of steps that the time allows, or that an earlier attempt stored."""
     run, process = problem.job.run, problem.job.process
     found = run.result().get("steps")
     if found:
@@ -48,7 +48,7 @@ def planned_steps(problem: PruningProblem, take: Take) -> int:
 
 def _steps_in(problem: PruningProblem, take: Take) -> int:
     def steps_of(seconds: float) -> int:
-        """As many as the slowest process has time for: all decide alike."""
+        """Steps that the slowest process has time for, so that all decide alike."""
         return int(problem.job.process.least(_seconds_left(problem) / seconds))
 
     how = problem.training.compile
@@ -58,14 +58,14 @@ def _steps_in(problem: PruningProblem, take: Take) -> int:
     steps = steps_of(eager)
     if how == "auto" and can_be_worth_compiling(problem.dense) and steps >= WORTH_COMPILING:
         steps = steps_of(_seconds_per_step(problem, take, "yes"))
-        if steps < WORTH_COMPILING:  # compiling took the time of those that it was for
+        if steps < WORTH_COMPILING:  # compiling took the time that it would have saved
             steps = min(steps_of(eager), WORTH_COMPILING - 1)
     return max(steps, FEWEST)
 
 
 def _seconds_left(problem: PruningProblem) -> float:
-    """What the time that was asked for leaves to learning: less what has passed, and what exporting
-    and measuring every size will take, by the time that measuring the original took."""
+    """Returns the time left for learning: `minutes` minus the time passed and the estimated time to
+    export and measure every size, scaled from measuring the original."""
     result, config = problem.job.run.result(), problem.job.config
     of_size = MEASUREMENTS_A_SIZE * result.get("measuring_original_s", 0.0)
     of_size += result.get("scoring_original_s", 0.0)  # on the suite
@@ -73,14 +73,14 @@ def _seconds_left(problem: PruningProblem) -> float:
 
 
 def seconds_late(job: Job[PruneConfig]) -> float:
-    """How much longer than `minutes` a run has taken, earlier attempts included; below 0 where time
+    """Returns how many seconds a run is over `minutes`, earlier attempts included; negative if time
     is left."""
     passed = job.run.result().get("seconds", 0.0) + time.perf_counter() - job.began
     return passed - 60 * job.config.learn.minutes
 
 
 def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["yes", "no"]) -> float:
-    """The median over a few steps in a run folder of their own, in every process."""
+    """Returns this process's median time of a few steps, taken in a temporary run folder."""
     times: list[float] = []
 
     def asked_to_stop() -> bool:  # after every step

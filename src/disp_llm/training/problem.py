@@ -1,4 +1,4 @@
-"""What is pruned, on which text, under which budget: handed to every method."""
+"""The pruning problem that every method receives: the model, the text and the budget."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,36 +21,36 @@ from disp_llm.training.losses import Head
 Result = TypeVar("Result")
 
 SMALL_FIRST = 1.5
-"""Exponent of the uniform number that draws a keep: small sizes, which are harder, come more often.
-"""
+"""Exponent on the uniform number that draws a keep, so that small sizes, which are harder, come
+more often."""
 
 
 @dataclass(frozen=True)
 class PruningProblem:
-    """A dense model, learning text and a budget, with the job that solves it."""
+    """A dense model, learning text and a budget, with the job to solve it."""
 
     dense: PrunableModel
     corpus: Corpus
     """Learning tokens."""
     budget: Budget
     keeps: tuple[float, ...]
-    """One keep is held at every step; of several, every step draws one between their extremes."""
+    """A single keep holds at every step; of several, every step draws one between the extremes."""
     align: int
     """Widths are multiples of this."""
     job: Job[PruneConfig]
     vocabulary: tuple[int, ...] = ()
-    """The tokens of the original that the model has; () = all."""
+    """The original's tokens that the model has; () = all."""
     teaching: Head | None = None
-    """The original's head as it teaches such a model; None = the model's own."""
+    """The original's head when it teaches such a model; None = the model's own head."""
 
     @property
     def scores(self) -> ScoreConfig:
-        """Settings of the calibration."""
+        """Calibration settings."""
         return self.job.config.scores
 
     @property
     def learn(self) -> LearnConfig:
-        """Settings of what is learned about the masks."""
+        """Settings of what is learned for and beside the masks."""
         return self.job.config.learn
 
     @property
@@ -64,23 +64,23 @@ class PruningProblem:
         return self.job.config.machine.seed
 
     def masks(self, selection: Selection, share: float) -> Masks:
-        """The masks of a size: the projection of the importance onto its budget, and nothing inside
-        of a branch that is pruned as a whole."""
+        """Returns the masks of a size: the importance projected onto its budget, with nothing kept
+        inside a branch that is pruned as a whole."""
         kept = project(selection.importance, self.budget, share, self.align).kept
         layout = self.budget.layout
         return Masks(layout, layout.without_dropped(kept), selection)
 
     def keep_at(self, noise: torch.Generator) -> float:
-        """The size that a step holds."""
+        """Draws the keep of a step."""
         low, high = min(self.keeps), max(self.keeps)
         return low + (high - low) * float(torch.rand((), generator=noise)) ** SMALL_FIRST
 
 
 def take_steps(problem: PruningProblem, take: Callable[[PruningProblem, int], Result]) -> Result:
-    """What a method makes of the steps that are asked for, or that there is time for.
+    """Calls `take` with the number of steps that was asked for, or that the time allows.
 
     Args:
-        take: takes that many steps.
+        take: runs that many steps of the problem.
     """
     steps = problem.learn.steps
     if problem.learn.minutes:
@@ -91,8 +91,8 @@ def take_steps(problem: PruningProblem, take: Callable[[PruningProblem, int], Re
 
 
 def calibration_windows(problem: PruningProblem) -> Windows:
-    """The same windows for every method of one seed; refuses what is longer than the text or than
-    the model can read."""
+    """Draws windows that depend on the seed only, so all methods see the same. Raises InputError if
+    a window is longer than the text or than the model can read."""
     count, length = problem.scores.calibration_sequences, problem.scores.calibration_length
     require_positions(problem.dense.model, length, "calibration_length")
     problem.corpus.require_length(length, "calibration_length")

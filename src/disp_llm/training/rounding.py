@@ -1,5 +1,5 @@
-"""Training with the rounding by which weights will be stored: the forward pass runs with rounded
-weights, and the gradient goes to what is rounded as if it were not (straight through, arXiv
+"""Training with the rounding that weights will be stored with: the forward pass uses rounded
+weights, and the gradient passes to the unrounded ones unchanged (straight through, arXiv
 1308.3432)."""
 
 import contextlib
@@ -15,14 +15,14 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.rounding import fits, on_grid, scales_of
 
 SEARCHED = 8
-"""Steps after which scales are searched anew: weights move little meanwhile."""
+"""Steps between searches for scales: weights move little in between."""
 
 
 class Rounded(nn.Module):
-    """A weight as it is stored.
+    """Rounds a weight as it will be stored.
 
     Args:
-        dtype: what scales are stored in.
+        dtype: data type of the stored scales.
     """
 
     scales: Tensor
@@ -30,16 +30,16 @@ class Rounded(nn.Module):
     def __init__(self, weight: Tensor, bits: Bits, dtype: torch.dtype):
         super().__init__()
         self.bits, self.dtype = bits, dtype
-        self.register_buffer("scales", None)  # a checkpoint holds those in use
+        self.register_buffer("scales", None)  # a checkpoint holds the scales in use
         self.search(weight)
 
     @torch.no_grad()
     def search(self, weight: Tensor) -> None:
-        """Finds the scales that suit the weight as it is now."""
+        """Finds the scales that suit the current weight."""
         self.scales = scales_of(weight, self.bits, self.dtype)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Rounds it, with a gradient of 1 where it has one."""
+        """Rounds the weight; its gradient, if any, passes unchanged."""
         with torch.no_grad():
             stored = on_grid(weight, self.scales, self.bits)
             if not weight.requires_grad:
@@ -52,8 +52,8 @@ class Rounded(nn.Module):
 def rounded(
     target: PrunableModel, bits: Bits, dtype: torch.dtype
 ) -> Iterator[Callable[[int], None]]:
-    """While the context lasts, the linear layers of the blocks run with rounded weights; yields
-    what is to be called before each step, with its number."""
+    """Rounds the weights of the blocks' linear layers within the context; yields a function to call
+    before each step with its number. Raises InputError if a layer does not fit the bits."""
     if bits == "as-is":
         yield lambda step: None
         return

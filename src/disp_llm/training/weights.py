@@ -1,7 +1,7 @@
-"""Training the weights that pruning kept, with a teacher or without.
+"""Trains the weights that pruning kept, with or without a teacher.
 
-Trained weights are float32 and compute in the model's own dtype. Embedding and head stay as they
-are, so that no gradient of a vocabulary is ever held.
+Trained weights are float32 and compute in the model's own dtype. Embedding and head stay frozen, so
+no gradient of vocabulary size is ever held.
 """
 
 import torch
@@ -19,9 +19,9 @@ from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.rounding import rounded
 
 CLIP = 1.0
-"""Largest norm of the gradient."""
+"""Largest gradient norm."""
 WARMUP = 0.05
-"""Share of the steps in which the step size grows to its peak."""
+"""Share of the steps over which the learning rate grows to its peak."""
 
 
 def train_weights(
@@ -35,16 +35,16 @@ def train_weights(
     """Trains in place, from the newest checkpoint on; returns the number of steps.
 
     Args:
-        dtype: that the model computes in.
-        tokens_before: that these weights were trained on before, with the same seed: other
-            windows are drawn now, whatever the batch was then.
+        dtype: data type that the model computes in.
+        tokens_before: tokens that these weights were trained on before with the same seed. Other
+            windows are drawn now, whatever the earlier batch size.
     """
     config, device, process = job.config.training, student.device, job.process
     trained = trained_parameters(student)
     linears = {id(linear.weight) for linear in student.linears()}
     matrices = [one for one in trained if id(one) in linears]
     others = [one for one in trained if id(one) not in linears]
-    # One operation on many tensors takes no list in which some are divided.
+    # A foreach operation accepts no list in which some tensors are sharded.
     foreach = False if any(isinstance(one, DTensor) for one in trained) else None
     optimizers = optimizers_of(config, [{"params": others}], {"params": matrices}, foreach)
     steps, seed = job.config.steps(process.count), job.config.machine.seed
@@ -55,7 +55,7 @@ def train_weights(
         before_step(step)
         noise = shared_stream("weights", seed, tokens_before + step * read)
         windows = corpus.draw_own(config.batch, config.length, noise, process)
-        # Matrix products in the model's dtype, though the trained weights are float32.
+        # Matrix products run in the model's dtype, though the trained weights are float32.
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             losses = mean_losses(student, windows.to(device), teacher, compiled)  # (B)
         loss = losses.mean()
@@ -73,8 +73,8 @@ def train_weights(
 
 
 def trained_parameters(student: PrunableModel) -> list[nn.Parameter]:
-    """Makes what is trained float32 and lets it have gradients: the language model without its
-    embeddings (a head is no part of it, unless the two are tied)."""
+    """Makes the trained parameters float32 with gradients and returns them: the language model
+    without embeddings (the head lies outside it, unless the two are tied)."""
     model = student.model.requires_grad_(False)
     frozen = {
         id(parameter)
@@ -86,6 +86,6 @@ def trained_parameters(student: PrunableModel) -> list[nn.Parameter]:
     trained = [parameter for parameter in language if id(parameter) not in frozen]
     for parameter in trained:
         parameter.requires_grad_(True)
-        if parameter.dtype != torch.float32:  # of a divided model they were made so before
+        if parameter.dtype != torch.float32:  # in a sharded model they already are
             parameter.data = parameter.data.float()
     return trained
