@@ -1,11 +1,11 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
-The tasks of the command line are functions here: `prune`, `recover`, `eval`, `bench`, `generate`,
-`doctor`, `export`, `convert`, `push`, `report` and `verify` (docs/api.md). Each is imported when
-it is first asked for.
+The command line's tasks are functions here: `prune`, `recover`, `eval`, `bench`, `generate`,
+`doctor`, `export`, `convert`, `push`, `report` and `verify` (docs/api.md). Each is imported on
+first access.
 
-Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
-before or after, they also know the folders that this package writes.
+Importing this package is cheap and has one side effect: transformers' auto classes, whether loaded
+before or after, also load the folders that this package writes.
 """
 
 import importlib
@@ -39,7 +39,7 @@ _LAZY = {name: f"commands.{name}" for name in _TASKS} | {
     "InputError": "config.errors",
     "TaskExample": "data.examples",
 }
-"""Where the names of the Python API lie."""
+"""Module of each name of the Python API, below `disp_llm`."""
 
 
 def __getattr__(name: str) -> Any:
@@ -60,7 +60,7 @@ _AUTO = "transformers.models.auto.configuration_auto"
 class _RegisterOnImport(MetaPathFinder):
     """Calls `compact.register` right after transformers' auto configuration has been imported."""
 
-    # transformers has no entry points, and importing it here would bring torch, and seconds, into
+    # transformers has no entry points. Importing it here would load torch, which takes seconds, for
     # every `disp-llm --help`.
     def find_spec(self, fullname, path=None, target=None):
         if fullname != _AUTO:

@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, zero-shot tasks, speed and memory, agreement with masks."""
+"""Measures models: perplexity, zero-shot tasks, speed, memory, agreement with the masked model."""

@@ -1,4 +1,4 @@
-"""Whether what was exported computes what the masked model does."""
+"""Checks that an exported model computes the same logits as the masked one."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ from disp_llm.models.devices import dtype_name, free_memory
 logger = logging.getLogger(__name__)
 
 WRONG = 1e-3
-"""A float32 error of logits, relative to the largest, that rounding does not explain."""
+"""Largest float32 logit error, relative to the largest logit, that rounding can explain."""
 
 
 def warn_of_error(errors: dict[str, float], name: str) -> None:
-    """Warns where an export computes something else than the masked model."""
+    """Warns if the float32 logit error of an export exceeds `WRONG` or is NaN."""
     error = errors.get("max_logit_error", 0.0)
     if not error <= WRONG:
         logger.warning(
@@ -31,10 +31,10 @@ def warn_of_error(errors: dict[str, float], name: str) -> None:
 def logit_errors(
     dense: PreTrainedModel, compact: PreTrainedModel, tokens: Tensor
 ) -> dict[str, float]:
-    """max|Δlogit| / max|logit| of the compact model against the dense one, which now runs masked.
+    """Returns max|Δlogit| / max|logit| of the compact model against the dense one, run masked.
 
-    It is taken in the dtype of the run and in float32 (weights are cast there and back, which loses
-    nothing). The float32 figure is left out, with a warning, where the memory for it is missing.
+    Measures in the dtype of the run and in float32 (casting weights there and back is lossless).
+    Skips float32 with a warning if memory is short or weights are sharded or on the meta device.
     """
     device, dtype = next(dense.parameters()).device, dense.dtype
     models, tokens = (dense, compact), tokens[None].to(device)
@@ -56,7 +56,7 @@ def _error(
 ) -> float:
     logits = []
     for model in models:
-        with context(model):  # one after the other: there is room for one in float32
+        with context(model):  # one at a time: memory holds only one model in float32
             logits.append(model(tokens, use_cache=False).logits.float())
     wanted, got = logits
     return float((wanted - got).abs().max() / wanted.abs().max())
@@ -64,9 +64,9 @@ def _error(
 
 @contextmanager
 def _in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """While the context lasts, parameters are float32; then each is what it was, for some families
-    keep routers in float32 whatever the model is. Rotary frequencies and the like are float32
-    buffers, and stay so."""
+    """Casts parameters to float32 while the context lasts, then each back to its own dtype: some
+    families keep routers in float32 whatever the model's dtype. Buffers such as rotary frequencies
+    are float32 already."""
     before = [(parameter, parameter.dtype) for parameter in model.parameters()]
     try:
         for parameter, _ in before:

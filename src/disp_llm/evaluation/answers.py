@@ -1,9 +1,8 @@
-"""What a model answers to the prompts of examples, always taking the likeliest token, and how good
-that is.
+"""Answers the prompts of examples by greedy decoding, and scores the answers.
 
-Prompts of similar length are answered together, padded on the left behind an attention mask; an
-answer ends with EOS, with what else the model ends text with, with the special token that ends the
-answers of the examples, or a quarter beyond the longest of these.
+Prompts of similar length form a batch, left-padded under an attention mask. An answer ends at EOS,
+at another end token of the model's generation config, at a special token that ends an example's own
+answer, or at 1.25 times the length of the longest such answer.
 """
 
 import statistics
@@ -24,15 +23,15 @@ from disp_llm.models.windows import positions_of
 from disp_llm.runs.progress import Ticks, unwatched
 
 TOKENS = 4096
-"""Most tokens of prompts that are answered together, padding included."""
+"""Most prompt tokens of a batch, padding included, unless one prompt alone has more."""
 
 SHORT = 5
-"""Most words of an answer that is right or wrong as a whole."""
+"""Most words of a reference that an answer has to match exactly."""
 
 
 def scored(answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """What answers score: `{metric, score, score_stderr, answers}`, by exact match where all
-    references are short, else by `f1`; no error of a single answer."""
+    """Returns `{metric, score, score_stderr, answers}`: mean exact match if all references are
+    short, else mean `f1`. The standard error is None for a single answer."""
     short = all(len(reference.split()) <= SHORT for reference in references)
     pairs = list(zip(answers, references, strict=True))
     values = [float(a.strip() == r.strip()) if short else f1(a, r) for a, r in pairs]
@@ -45,9 +44,8 @@ def scored(answers: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
 
 
 def f1(answer: str, reference: str) -> float:
-    """Harmonic mean of the share of the answer's words that the reference has and of the
-    reference's that the answer has, each counted as often as both have it; case and punctuation do
-    not count (as for SQuAD, arXiv 1606.05250, which drops articles besides)."""
+    """Harmonic mean of word precision and recall, over multisets of words. Ignores case and the
+    punctuation around words (as SQuAD, arXiv 1606.05250, which also drops articles)."""
     ours, wanted = _words(answer), _words(reference)
     total = ours.total() + wanted.total()
     return 2 * (ours & wanted).total() / total if total else 1.0
@@ -65,10 +63,10 @@ def written_answers(
     stream: ExampleStream,
     on_answer: Ticks = unwatched,
 ) -> list[str]:
-    """An answer to every example, in their order.
+    """Returns the answer to every example, in their order.
 
     Raises:
-        InputError: the model has not enough positions for a prompt and its answer.
+        InputError: the model has too few positions for a prompt and its answer.
     """
     longest = max(len(one.tokens) - len(one.prompt) for one in stream.examples)
     most_tokens = longest + (longest + 3) // 4
@@ -96,8 +94,8 @@ def written_answers(
 
 
 def _batches(stream: ExampleStream) -> Iterator[list[tuple[int, Tokenized]]]:
-    """Examples with their places, those with the longest prompts first, so that memory runs out at
-    once if at all."""
+    """Yields batches of (place, example), longest prompts first, so that memory runs out at once if
+    at all."""
     batch: list[tuple[int, Tokenized]] = []
     for place, one in sorted(enumerate(stream.examples), key=lambda pair: -len(pair[1].prompt)):
         if batch and len(batch[0][1].prompt) * (len(batch) + 1) > TOKENS:
@@ -110,7 +108,7 @@ def _batches(stream: ExampleStream) -> Iterator[list[tuple[int, Tokenized]]]:
 def _generated(
     target: PrunableModel, prompts: list[torch.Tensor], most_tokens: int, ends: set[int]
 ) -> list[list[int]]:
-    """The tokens of each answer, up to what ends it."""
+    """Returns the tokens of each answer, without its end token and what follows."""
     padded, seen = left_padded(prompts, target.device)
     with likeliest(target.model) as generate:
         made = generate(

@@ -1,9 +1,7 @@
-"""Speed of two models in one process and in turn, beside what counting predicts.
+"""Times two models alternately in one process and compares their speed with a counted prediction.
 
-A round times one model and then the other, the next round the other way about. Beside the measured
-speed-up stands what the counted operations (prefill) and bytes (decode) predict.
-
-B batch, T tokens.
+A round times both models; the order alternates between rounds. The predicted speed-up is the ratio
+of counted operations (prefill) or bytes (decode).
 """
 
 from dataclasses import asdict, dataclass
@@ -19,14 +17,14 @@ from disp_llm.runs.progress import ProgressCallback, counting, silent
 
 @dataclass(frozen=True)
 class Counted:
-    """What a workload takes at least, of one model."""
+    """Least work of one model for a workload."""
 
     flops: int
-    """Floating-point operations, two a weight and token."""
+    """Floating-point operations: two per weight and token, and those of attention."""
     block_flops: int
-    """Those of the linear layers of the blocks alone."""
+    """Operations of the linear layers of the blocks alone."""
     bytes_read: int
-    """Bytes of weights, each read once, and of the KV cache, by every block that has them."""
+    """Bytes of weights, each read once, and, if one token is read, of each block's KV cache."""
 
 
 def side_by_side(
@@ -36,8 +34,8 @@ def side_by_side(
     rounds: int,
     progress: ProgressCallback = silent,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Times the second model against the first: for each workload a row of either model, and how
-    they compare."""
+    """Times the second model against the first. Returns a row per workload and model, and a
+    comparison per workload."""
     rows, comparisons = [], []
     for workload in workloads:
         first, second = (target.model for target in targets)
@@ -51,7 +49,7 @@ def side_by_side(
 
 
 def _row(workload: Workload, seconds: list[float], cost: Counted) -> dict[str, Any]:
-    """The figures of one model under one workload; `spread_s` lies between the quartiles."""
+    """Figures of one model under one workload; `spread_s` is the interquartile range."""
     tokens = workload.batch * (workload.length if workload.phase == "prefill" else 1)
     low, median, high = quartiles(seconds)
     timed = {"median_s": median, "spread_s": high - low, "tokens_per_s": tokens / median}
@@ -59,7 +57,7 @@ def _row(workload: Workload, seconds: list[float], cost: Counted) -> dict[str, A
 
 
 def compare(workload: Workload, pair: Pair, counted: list[Counted]) -> dict[str, Any]:
-    """The second model's speed-up over the first, with its quartiles, and the counted one."""
+    """Returns the second model's speed-up over the first, its quartiles, and the counted one."""
     low, median, high = pair.speedup
     key = "flops" if workload.phase == "prefill" else "bytes_read"
     first, second = (getattr(one, key) for one in counted)
@@ -72,8 +70,8 @@ def compare(workload: Workload, pair: Pair, counted: list[Counted]) -> dict[str,
 
 
 def count(target: PrunableModel, workload: Workload) -> Counted:
-    """Counts operations and bytes of the linear layers of the blocks, of attention (causal) and of
-    the head, which computes the last position only; of experts, as far as tokens use them."""
+    """Counts operations and bytes of the blocks' linear layers, of causal attention, and of the
+    head at the last position only. Of experts it counts those that the tokens use."""
     head = target.head_weight.numel()
     prefill = workload.phase == "prefill"
     fresh = workload.length if prefill else 1
@@ -90,9 +88,9 @@ def count(target: PrunableModel, workload: Workload) -> Counted:
 
 
 def _of_attention(target: PrunableModel, length: int, prefill: bool) -> tuple[int, int]:
-    """Operations of all attentions for a sequence, and numbers that one more token reads from the
-    KV cache: those of its block, or of the last block of its kind that has some. With a sliding
-    window a token sees no more than that."""
+    """Returns the operations of all attentions for one sequence, and the numbers that one more
+    token reads from the KV cache. A block without a cache of its own reads that of the last block
+    of its kind. A sliding window limits what a token sees."""
     held = cached_tokens(target.model, length, 1)
     kinds = getattr(target.model.config.get_text_config(), "layer_types", None) or [""] * len(held)
     last, operations, read = dict[str, int](), 0, 0

@@ -1,9 +1,9 @@
-"""How likely a model finds continuations of contexts: what a multiple-choice task asks for.
+"""Log-likelihoods of continuations of contexts, which multiple-choice tasks ask for.
 
-The answers to one question share its context, which is run once: they go on from its KV cache. On
-a CPU that takes a third to a half of the time of lm-evaluation-harness, which runs every context
-with every answer. Contexts are padded on the left, behind an attention mask, as where text is
-generated; answers on the right, where nothing sees it. Log-probabilities are float32.
+The answers to one question share its context: it runs once, and they continue from its KV cache. On
+a CPU this takes a third to a half of the time of lm-evaluation-harness, which runs every context
+with every answer. Contexts are left-padded under an attention mask, as for generation. Answers are
+padded on the right, where no token sees the padding. Log-probabilities are float32.
 
 R rows (continuations), P tokens of the longest context, W of the longest row, N of all
 continuations, D hidden, V vocabulary.
@@ -24,19 +24,19 @@ from disp_llm.models.kv_cache import with_cache
 from disp_llm.runs.progress import Ticks, unwatched
 
 TOKENS = 2048
-"""Most tokens that run at once, padding included, unless one context and row alone have more."""
+"""Most tokens of a batch, padding included, unless one context and row alone have more."""
 
 CACHED = 2**14
-"""Most tokens in the KV cache at once: each row has a copy of its context's."""
+"""Most tokens in the KV cache at once: each row holds a copy of its context's cache."""
 
 POSITIONS = 512
 """Most positions whose logits are computed at once."""
 
 Request = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a context, and of what continues it."""
+"""Token ids of a context and of its continuation."""
 
 Answer = tuple[float, bool]
-"""Σ ln p over a continuation, and whether each of its tokens is the likeliest one."""
+"""Σ ln p over a continuation, and whether greedy decoding would produce it."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Row:
     """One continuation."""
 
     place: int
-    """Of its request."""
+    """Index of its request."""
     shared: tuple[int, ...]
-    """The context but its last token, whose logits are needed; empty where nothing is shared."""
+    """The context without its last token, whose logits are needed; empty if nothing is shared."""
     tokens: Sequence[int]
-    """What is read after the shared part: all but the last token."""
+    """Tokens of context and continuation after `shared`, without the last one."""
     wanted: Sequence[int]
-    """The continuation, which the last logits predict."""
+    """The continuation: targets of the last logits."""
 
 
 @torch.no_grad()
@@ -60,13 +60,13 @@ def log_likelihoods(
     longest: int,
     on_request: Ticks = unwatched,
 ) -> list[Answer]:
-    """Of every request, in their order.
+    """Returns the answer to every request, in their order.
 
     Args:
-        longest: tokens that the model can read; of more, the first ones are left out.
+        longest: tokens that the model can read; longer requests lose their first tokens.
     """
     answers: dict[int, Answer] = {}
-    # A state that sums up what was read, as hybrids have it, cannot be handed to several rows.
+    # Rows cannot share the recurrent state of a hybrid as they share a KV cache.
     for rows in _batches(_rows(requests, longest, shares=not target.family.has_states)):
         wanted = torch.tensor([token for row in rows for token in row.wanted])
         found = _tokens(target, _states(target.base, rows), wanted)
@@ -78,7 +78,7 @@ def log_likelihoods(
 
 
 def _rows(requests: Sequence[Request], longest: int, shares: bool) -> list[Row]:
-    """A row for every request; the context of what is too long, or alone, is not shared."""
+    """Returns a row for every request. A context is shared if it has several requests that fit."""
     by_context: dict[tuple[int, ...], list[int]] = {}
     for place, (context, continuation) in enumerate(requests):
         assert context
@@ -96,8 +96,8 @@ def _rows(requests: Sequence[Request], longest: int, shares: bool) -> list[Row]:
 
 
 def _batches(rows: list[Row]) -> Iterator[list[Row]]:
-    """Rows with contexts of similar length, the longest first, so that memory runs out at once if
-    at all; last those that share nothing."""
+    """Yields batches of rows with contexts of similar length. The longest come first, so that
+    memory runs out at once if at all; rows that share nothing come last."""
     batch: list[Row] = []
     contexts: set[tuple[int, ...]] = set()
     for row in sorted(rows, key=lambda row: (-len(row.shared), row.shared, -len(row.tokens))):
@@ -115,8 +115,8 @@ def _batches(rows: list[Row]) -> Iterator[list[Row]]:
 
 
 def _states(base: Any, rows: list[Row]) -> Float[Tensor, "N D"]:
-    """Final hidden states of the positions that predict the continuations, one row's behind the
-    other's; the head, which takes longest, is for these alone."""
+    """Returns the final hidden states that predict the continuations, row after row. Only these
+    go through the head, which takes longest."""
     width = max(len(row.tokens) for row in rows)
     padded = [[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows]
     options = _behind_contexts(base, rows, width) if rows[0].shared else {"use_cache": False}
@@ -129,7 +129,7 @@ def _states(base: Any, rows: list[Row]) -> Float[Tensor, "N D"]:
 
 
 def _behind_contexts(base: Any, rows: list[Row], width: int) -> dict[str, Any]:
-    """Runs every context once; arguments by which each row goes on from its own."""
+    """Runs every context once. Returns the arguments with which each row continues its own."""
     number = {shared: i for i, shared in enumerate(dict.fromkeys(row.shared for row in rows))}
     contexts, seen = left_padded(list(number), base.device)  # (·, P)
     places = (seen.cumsum(1) - 1).clamp(min=0)
@@ -140,7 +140,7 @@ def _behind_contexts(base: Any, rows: list[Row], width: int) -> dict[str, Any]:
     cache.batch_select_indices(owners)
     seen = seen[owners]  # (R, P)
     own = torch.tensor([len(row.tokens) for row in rows], device=base.device)
-    # Padding is given the last place of its row: there may be none behind it.
+    # Padding repeats the last position of its row: the model may have no further ones.
     places = torch.arange(width, device=base.device).minimum(own[:, None] - 1)
     return with_cache(base, cache) | {
         "attention_mask": torch.cat((seen, seen.new_ones(len(rows), width)), 1),
@@ -151,8 +151,8 @@ def _behind_contexts(base: Any, rows: list[Row], width: int) -> dict[str, Any]:
 def _tokens(
     target: PrunableModel, states: Float[Tensor, "N D"], wanted: Int[Tensor, " N"]
 ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
-    """Of every token that is wanted ln p, and whether it is the likeliest; some at a time, since
-    their logits are large."""
+    """Returns ln p of every wanted token, and whether it is the likeliest. Takes `POSITIONS` at a
+    time, since logits are large."""
     values, likeliest = [], []
     for some, ids in zip(states.split(POSITIONS), wanted.split(POSITIONS), strict=True):
         logits, ids = target.head(some), ids.to(some.device)  # (·, V)

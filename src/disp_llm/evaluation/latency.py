@@ -1,12 +1,9 @@
-"""Milliseconds as a budget: costs of widths, measured on this machine, and the last correction.
+"""Latency budgets: costs of widths, fitted to times on this machine, and the final correction.
 
-A few compact models of different shapes are timed against the dense one, in turn. Their times, as
-shares of the dense time, are fitted by what budgets can count (`latency_fit`); they are kept in the
-user's cache: a table of this machine, model and workload. Masks that were projected with these
-costs are then measured themselves, and the share is corrected until the measured one is what was
-asked for.
-
-M measured shapes.
+A few compact models of different shapes are timed alternately with the dense one. Their times, as
+shares of the dense time, are fitted by terms that budgets can count (`latency_fit`). The user's
+cache keeps the times in a table per machine, model and workload. Models projected with these costs
+are then timed themselves, and the share is corrected until the measured one is the one asked for.
 """
 
 import hashlib
@@ -42,10 +39,10 @@ from disp_llm.runs.provenance import hardware, versions
 logger = logging.getLogger(__name__)
 
 COLUMNS: tuple[Site, ...] = (*SITES, HEADS, *BRANCHES)
-"""Which site's share each number of a shape is."""
+"""The site that each number of a shape is the share of."""
 
 SHAPES = (
-    # Branches by themselves: whole, and with one thing cut at a time.
+    # One branch alone: whole, and with one site cut at a time.
     (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
     (0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
     (1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
@@ -66,29 +63,29 @@ SHAPES = (
     (1.0, 1.0, 1.0, 0.4, 1.0, 0.6, 1.0, 1.0),
     (1.0, 1.0, 1.0, 0.1, 1.0, 0.3, 1.0, 1.0),
 )
-"""Shares of each site's entries that are kept in the compact models that are timed."""
+"""Shares of each site's entries that the timed compact models keep."""
 
 ROUNDS = 7
-"""How often each model is timed."""
+"""Number of times that each model is timed."""
 
 TOLERANCE = 0.02
-"""How far from the asked share, relative to it, a measured one may be before it is corrected."""
+"""Largest relative deviation of the measured share from the asked one that is not corrected."""
 
 CORRECTIONS = 6
-"""How many shares are tried at most."""
+"""Most shares that are tried."""
 
 IGNORED = "what was measured is not used"
-"""What comes of a damaged table."""
+"""Message about a damaged table."""
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """All shapes of a model under a workload."""
+    """Times of all shapes of a model under a workload."""
 
     dense_s: Positive
-    """The dense model's time, the median over all rounds of all shapes."""
+    """Seconds of the dense model: the median over all rounds of all shapes."""
     shares: Annotated[list[Positive], Meta(min_length=1)]
-    """The time of each as a share of the dense model's."""
+    """Time of each shape as a share of the dense model's."""
 
 
 def latency_costs(
@@ -99,19 +96,19 @@ def latency_costs(
     on_shape: Ticks = unwatched,
     stopwatch: Stopwatch = IN_TRANSFORMERS,
 ) -> CostModel:
-    """Costs in seconds of a workload, from the cache or measured now; of several, the mean of their
-    shares of the dense model's time.
+    """Returns costs in seconds for one workload; for several, the mean of their costs as shares of
+    the dense model's time. Takes tables from the cache or measures them.
 
     Args:
-        align: widths are multiples of it.
-        chunk: neighbours in the residual stream that stay together.
+        align: all widths are multiples of it.
+        chunk: number of neighbours in the residual stream that are kept or pruned together.
     """
     shapes, found = shapes_with(stopwatch.sites), []
-    # Branches are timed by themselves also where none is to be pruned.
+    # Single branches are timed even if whole branches are not to be pruned.
     timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
     layout = timed.layout
     masks = [masks_of_shape(layout, shape, align, chunk) for shape in shapes]
-    whole = torch.tensor(layout.lengths)  # whose share is known without a watch
+    whole = torch.tensor(layout.lengths)  # the dense model's share is 1 by definition
     counts = torch.stack([whole, *(one.counts for one in masks)])
     for number, workload in enumerate(workloads):
         depends_on = (asdict(workload), align, chunk, layout.sites, shapes)
@@ -133,12 +130,12 @@ def latency_costs(
 
 
 def cache_folder() -> Path:
-    """Where measured tables are kept."""
+    """Folder of the measured tables."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disp-llm" / "latency"
 
 
 def table_name(model: PreTrainedModel, *more: object) -> str:
-    """Names a table by everything that its times depend on."""
+    """File name of a table: a hash of everything that its times depend on."""
     config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
     device = next(model.parameters()).device.type
     depends_on = [config, str(model.dtype), device, more, hardware(), versions()]
@@ -147,7 +144,7 @@ def table_name(model: PreTrainedModel, *more: object) -> str:
 
 
 def cached(name: str, shapes: int) -> LatencyTable | None:
-    """The table of that name and of so many shapes; None where there is none that can be used."""
+    """Returns the table of that name and number of shapes; None if there is no usable one."""
     try:
         path = cache_folder() / name
         if not path.is_file():
@@ -158,13 +155,13 @@ def cached(name: str, shapes: int) -> LatencyTable | None:
                 f"has {len(table.shares)} times, not {shapes}", field=str(path), hint=IGNORED
             )
         return table
-    except (InputError, OSError, RuntimeError) as error:  # the last where nobody has a home
+    except (InputError, OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         logger.warning("%s", error)
         return None
 
 
 def cache_table(name: str, table: dict[str, Any]) -> None:
-    """Writes a table, if the cache can be written: else it is measured another time."""
+    """Writes a table; if the cache cannot be written, warns, and the next run measures again."""
     try:
         folder = cache_folder()
         if is_unused(folder):
@@ -176,7 +173,7 @@ def cache_table(name: str, table: dict[str, Any]) -> None:
 
 
 def shapes_with(runnable: Collection[Site]) -> list[tuple[float, ...]]:
-    """The shapes that differ in what can be run with less of; everything else is whole."""
+    """Returns the distinct shapes that cut these sites alone and keep all others whole."""
     shapes = (
         tuple(
             share if site in runnable else 1.0 for site, share in zip(COLUMNS, shape, strict=True)
@@ -187,12 +184,12 @@ def shapes_with(runnable: Collection[Site]) -> list[tuple[float, ...]]:
 
 
 def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: int = 1) -> Masks:
-    """Random masks that keep these shares of the entries of each site; of the attention of a model
-    that has none, the first of each kind stays.
+    """Returns random masks that keep these shares of each site's entries, at least one group. Even
+    a shape without attention keeps the attentions that are never pruned (`Budget.never_pruned`).
 
     Args:
-        align: widths are multiples of it.
-        chunk: neighbours in the residual stream that stay together.
+        align: all widths are multiples of it.
+        chunk: number of neighbours in the residual stream that are kept or pruned together.
     """
     shares: dict[str, float] = dict(zip(COLUMNS, shape, strict=True))
     noise = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
@@ -207,7 +204,7 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: 
             continue
         of = group_size(site, align, chunk)
         wanted = round(shares[site] * len(part) / of) * of
-        ranked = part.argsort(descending=True, stable=True)  # so that no chunk is divided
+        ranked = part.argsort(descending=True, stable=True)  # stable, so that chunks stay together
         chosen[ranked[: max(wanted, of)]] = True
     return Masks(layout, layout.without_dropped(kept), Selection(noise))
 
@@ -218,24 +215,25 @@ def measured_time(
     workloads: Sequence[Workload],
     stopwatch: Stopwatch = IN_TRANSFORMERS,
 ) -> tuple[float, float]:
-    """The compact model's time as a share of the dense one's, and in seconds: means over the
-    workloads."""
+    """Returns the compact model's time as a share of the dense one's and in seconds, as means over
+    the workloads."""
     pairs = [stopwatch.paired(dense, compact, workload, ROUNDS) for workload in workloads]
     seconds = (statistics.median(pair.second) for pair in pairs)
     return statistics.fmean(pair.share for pair in pairs), statistics.fmean(seconds)
 
 
 def corrected(target: float, measure: Callable[[float], float]) -> tuple[float, list[Any]]:
-    """The share for the projection whose measured share is the target, and all attempts.
+    """Searches for the projected share whose measured share is the target. Returns the one that
+    came nearest, and all attempts.
 
     Args:
-        measure: makes and times the model of a share of the costs' budget.
+        measure: makes and times the model of a share of the budget; returns its measured share.
     """
     share, attempts = target, []
     for _ in range(CORRECTIONS):
         try:
             found = measure(share)
-        except InputError:  # no model is that small; the first share is the user's own
+        except InputError:  # no model is that small; the first share is the user's, so it raises
             if not attempts:
                 raise
             break

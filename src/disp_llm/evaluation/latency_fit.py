@@ -1,14 +1,14 @@
-"""Measured times of compact models of different shapes -> what each entry costs.
+"""Fits a cost model, the cost of every entry, to measured times of compact models.
 
-Times, as shares of the dense model's, are fitted by what budgets can count:
+Times, as shares of the dense model's, are fitted by terms that budgets can count:
 
     share ≈ constant + a·attentions + b·Σ h + c·Σ|S1|·qkv·h + d·Σ|S2|·q·h
             + e·MLPs + f·Σ|S4| + g·Σ n·|S3|·|S4| + i·Σ|S4|·|S5| + j·Σ selected + k·cut sites
 
-for n projections that read for the MLP, h the share of a block's heads that is kept, and a
-selection in every site of the residual stream that is cut, with all coefficients ≥ 0. Models that
-have only their attentions, or only their MLPs, tell apart what the two branches take. A site is cut
-only where that saves more than its selection takes.
+with n the number of the MLP's input projections, h the kept share of a block's heads, and a
+selection in every cut site of the residual stream. All coefficients are ≥ 0. Models with only
+attentions or only MLPs separate the costs of the two branches. Budgets then cut a site only if
+that saves more than its selection costs.
 
 L blocks, M measured shapes, K sites of a block, S sites of all blocks.
 """
@@ -23,14 +23,14 @@ from disp_llm.masks.layout import Layout
 
 
 def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 11"]:
-    """What the coefficients multiply, for M sets of counts (M, S)."""
+    """Regressors, one per coefficient, for M sets of counts (M, S)."""
     widths = counts.double().view(len(counts), len(layout.blocks), -1)  # (M, L, K)
     s1, s2, s3, s4, s5 = widths[..., :5].unbind(-1)
     qkv, q, n, hidden, heads = (
         of_blocks([getattr(block, name) for block in layout.blocks])
         for name in ("qkv", "q", "num_input_projections", "hidden", "heads")
     )
-    # What is pruned with its branch has no width.
+    # A site in a pruned branch has width 0.
     attention, mlp = (s1 > 0).double(), (s3 > 0).double()
     kept_heads = attention
     if HEADS in layout.sites:
@@ -54,12 +54,12 @@ def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 11"]:
 
 
 def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> CostModel:
-    """Least squares of relative errors with coefficients ≥ 0."""
+    """Minimises the squared relative errors with coefficients ≥ 0 (non-negative least squares)."""
     from scipy.optimize import nnls
 
     table = features(layout, counts)
     if HEADS not in layout.sites:
-        table[:, 2] = 0.0  # what all attentions have is part of what an attention costs
+        table[:, 2] = 0.0  # all heads stay, so their cost is part of an attention's
     largest = table.amax(0)
     scale = torch.where(largest > 0, largest, 1.0)
     found, _ = nnls((table / scale / shares[:, None]).numpy(), [1.0] * len(table))

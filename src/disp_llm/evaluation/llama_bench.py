@@ -1,4 +1,4 @@
-"""Seconds that models take in llama.cpp: its `llama-bench`, on files that are written for it."""
+"""Times models in llama.cpp: writes them as GGUF files and runs its `llama-bench` on these."""
 
 import itertools
 import json
@@ -27,17 +27,16 @@ from disp_llm.runs.progress import Ticks, unwatched
 PROGRAM = "llama-bench"
 
 GENERATED = 16
-"""Tokens that are decoded in a row; a step takes their mean."""
+"""Tokens that one run decodes; its time per token is their mean."""
 
 
 class LlamaBench(Stopwatch):
-    """Writes models as GGUF files, in 16 bits, and has them timed on as many threads as torch uses.
-    A process loads one file, warms up and runs the workload a few times; each model has two
-    processes, in the order A B B A.
+    """Writes models as 16-bit GGUF files and times them on as many threads as torch uses. A process
+    loads one file, warms up and runs the workload a few times. Each model gets two processes, in
+    the order A B B A.
 
     Raises:
-        InputError: there is no `llama-bench` on the PATH, it fails, or several sequences are to be
-            timed.
+        InputError: `llama-bench` is not on the PATH or fails, or the batch is larger than 1.
     """
 
     program = "llama.cpp"
@@ -55,7 +54,7 @@ class LlamaBench(Stopwatch):
             )
         self._bench = Path(found).resolve()
         self._original, self._tokenizer = original, tokenizer
-        self._of_pruned = of_pruned or tokenizer  # which may have fewer tokens
+        self._of_pruned = of_pruned or tokenizer  # a pruned model may have fewer tokens
         self._place = Path(mkdtemp(prefix="disp-llm-"))
         weakref.finalize(self, shutil.rmtree, self._place, ignore_errors=True)
         self._whole: Path | None = None
@@ -70,7 +69,7 @@ class LlamaBench(Stopwatch):
         rounds: int,
         on_round: Ticks = unwatched,
     ) -> Pair:
-        """Seconds of both; the first is the original."""
+        """Returns the seconds of both models; the first has to be the original."""
         if workload.batch > 1:
             raise InputError(
                 f"{PROGRAM} times one sequence", field="workload_batch", hint="leave it out"
@@ -87,7 +86,7 @@ class LlamaBench(Stopwatch):
         return Pair(*map(list, map(itertools.chain.from_iterable, times)))
 
     def _written(self, model: PreTrainedModel, tokenizer: Any) -> Path:
-        """A file of a compact model."""
+        """Writes a compact model as a GGUF file and returns its path."""
         with TemporaryDirectory(dir=self._place) as folder:
             model.save_pretrained(folder)
             write_readers(tokenizer, (), Path(folder))
@@ -97,7 +96,7 @@ class LlamaBench(Stopwatch):
 
 
 def run_bench(program: Path, file: Path, workload: Workload, repeats: int) -> list[float]:
-    """Seconds that llama-bench measures: of a prompt, or of a token after it."""
+    """Returns llama-bench's seconds of each repeat: for a prompt, or per token decoded after it."""
     decoded = GENERATED if workload.phase == "decode" else 0
     asked: dict[str, Any] = {
         "-m": file, "-o": "json", "-r": repeats, "-t": torch.get_num_threads(), "-n": decoded,

@@ -1,4 +1,4 @@
-"""What every model of one task is measured on: a text, a suite, a sample of its words."""
+"""Measures every model of one run or command alike: on a text, on a suite, and by a sample."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,14 +24,14 @@ from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.scores import Perplexity, Scores
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
-"""Tokens of the prompt, and of the text that shows what a model writes after it."""
+"""Tokens of the prompt, and most tokens of the sample that a model writes after it."""
 
 
 def scoreboard_of(suite: str, dense: Scores | None) -> Scoreboard | None:
-    """The suite that a task measures its models on, its texts read; None where it names none.
+    """Loads a suite and reads its texts; returns None if no suite is named.
 
     Args:
-        dense: what an earlier attempt at the task has measured of the original.
+        dense: scores of the original from an earlier, interrupted attempt.
 
     Raises:
         InputError: the original was measured on other texts.
@@ -52,35 +52,34 @@ def scoreboard_of(suite: str, dense: Scores | None) -> Scoreboard | None:
 
 @dataclass(frozen=True)
 class Measuring:
-    """One evaluation text, and how it is read."""
+    """The evaluation text, how it is read, and the suite if there is one."""
 
     stream: Stream
     config: PerplexityConfig
     tokenizer: Any
     progress: ProgressCallback
     board: Scoreboard | None = None
-    """The suite that models are measured on besides, if any."""
+    """Suite that models are also measured on; None if there is none."""
     spelling: Spelling | None = None
-    """Of its tokens in those of the models, where their vocabulary is a smaller one."""
+    """Maps the text's tokens to the models' smaller vocabulary; None if theirs is the whole one."""
 
     @classmethod
     def of(cls, job: Job, texts: Texts, tokenizer: Any, board: Scoreboard | None) -> "Measuring":
-        """What a job measures its models on."""
+        """Collects what a job measures its models on."""
         return cls(texts.evaluation, job.config.evaluation, tokenizer, job.progress, board)
 
     @property
     def of_original(self) -> "Measuring":
-        """The same for a model with the whole vocabulary."""
+        """The same measurements for a model with the whole vocabulary."""
         return replace(self, spelling=None)
 
     def scores(
         self, target: PrunableModel, name: str, dense: Scores | None = None
     ) -> Scores | None:
-        """Scores on the suite, against those of the original where they are given; None without a
-        suite.
+        """Returns scores on the suite, compared with the original's if given; None without a suite.
 
         Args:
-            name: what progress calls the model.
+            name: the model's name in progress messages.
         """
         if self.board is None:
             return None
@@ -92,24 +91,24 @@ class Measuring:
         return found if dense is None else against(found, dense)
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
-        """Perplexity on the evaluation text; `stage` is what progress calls it."""
+        """Measures perplexity on the evaluation text; `stage` names it in progress messages."""
         ticks = counting(self.progress, stage)
         return perplexity(target, self.stream, self.config, ticks, self.spelling)
 
     def opening(self, tokens: int) -> Int[Tensor, " N"]:
-        """The first tokens of the evaluation text, or the first example's prompt, as models read
-        them."""
+        """Returns the first tokens of the evaluation text, or the first example's whole prompt, in
+        the models' vocabulary."""
         start = opening(self.stream, tokens)
         return start if self.spelling is None else self.spelling(start)
 
     @property
     def prompt(self) -> str:
-        """The first tokens of the evaluation text, or the first example's prompt."""
+        """Text of the first evaluation tokens, or the first example's prompt."""
         return self.tokenizer.decode(opening(self.stream, PROMPT_TOKENS))
 
     def sample(self, model: PreTrainedModel) -> str:
-        """What a model writes after as many of them as it reads, always taking the likeliest token,
-        as far as it has positions."""
+        """Returns what a model writes after the prompt by greedy decoding. A model with too few
+        positions reads less of the prompt and writes less, but one token at least."""
         tokenizer = self.tokenizer if self.spelling is None else self.spelling.tokenizer
         start = self.opening(PROMPT_TOKENS)
         most = fitting(model, len(start) + SAMPLE_TOKENS)

@@ -1,9 +1,9 @@
-"""Perplexity of a dense, a masked or a compact model: the same code for all three.
+"""Perplexity of dense, masked and compact models, with the same code for all three.
 
-It is `exp` of the mean −ln p over the scored tokens. Its standard error comes from the spread of
-the windows' means (tokens of one window are not independent), each of which counts as its tokens
-do, and the slope of `exp`. A model with a smaller vocabulary reads the same windows in its own
-pieces: its loss is theirs, by token of the whole vocabulary (`Spelling`).
+Perplexity is `exp` of the mean −ln p over the scored tokens. Its standard error follows from the
+slope of `exp` and the spread of the windows' means, weighted by their tokens: tokens of one window
+are not independent. A model with a smaller vocabulary reads the same windows in its own tokens
+(`Spelling`); the sum of their losses is divided by the number of tokens of the whole vocabulary.
 
 B windows, T tokens of a window.
 """
@@ -26,7 +26,7 @@ from disp_llm.runs.scores import Perplexity
 from disp_llm.training.losses import mean_losses, token_losses
 
 LARGEST = 700.0
-"""Nats a token beyond which a perplexity, or its standard error, is no finite number."""
+"""Nats per token from which on a perplexity or its standard error may overflow."""
 
 
 def perplexity(
@@ -36,11 +36,11 @@ def perplexity(
     on_window: Ticks = unwatched,
     spelling: Spelling | None = None,
 ) -> Perplexity:
-    """Measures perplexity over windows of a stream of tokens; of examples, that of their answers,
-    each read alone, over as many from the start as the windows have tokens.
+    """Measures perplexity over windows of a text, or over the answers of examples. Each example is
+    read alone; the first ones count, as many as have no more tokens than the windows.
 
     Args:
-        spelling: of the tokens in those of the model, where its vocabulary is a smaller one.
+        spelling: maps the stream's tokens to the model's smaller vocabulary; None if it has all.
     """
     if isinstance(stream, Tensor):
         windows = windows_of(target, stream, config, spelling)
@@ -54,7 +54,7 @@ def windows_of(
     config: PerplexityConfig,
     spelling: Spelling | None = None,
 ) -> Int[Tensor, "B T"]:
-    """The windows of a text, in the tokens that it was given in."""
+    """Returns the windows of a text, in the stream's own tokens."""
     bos = target.bos_token_id if spelling is None else spelling.bos_token_id
     return eval_windows(stream, config, bos)
 
@@ -66,7 +66,7 @@ def of_windows(
     on_window: Ticks = unwatched,
     spelling: Spelling | None = None,
 ) -> Perplexity:
-    """Perplexity over windows, whose first tokens are not predicted."""
+    """Measures perplexity over windows; the first token of each is not predicted."""
     context = windows.shape[1]
     sums = []
     for done, window in enumerate(windows, start=1):
@@ -88,7 +88,7 @@ def of_answers(
     on_example: Ticks = unwatched,
     spelling: Spelling | None = None,
 ) -> Perplexity:
-    """Perplexity of the answers of examples, or of choices that have their own loss."""
+    """Measures perplexity of the answers of examples, or of the choices in a loss of their own."""
     stream.require_length(config.context, "context")
     sums, counts = [], []
     measured = stream.within(config.tokens)
@@ -105,10 +105,10 @@ def of_answers(
 
 
 def perplexity_of(sums: list[float], counts: list[int], window: int) -> Perplexity:
-    """Perplexity from the sum of −ln p over the tokens that each window scores, and their number.
+    """Returns the perplexity from the sum of −ln p and the number of scored tokens of each window.
 
     Raises:
-        InputError: the loss is no number of which there is a perplexity.
+        InputError: the mean loss is NaN or at least `LARGEST`.
     """
     tokens, n = sum(counts), len(sums)
     mean = sum(sums) / tokens

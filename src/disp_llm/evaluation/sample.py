@@ -1,4 +1,4 @@
-"""Text that a model writes, always taking the likeliest token."""
+"""Greedy decoding, and left-padding of prompts."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 @contextlib.contextmanager
 def likeliest(model: PreTrainedModel) -> Iterator[Any]:
-    """While the context lasts, `generate`, which this gives, takes the likeliest token: a model may
-    come with penalties, beams and tokens that it must not write, which `do_sample=False` leaves as
-    they are, as do settings that are handed to `generate`."""
+    """Yields the model's `generate`, which decodes greedily while the context lasts. For that it
+    replaces the generation config: neither `do_sample=False` nor other arguments of `generate`
+    switch off the penalties, beams and forbidden tokens that a model may come with."""
     own: Any = model.generation_config
     ends = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id")}
     model.generation_config = GenerationConfig(do_sample=False, **ends)
@@ -27,7 +27,7 @@ def likeliest(model: PreTrainedModel) -> Iterator[Any]:
 def left_padded(
     rows: Sequence[Sequence[int] | Tensor], device: torch.device
 ) -> tuple[Int[Tensor, "R T"], Int[Tensor, "R T"]]:
-    """Tokens of rows that all end together, behind zeros, and 1 where there is a token."""
+    """Returns the rows, left-padded with zeros, and their attention mask."""
     width = max(map(len, rows))
     tokens, seen = torch.zeros(2, len(rows), width, dtype=torch.int64)
     for number, row in enumerate(rows):

@@ -1,7 +1,7 @@
-"""A scoreboard: what a pruned model has lost on the texts and tasks of a suite, with its error.
+"""Scores a model on the texts and tasks of a suite, and its losses against the original.
 
-Both models read the same windows and answer the same questions, so every error is that of paired
-differences; what windows or questions have in common cancels out.
+Both models read the same windows and answer the same questions. Every error is therefore that of
+paired differences: what is hard or easy for both models cancels out.
 
 A text of B windows, on which the models lose p_i and d_i nats a token (means over the window, all
 of the same length): log ratio = mean(p_i − d_i), and its variance is var(p_i − d_i) / B. The
@@ -13,7 +13,7 @@ kept = (x̄ − c) / (ȳ − c) =: R. By the delta method δR = (δx̄ − R δ�
 var(x_i − R y_i) / (n (ȳ − c)²), in which x_i and y_i of one question stay together. Over K tasks,
 which are independent: kept = the mean, and its variance is Σ variances / K².
 
-Sample variances all, with n − 1 in the denominator.
+All variances are sample variances, with n − 1 in the denominator.
 """
 
 import hashlib
@@ -39,19 +39,19 @@ from disp_llm.runs.sums import sha256
 logger = logging.getLogger(__name__)
 
 Estimate = tuple[float, float | None]
-"""A figure and its standard error; None where a single window or question tells none."""
+"""A figure and its standard error; None if there is only one window or question."""
 
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """A suite whose texts have been read: any number of models are measured on it."""
+    """A suite with its texts read, on which any number of models are measured."""
 
     suite: Suite
     texts: dict[str, GivenText]
 
     @classmethod
     def of(cls, suite: Suite) -> "Scoreboard":
-        """Reads the texts, and looks the tasks up."""
+        """Reads the texts and checks that lm-eval has the tasks."""
         if suite.tasks:
             with at_place(suite, "tasks"):
                 require_tasks(suite.tasks)
@@ -68,11 +68,11 @@ class Scoreboard:
         progress: ProgressCallback = silent,
         spelling: Spelling | None = None,
     ) -> Scores:
-        """What a model scores, alone.
+        """Returns the scores of one model, not yet compared with an original.
 
         Args:
-            tokenizer: splits the texts into windows.
-            spelling: of their tokens in those of the model, where its vocabulary is a smaller one.
+            tokenizer: tokenises the texts that are cut into windows.
+            spelling: maps these tokens to the model's smaller vocabulary; None if it has all.
         """
         texts, tasks = {}, {}
         for name, given in self.texts.items():
@@ -112,12 +112,12 @@ def _read(text: SuiteText, tokens: int) -> GivenText:
         return read_dataset(text.dataset, text.field, "test", streams=True, rows=text.rows)
     characters = characters_for(tokens)
     given = read_given(text.files, text.dataset, text.field, "test", characters=characters)
-    assert given is not None  # one of the two is named
+    assert given is not None  # a suite's text names either files or a dataset
     return given
 
 
 def against(scores: Scores, original: Scores) -> Scores:
-    """The scores of a pruned model with those of its original beside them, and what is lost.
+    """Returns the scores of a pruned model with its original's and the losses against them.
 
     Raises:
         InputError: the two did not read the same windows and answer the same questions.
@@ -141,8 +141,8 @@ def against(scores: Scores, original: Scores) -> Scores:
 
 
 def difference(scores: Scores, original: Scores) -> str:
-    """The first text or task of which two models read other windows or answered other questions,
-    such as `texts.C4`; empty where there is none."""
+    """Returns the first text or task on which two models read different windows or answered
+    different questions, such as `texts.C4`; empty if there is none."""
     ours, theirs = _measured_on(scores), _measured_on(original)
     return next((place for place in ours | theirs if ours.get(place) != theirs.get(place)), "")
 
@@ -175,7 +175,7 @@ def _task_against(name: str, task: TaskScore, original: TaskScore) -> TaskScore:
 
 
 def loss_ratio(pruned: Sequence[float], original: Sequence[float]) -> Estimate:
-    """Pruned / original perplexity from the mean losses of the same windows, paired."""
+    """Returns pruned / original perplexity from the mean losses of the same windows, paired."""
     differences = [p - d for p, d in zip(pruned, original, strict=True)]
     ratio = math.exp(statistics.fmean(differences))
     return ratio, _scaled(ratio, error_of_mean(differences))
@@ -184,8 +184,8 @@ def loss_ratio(pruned: Sequence[float], original: Sequence[float]) -> Estimate:
 def kept_above_chance(
     pruned: Sequence[float], original: Sequence[float], chance: float
 ) -> Estimate:
-    """`(pruned accuracy − chance) / (original accuracy − chance)` from the answers to the same
-    questions, 1 or 0 each, paired; its error by the delta method."""
+    """Returns `(pruned accuracy − chance) / (original accuracy − chance)` from the answers (1 or 0)
+    to the same questions, paired, with its error by the delta method."""
     above = statistics.fmean(original) - chance
     kept = (statistics.fmean(pruned) - chance) / above
     residuals = [x - kept * y for x, y in zip(pruned, original, strict=True)]
@@ -193,14 +193,14 @@ def kept_above_chance(
 
 
 def geometric_mean(ratios: Sequence[tuple[float, float | None]]) -> Estimate:
-    """Of independent ratios with their errors."""
+    """Returns the geometric mean of independent ratios, given with their errors."""
     logs = [(math.log(ratio), _scaled(1 / ratio, error)) for ratio, error in ratios]
     log, error = mean(logs)
     return math.exp(log), _scaled(math.exp(log), error)
 
 
 def mean(figures: Sequence[tuple[float, float | None]]) -> Estimate:
-    """Of independent figures with their errors; no error where one of them has none."""
+    """Returns the mean of independent figures; its error is None if one of them has none."""
     value = statistics.fmean(figure for figure, _ in figures)
     errors = [error for _, error in figures if error is not None]
     if len(errors) < len(figures):

@@ -1,8 +1,8 @@
-"""Tasks and groups of them through lm-evaluation-harness (extra `eval`), with the paper's metrics.
+"""Runs tasks and groups of lm-evaluation-harness (extra `eval`), with the paper's metrics.
 
-lm-eval reads the questions, writes the prompts and counts; how likely answers are is ours to say
-(`continuations.py`). The paper reports acc for WinoGrande and acc_norm for the rest, without
-examples in the question (zero-shot), and their average.
+lm-eval reads the questions, writes the prompts and computes the metrics; the log-likelihoods of
+answers come from `continuations.py`. The paper reports zero-shot acc for WinoGrande, zero-shot
+acc_norm for the other tasks, and their average.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from disp_llm.runs.scores import TaskScore
 logger = logging.getLogger(__name__)
 
 BATCH = 8
-"""Requests that run together where text is to be written."""
+"""Requests of a batch in tasks that generate text."""
 
 PAPER_TASKS = ("winogrande", "hellaswag", "arc_easy", "arc_challenge", "piqa")
-"""The five of the paper's Table 3, in its order."""
+"""The five tasks of the paper's Table 3, in its order."""
 
 ACCURACIES = ("acc_norm", "acc")
-"""Metrics of questions with given answers."""
+"""Metrics of multiple-choice questions."""
 
 METRICS = (*ACCURACIES, "exact_match")
-"""Metrics that are shares of right answers, the one that counts first."""
+"""Metrics that are shares of right answers, the preferred one first."""
 
 
 def run_tasks(
@@ -47,15 +47,15 @@ def run_tasks(
     shots: int | None = None,
     on_request: Ticks = unwatched,
 ) -> dict[str, dict[str, Any]]:
-    """Accuracies by task: `{acc, acc_norm, stderr, n, metric, shots}`; stderr is lm-eval's, of
-    `metric`, None of a single question. A task that is answered in words has exact_match instead,
-    and if filters find the answers in the words, one for each: `{"exact_match,strict-match": …}`.
+    """Returns for each task `{acc, acc_norm, stderr, n, metric, shots}`; stderr is lm-eval's error
+    of `metric`, None for a single question. A task answered by generated text has exact_match
+    instead: one for each filter that extracts answers, such as `{"exact_match,strict-match": …}`.
 
     Args:
-        names: tasks or groups of them, files that state one, or lists of these with commas;
+        names: tasks or groups, YAML files that define one, or comma-separated lists of these;
             `paper` is the paper's five.
         limit: number of questions of each task; 0 = all.
-        shots: solved questions in front of each; None = as many as the task says itself.
+        shots: solved questions in front of each question; None = the task's own number.
     """
     asked = {name: load_task(name, METRICS) for name in require_tasks(names)}
     results = _results(_adapter(target, tokenizer, on_request), asked, limit, shots)
@@ -63,7 +63,7 @@ def run_tasks(
 
 
 def require_tasks(names: Iterable[str]) -> list[str]:
-    """The tasks and groups that are asked for, one by one.
+    """Returns the single tasks and groups that the names stand for.
 
     Raises:
         InputError: lm-eval is not installed, or has no such task.
@@ -80,12 +80,12 @@ def require_tasks(names: Iterable[str]) -> list[str]:
 
 
 def _own_task(path: Path) -> str:
-    """The name of a task that a file states as lm-eval's own do; from then on it is one of them."""
+    """Adds the task that a file in lm-eval's format defines to its index; returns the name."""
     from lm_eval.tasks._index import TaskIndex
 
     try:
         entry = TaskIndex.entry_from_path(path) if path.is_file() else None
-    except Exception as error:  # of every kind, as the file is damaged
+    except Exception as error:  # a damaged file can raise any kind
         raise InputError(
             f"cannot be read ({error})", field=str(path), hint="correct the file"
         ) from error
@@ -102,10 +102,10 @@ def score_task(
     task: SuiteTask,
     on_request: Ticks = unwatched,
 ) -> TaskScore:
-    """Which questions of one task or group a model gets right, in the task's order.
+    """Scores one task or group, with a digit for every question in the task's order: 1 if right.
 
     Raises:
-        InputError: it has no answers that are right or wrong by the metric.
+        InputError: the metric is not 0 or 1 for every question.
     """
     asked = load_task(name, (task.metric,), task.data)
     adapter = _adapter(target, tokenizer, on_request)
@@ -138,31 +138,31 @@ def score_task(
 
 
 def error_of_mean(values: Sequence[float]) -> float | None:
-    """Standard error of a mean; None of a single value."""
+    """Standard error of a mean; None for a single value."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def average(tasks: dict[str, dict[str, Any]]) -> float:
-    """The mean over tasks of the metric of each, as in the paper's tables."""
+    """Mean over tasks of each task's metric, as in the paper's tables."""
     return sum(figures[figures["metric"]] for figures in tasks.values()) / len(tasks)
 
 
 def metric_of(task: str, figures: Iterable[str]) -> str:
-    """The metric that counts: acc for WinoGrande and where there is no other accuracy, else
-    acc_norm; without either exact_match, by the first of the task's filters."""
+    """Returns the metric to report: acc for WinoGrande, else the first of acc_norm, acc and
+    exact_match that the task has; exact_match is that of the task's first filter."""
     counted = [key for name in METRICS for key in figures if _without_filter(key) == name]
     return "acc" if task == "winogrande" and "acc" in counted else counted[0]
 
 
 def load_task(name: str, metrics: Sequence[str], data: Path | None = None) -> Any:
-    """lm-eval's task or group of that name, with its questions.
+    """Loads lm-eval's task or group of that name, with its questions.
 
     Args:
-        metrics: it has one of these.
-        data: a local JSON-lines file, in the task's own format, in place of its hub data.
+        metrics: the task needs one of these.
+        data: a local JSON-lines file in the task's own format, used instead of its hub data.
 
     Raises:
-        InputError: the data cannot be had, or it has none of the metrics.
+        InputError: the task or its data cannot be loaded, or it has none of the metrics.
     """
     with _failure_in_one_line(name):
         loaded = _task_manager().load([name if data is None else _on_local_file(name, data)])
@@ -179,22 +179,22 @@ def load_task(name: str, metrics: Sequence[str], data: Path | None = None) -> An
 
 
 def _stated_metrics(task: Any) -> list[str] | None:
-    """What a task or group says of its metrics; None where Python code finds them."""
+    """Names of the metrics in the definition of a task or group; empty for a tag, None if Python
+    code computes them."""
     from lm_eval.api.group import Group
 
-    if task is None:  # a tag, which lists tasks
+    if task is None:  # a tag, which only lists tasks
         return []
     if isinstance(task, Group):
         return [one.metric for one in task.aggregate_metric_list or ()]
     stated = task.config.metric_list
-    # A metric that is a function goes by its name.
+    # A metric may be given as a function.
     return stated and [getattr(one["metric"], "__name__", one["metric"]) for one in stated]
 
 
 def _on_local_file(name: str, path: Path) -> dict[str, Any]:
-    """The task's own configuration, with one local file as its only split. Shots come from there
-    too, and lm-eval leaves out the question that is asked where it is told that the splits are the
-    same."""
+    """Returns the task's own configuration with one local file as its only split. Shots come from
+    that split too: lm-eval excludes the asked question from them if it knows that both are one."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = dict(load_yaml(_task_manager().task_index[name].yaml_path, resolve_func=True))
@@ -220,19 +220,19 @@ def _results(adapter: Any, asked: dict[str, Any], limit: int, shots: int | None)
             tasks=list(asked.values()),
             num_fewshot=shots,
             limit=limit or None,
-            bootstrap_iters=2,  # 0 leaves out the errors of means too, which need none
+            bootstrap_iters=2,  # 0 would also drop the errors of means, which need no bootstrap
             task_manager=_task_manager(),
         )
-    assert found is not None  # it is only in other processes than the first
+    assert found is not None  # None only in processes other than the first
     return found
 
 
 def _adapter(target: PrunableModel, tokenizer: Any, on_request: Ticks) -> Any:
-    """The model as lm-eval asks it."""
+    """Wraps the model in lm-eval's interface."""
     from lm_eval.models.huggingface import HFLM
 
     class Adapter(HFLM):
-        """lm-eval's own, but for the hook that models score tokens by."""
+        """lm-eval's own class, with log-likelihoods computed by `continuations.py`."""
 
         def _loglikelihood_tokens(
             self,
@@ -253,10 +253,10 @@ def _adapter(target: PrunableModel, tokenizer: Any, on_request: Ticks) -> Any:
 
 
 def _figures(name: str, asked: Any, results: dict[str, Any]) -> dict[str, Any]:
-    """What `run_tasks` says of a task or group."""
+    """Returns the figures of one task or group, as `run_tasks` describes them."""
     found = {key.removesuffix(",none"): of for key, of in results["results"][name].items()}
     figures = {key: value for key, value in found.items() if _without_filter(key) in METRICS}
-    if not figures:  # a task in Python says what it has when it has run
+    if not figures:  # the metrics of a task in Python are known only after it has run
         what = f"{name} has no {' or '.join(METRICS)}"
         raise InputError(what, field="tasks", hint="name another task")
     metric = metric_of(name, figures)
@@ -271,7 +271,7 @@ def _figures(name: str, asked: Any, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shots(asked: Any, results: dict[str, Any]) -> int:
-    """Of a group, the most that one of its tasks has."""
+    """Number of shots; for a group, the largest of its tasks."""
     return max(results["n-shot"][part] for part in _parts_of(asked))
 
 
@@ -280,7 +280,7 @@ def _without_filter(metric: str) -> str:
 
 
 def _parts_of(found: Any) -> list[str]:
-    """The tasks of a group in lm-eval's order, those of the groups in it too; of a task, itself."""
+    """Names of a group's tasks in lm-eval's order, nested groups included; of a task, its own."""
     from lm_eval.api.group import Group
 
     parts = found.get_all_tasks() if isinstance(found, Group) else [found]
@@ -293,14 +293,14 @@ def _failure_in_one_line(names: str) -> Iterator[None]:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # of every kind, where the data is not what the task expects
+    except Exception as error:  # data that the task does not expect can raise any kind
         first = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "check the network, name a local file as data in a suite, or give fewer shots"
         raise InputError(f"cannot run {names} ({first})", field="tasks", hint=hint) from error
 
 
 def _task_manager() -> Any:
-    """lm-eval's index of its tasks, which takes seconds to make."""
+    """lm-eval's index of its tasks, made once because that takes seconds."""
     try:
         from lm_eval import tasks
     except ImportError as error:

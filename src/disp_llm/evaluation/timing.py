@@ -1,7 +1,4 @@
-"""Seconds that models take for a workload, measured in turn.
-
-B batch, T tokens.
-"""
+"""Times models on a workload, alternating between them."""
 
 import copy
 import statistics
@@ -24,12 +21,12 @@ from disp_llm.runs.results import Phase, workload_said
 Measured = TypeVar("Measured")
 
 WARM_UP = 2
-"""Runs of each model that are not timed."""
+"""Untimed runs of each model before the timed ones."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a model is timed on."""
+    """Tokens that a model is timed on."""
 
     phase: Phase
     """prefill: a prompt of `length` tokens; decode: one token after `length` cached ones."""
@@ -39,16 +36,16 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """What people read, such as `prefill, 512 tokens`."""
+        """Name for people to read, such as `prefill, 512 tokens`."""
         return workload_said(self.phase, self.length, self.batch)
 
 
 USUAL = (Workload("prefill", 512, 1), Workload("decode", 512, 1))
-"""What a model is timed on where nothing else is asked for, as far as it can read."""
+"""Default workloads; a model with fewer positions gets shorter ones (`fitted`)."""
 
 
 def fitted(workload: Workload, *models: PreTrainedModel) -> Workload:
-    """The workload, or one of as many tokens as all the models can read, one of them decoded."""
+    """Returns the workload, shortened so that all models can read it and one decoded token."""
     longest = min(fitting(model, workload.length + 1) for model in models) - 1
     return replace(workload, length=longest)
 
@@ -59,7 +56,8 @@ def in_turn(
     on_round: Ticks = unwatched,
     warm_up: int = WARM_UP,
 ) -> list[list[Measured]]:
-    """What each of `runs` measures, one list for each; which one goes first alternates."""
+    """Calls the runs once a round, alternately in this and in reverse order; returns a list of
+    results for each."""
     for run in runs:
         for _ in range(warm_up):
             run()
@@ -81,31 +79,31 @@ class Pair:
 
     @property
     def speedup(self) -> list[float]:
-        """How many times as fast the second is: quartiles over rounds of the ratio within a round,
-        so that what else the machine does cancels out."""
+        """Quartiles over rounds of first / second time. Ratios are taken within a round, so that
+        other load on the machine cancels out."""
         return quartiles([one / other for one, other in zip(self.first, self.second, strict=True)])
 
     @property
     def share(self) -> float:
-        """The second's time as a share of the first's: the median over rounds."""
+        """Second time as a share of the first: the median over rounds."""
         return Pair(self.second, self.first).speedup[1]
 
     @property
     def least_share(self) -> float:
-        """The same of the fastest rounds: whatever else runs on the machine only makes times
-        longer, and a fit suffers from one model that it made twice as slow."""
+        """The same share from the fastest round of each. Other load on the machine only lengthens
+        times, and one model that it slows down twofold would spoil a fit."""
         return min(self.second) / min(self.first)
 
 
 class Stopwatch:
-    """Times two models in turn: here as transformers runs them; others run them elsewhere."""
+    """Times two models alternately in transformers; subclasses time them in other programs."""
 
     program = "transformers"
-    """What they run in."""
+    """Program that runs the models."""
     version = ""
-    """Of that program, unless provenance has it."""
+    """Version of that program; empty if provenance already records it."""
     sites: tuple[Site, ...] = (*SITES, HEADS, *BRANCHES)
-    """What can be pruned of a model that it can run."""
+    """Sites that may be pruned in a model that the program runs."""
 
     def paired(
         self,
@@ -115,7 +113,7 @@ class Stopwatch:
         rounds: int,
         on_round: Ticks = unwatched,
     ) -> Pair:
-        """Seconds of both, the first of them the dense one."""
+        """Returns the seconds of both models, the first of which is the dense one."""
         models = (first, second)
         return Pair(*in_turn([runner(one, workload) for one in models], rounds, on_round))
 
@@ -124,7 +122,7 @@ IN_TRANSFORMERS = Stopwatch()
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """The quartiles of one number or more, none of them outside of what was measured."""
+    """Returns the three quartiles of one or more numbers, all within their range."""
     return statistics.quantiles(values * (2 if len(values) == 1 else 1), n=4, method="inclusive")
 
 
@@ -136,10 +134,10 @@ def speed_against(
     name: str = "",
     stopwatch: Stopwatch = IN_TRANSFORMERS,
 ) -> dict[str, float]:
-    """How fast a model is beside the original, timed in turn; empty where there are no rounds.
+    """Times a model alternately with the original; returns an empty dict for 0 rounds.
 
-    For prefill and for decode: `…_ms` and `…_original_ms`, medians of milliseconds, and
-    `…_speedup`, the median over rounds of how many times as fast it is, with its quartiles
+    For prefill and for decode: `…_ms` and `…_original_ms`, medians in milliseconds, and
+    `…_speedup`, the median over rounds of original / own time, with its quartiles
     `…_speedup_low` and `…_speedup_high`.
     """
     figures: dict[str, float] = {}
@@ -159,7 +157,7 @@ def speed_against(
 
 
 def runner(model: PreTrainedModel, workload: Workload) -> Callable[[], float]:
-    """A function that runs the workload once and returns its seconds."""
+    """Returns a function that runs the workload once and returns its seconds."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
@@ -171,7 +169,7 @@ def runner(model: PreTrainedModel, workload: Workload) -> Callable[[], float]:
     filled = DynamicCache(config=model.config)
     with torch.inference_mode():
         model(tokens, logits_to_keep=1, **with_cache(model, filled))
-    # Copies of one cache: a step appends to it, and every round is to find the same length.
+    # A step appends to its cache: each round gets a copy, so that all start at the same length.
     return lambda: _timed(model, tokens[:, -1:], copy.deepcopy(filled))
 
 
@@ -187,10 +185,10 @@ def _timed(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache) -> float
 
 @contextmanager
 def _as_loaded(model: PreTrainedModel) -> Iterator[None]:
-    """While the context lasts, weights require a gradient, as `from_pretrained` leaves them.
+    """Makes weights require a gradient while the context lasts, as `from_pretrained` leaves them.
 
-    torch multiplies one row of a longer prompt by a frozen head in a way that first copies the
-    whole head: more than all blocks together take.
+    If the head is frozen, torch copies all of it before it multiplies one row of a longer prompt,
+    which takes longer than all blocks together.
     """
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     for parameter in frozen:

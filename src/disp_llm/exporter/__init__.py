@@ -1,1 +1,1 @@
-"""Masks -> what others load: the plan of the cut, folders with their card, other formats."""
+"""Exports masks as models: the plan of the cut, folders with their card, other formats."""

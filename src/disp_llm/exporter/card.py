@@ -1,4 +1,4 @@
-"""The model card of an exported folder: the template `card.md.j2`, filled from its `card.json`."""
+"""Writes an exported folder's model card: the template `card.md.j2` filled from `card.json`."""
 
 from importlib import resources
 from pathlib import Path
@@ -14,12 +14,12 @@ from disp_llm.runs.results import NOT_MEASURED, SizeResult, dropped_said
 from disp_llm.runs.scores import kept_said, ratio_said, with_error
 
 PLACE = "FOLDER"
-"""Stands in the card for where the model lies, until it is converted or pushed."""
+"""Placeholder in the card for the model's place, replaced when it is converted or pushed."""
 
 
 def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
-    """Writes the card and the figures behind it into an exported folder, of a size and of what the
-    run's `result.json` holds."""
+    """Writes the card and `card.json` into an exported folder, from the figures of its size and
+    the content of the run's `result.json`."""
     facts = facts_of(size, result)
     write_json(folder / FACTS, facts)
     text = filled(facts, str(folder / FACTS), "folder")
@@ -30,7 +30,8 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
 def write_recovered_card(
     before: Path, folder: Path, figures: dict[str, Any], recovered: dict[str, Any]
 ) -> None:
-    """Writes the card of a folder that was trained after pruning; an original has none.
+    """Writes the card of a folder that was trained after pruning. Writes none if training began
+    with a folder without `card.json`, such as an original.
 
     Args:
         before: the folder that training began with.
@@ -38,7 +39,7 @@ def write_recovered_card(
     """
     if (before / FACTS).is_file():
         facts = facts_in(before / FACTS)
-        facts["figures"].pop("scores", None)  # those of before
+        facts["figures"].pop("scores", None)  # measured before training
         facts["figures"] |= figures
         facts["result"]["recovered"] = recovered
         size = typed_facts(facts, str(before / FACTS)).figures
@@ -46,7 +47,7 @@ def write_recovered_card(
 
 
 def filled(facts: dict[str, Any], path: str, form: str) -> str:
-    """The card of some figures. Names that came from outside are shown as text."""
+    """Returns the text of a card. Names from outside are escaped, so that they show as text."""
     header = _header(typed_facts(facts, path))
     shown = typed_facts(all_escaped(facts, code=("command", "revision")), path)
     size, told = shown.figures, shown.result
@@ -77,16 +78,15 @@ def filled(facts: dict[str, Any], path: str, form: str) -> str:
 
 
 def served_by_vllm(size: SizeResult) -> bool:
-    """Whether stock vLLM serves the model: every block has an attention of the usual kind, which
-    its Transformers backend asks for, and it is neither a wrapper nor a mixture of experts, with
-    which it was not tried."""
+    """Whether stock vLLM serves the model. Its Transformers backend needs a usual attention in
+    every block; wrappers and mixtures of experts were not tried with it."""
     untried = size.other_parameters or not size.usual_blocks
     return not (size.dropped.get(ATTENTION) or untried)
 
 
 def _perplexity_of_original(size: SizeResult, told: Told) -> str:
-    """On the same windows as the model's own. Training after pruning may have measured on another
-    text than pruning, and without the original."""
+    """Returns the original's perplexity on the windows of the model's own, or `NOT_MEASURED`: after
+    pruning, training may have measured on another text and without the original."""
     did, was, now = told.recovered, told.original.measured, size.measured
     if did is None or now is None:
         return str(was)
@@ -98,7 +98,7 @@ def _perplexity_of_original(size: SizeResult, told: Told) -> str:
 
 
 def _header(facts: Facts) -> str:
-    """The hub's metadata: licence, base model and perplexity, where they are known."""
+    """Returns the hub's metadata: licence, base model and perplexity, as far as known."""
     from huggingface_hub import EvalResult, ModelCardData
 
     size, told = facts.figures, facts.result

@@ -1,8 +1,8 @@
-"""Weights of one size of a run -> a smaller size of it, wherever both keep them.
+"""Copies the weights of one size of a run into a smaller size, wherever both keep them.
 
-The plans of both sizes say which entries of the original's tensors each has. A size keeps the most
-important entries of one order, so that a larger one has what a smaller keeps, but for what is
-rounded to whole multiples.
+The plans of both sizes say which entries of the original's tensors each keeps. All sizes keep the
+first entries of one order of importance, so a larger size has all entries of a smaller one, up to
+the rounding of widths to whole multiples.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 
 State = Mapping[str, Tensor]
-"""The tensors of a model by name."""
+"""Tensors of a model by name."""
 
 
 def is_size(original: PrunableModel, masks: Masks, state: State) -> bool:
@@ -34,8 +34,8 @@ def is_size(original: PrunableModel, masks: Masks, state: State) -> bool:
 def carry(
     original: PrunableModel, larger: tuple[Masks, State], smaller: tuple[Masks, State]
 ) -> None:
-    """Gives the tensors of a size, in place, the numbers that a larger one has for the same entries
-    of the original, which may be empty; others stay as they are."""
+    """Copies the numbers of a larger size, in place, into the tensors of a smaller one, wherever
+    both keep the same entries of the original; other numbers stay. The original may be empty."""
     whole = original.model.state_dict()
 
     def numbers(name: str) -> Tensor:
@@ -47,7 +47,7 @@ def carry(
         if isinstance(part, Tensor) or part.source not in there:
             continue
         trained, own = larger[1][there[part.source]], smaller[1][name]
-        if trained.shape == own.shape == whole[part.source].shape:  # nothing of it is cut
+        if trained.shape == own.shape == whole[part.source].shape:  # neither size cuts it
             own.copy_(trained)
             continue
         places = made(of_larger[there[part.source]], numbers).flatten()

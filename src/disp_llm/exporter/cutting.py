@@ -1,7 +1,7 @@
-"""Model + masks -> the smaller model in memory: its configuration, its state, and the model itself.
+"""Builds the smaller model in memory from model and masks: configuration, state, and the model.
 
-The kept rows and columns of the block linears are copied into the shapes of the compact classes, as
-the plan says; everything else is taken over as it is.
+Kept rows and columns of the blocks' linear layers are copied into the shapes of the compact
+classes, by the plan (`plan.py`); everything else is taken over unchanged.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from disp_llm.masks.selection import Masks
 
 
 def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
-    """The native configuration with the widths of every block and the names of its classes."""
+    """Returns the native configuration with the widths of every block and the compact classes."""
     model = target.model
     native = type(model.config)
     base, causal = model_classes(native)
@@ -52,8 +52,8 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
 
 
 def heads_by_layer(config: PreTrainedConfig, masks: Masks) -> dict[str, Any]:
-    """How transformers and engines are told that attentions have heads of different number: what
-    vLLM makes room for in its cache. The numbers of the whole model remain the original's."""
+    """Returns the configuration keys by which transformers and engines learn how many heads a block
+    has kept (vLLM sizes its KV cache by them). The model-wide numbers remain the original's."""
     numbers, kept = head_counts(config.get_text_config()), masks.of_site(HEADS).tolist()
     return {
         "per_layer_config": {
@@ -66,21 +66,20 @@ def heads_by_layer(config: PreTrainedConfig, masks: Masks) -> dict[str, Any]:
 
 
 def head_counts(config: PreTrainedConfig) -> dict[str, int]:
-    """The numbers of KV heads and of queries, as transformers calls them; BioGPT has the second
-    alone."""
+    """Numbers of KV and query heads by their configuration keys; BioGPT states the second alone."""
     stated = ("num_key_value_heads", "num_attention_heads")
     return {name: getattr(config, name) for name in stated if getattr(config, name, None)}
 
 
 def compact_state(target: PrunableModel, masks: Masks) -> dict[str, Tensor]:
-    """The state of the compact model, of the weights that the dense one has now: kept slices, index
-    buffers, and all the rest by reference."""
+    """Returns the compact model's state from the dense model's present weights: kept slices, index
+    buffers, and all other tensors by reference."""
     state = target.model.state_dict()
     return {name: made(part, state.__getitem__) for name, part in cuts_of(target, masks).items()}
 
 
 def compact_model(target: PrunableModel, masks: Masks) -> PreTrainedModel:
-    """The smaller model itself, on the device and in the dtype of the dense one."""
+    """Builds the smaller model, on the device and in the dtype of the dense one."""
     config = compact_config(target, masks)
     _, causal = model_classes(type(target.model.config))
     state = compact_state(target, masks)
@@ -89,41 +88,41 @@ def compact_model(target: PrunableModel, masks: Masks) -> PreTrainedModel:
 
 
 def empty_compact_model(target: PrunableModel, masks: Masks) -> PreTrainedModel:
-    """The same without weights, on the meta device."""
+    """Builds the smaller model without weights, on the meta device."""
     config = compact_config(target, masks)
     _, causal = model_classes(type(target.model.config))
     with torch.device("meta"):
         empty = causal(config).to(target.dtype)
     state = target.model.state_dict()
     for name, tensor in (*empty.named_parameters(), *empty.named_buffers()):
-        if name in state:  # some families keep a few in float32
+        if name in state:  # some families keep a few tensors in float32
             tensor.data = tensor.data.to(state[name].dtype)
     return _finished(empty, target)
 
 
 def _finished(compact: Any, target: PrunableModel) -> Any:
-    """A compact model that generates as the dense one does, frozen and without dropout."""
+    """Freezes the compact model in evaluation mode, with the dense one's generation config."""
     compact.generation_config = copy.deepcopy(target.model.generation_config)
     return compact.eval().requires_grad_(False)
 
 
 @contextlib.contextmanager
 def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
-    """While the context lasts, the blocks carry what the selection has beside its masks.
+    """Folds the selection's compensation into the blocks' weights while the context lasts.
 
-    A scale of attn_in or mlp_in multiplies the columns of all linear layers that read there, one of
-    mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias, one of a
-    whole branch or expert all of these rows. Adapters are added to the weights before. What pruned
-    columns of a layer that writes would have added on average becomes its bias. Products are
-    rounded to the model's dtype, so that what is then masked is what is then exported. On a GPU the
-    original weights wait in the machine's memory.
+    Adapters are added first. A scale of attn_in or mlp_in multiplies the columns of all layers that
+    read there; one of mlp_mid, the columns of the layer that writes; one of attn_out or mlp_out,
+    that layer's rows and bias; one of a whole branch or expert, all of these rows. What pruned
+    columns of a writing layer would have added on average is added to its bias. Products are
+    rounded to the model's dtype: what is then masked is what is then exported. On a GPU the
+    original weights wait in CPU memory.
     """
     with contextlib.ExitStack() as stack:
         if masks.compensation:
             parts = [part for part in plan_of(target, masks).values() if isinstance(part, Cut)]
             parts.sort(
                 key=lambda part: part.means is None
-            )  # biases are made of weights as they were
+            )  # biases first: they are made of the original weights
             for part in parts:
                 if part.changes:
                     stack.enter_context(_replaced(target.model, part))
@@ -132,7 +131,7 @@ def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(model: nn.Module, part: Cut) -> Iterator[None]:
-    """While the context lasts, a module has a new parameter; on a GPU its own waits on the CPU."""
+    """Replaces a parameter while the context lasts; on a GPU the old one waits on the CPU."""
     new = part.changed(lambda name: model.get_parameter(name).detach())
     path, _, name = part.source.rpartition(".")
     module: Any = model.get_submodule(path)

@@ -1,4 +1,4 @@
-"""Numbers of all entries -> those of each branch, laid out as its layers are.
+"""Splits numbers of all entries by branch, and lays them out as the branch's layers are.
 
 N entries of all sites, D residual stream, H heads, F intermediate, E experts, M inputs of a layer
 that writes, W inputs or outputs of any linear layer, K kept of them.
@@ -18,25 +18,25 @@ from disp_llm.masks.selection import Masks
 
 @dataclass(frozen=True)
 class Entries:
-    """Numbers of the entries of one branch; None where that is no site of the layout."""
+    """Numbers (masks or scales) of one branch's entries; None for what is no site of the layout."""
 
     incoming: Shaped[Tensor, " D"]
-    """Of attn_in or mlp_in."""
+    """Entries of attn_in or mlp_in."""
     outgoing: Shaped[Tensor, " D"]
-    """Of attn_out or mlp_out."""
+    """Entries of attn_out or mlp_out."""
     heads: Shaped[Tensor, " H"] | None = None
-    """Of attention's heads."""
+    """Heads of the attention."""
     middle: Shaped[Tensor, " F"] | None = None
-    """Of mlp_mid; of a mixture expert by expert."""
+    """Entries of mlp_mid; in a mixture, expert by expert."""
     experts: Shaped[Tensor, " E"] | None = None
-    """Of whole experts."""
+    """Whole experts."""
     whole: Shaped[Tensor, " 1"] | None = None
-    """Of the branch itself."""
+    """The branch itself."""
 
     def inside(self, *widths: int) -> Shaped[Tensor, " W"] | None:
-        """The numbers of what lies between reading and writing, laid out as the inputs or outputs
-        of a linear layer are: each range of such a width head by head, or each fused projection
-        after the other."""
+        """Returns the numbers of heads or intermediate dimensions, laid out as a linear layer's
+        inputs or outputs; None if all stay. Attention layers lay out each range (such as queries),
+        of one width each, head by head; an MLP layer repeats the numbers per fused projection."""
         if self.heads is not None:
             heads = [self.heads.repeat_interleave(one // len(self.heads)) for one in widths]
             return torch.cat(heads)
@@ -45,12 +45,12 @@ class Entries:
 
     @property
     def rows(self) -> Shaped[Tensor, " D"]:
-        """Factors of the rows of the layer that writes."""
+        """Factors of the rows of the layer that writes to the residual stream."""
         return self.outgoing if self.whole is None else self.outgoing * self.whole
 
 
 def entries_of(layout: Layout, flat: Shaped[Tensor, " N"]) -> Iterator[Entries]:
-    """Numbers of all entries, block by block those of attention and of the MLP."""
+    """Yields the entries of the attention and of the MLP, block by block."""
     parts = iter(layout.split(flat))
     for _ in layout.blocks:
         at = {site: next(parts) for site in layout.sites}
@@ -61,7 +61,7 @@ def entries_of(layout: Layout, flat: Shaped[Tensor, " N"]) -> Iterator[Entries]:
 
 
 def scales_of(masks: Masks) -> Iterator[Entries]:
-    """Factors of all entries, likewise; a pruned one has 1. None at all without scales."""
+    """Yields scales as `entries_of` does, 1 for pruned entries; yields nothing without scales."""
     scales = masks.compensation.scales
     if scales is None:
         return iter(())
@@ -69,18 +69,18 @@ def scales_of(masks: Masks) -> Iterator[Entries]:
 
 
 def mean_inputs_of(masks: Masks) -> Iterator[Tensor]:
-    """Mean inputs of the layers that write, block by block attention's and the MLP's, (M) each;
-    none where the selection has none."""
+    """Yields the mean inputs (M) of the attention's and the MLP's writing layer, block by block;
+    nothing if the selection has none."""
     means = masks.compensation.mean_inputs
     widths = [width for block in masks.layout.blocks for width in (block.q, block.intermediate)]
     return iter(() if means is None else means.split(widths))
 
 
 def kept_of(*masks: tuple[int, Bool[Tensor, " _"] | None]) -> tuple[tuple[int, Tensor], ...]:
-    """What is kept of the dimensions that have a mask."""
+    """Returns (dimension, kept indices) for every dimension that has a mask."""
     return tuple((dim, where(mask)) for dim, mask in masks if mask is not None)
 
 
 def where(mask: Bool[Tensor, " W"]) -> Int[Tensor, " K"]:
-    """Indices of what is kept."""
+    """Indices that a mask keeps."""
     return mask.nonzero().squeeze(-1)

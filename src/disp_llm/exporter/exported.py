@@ -1,4 +1,4 @@
-"""An exported folder: whether it is one, which files belong in it, and what it was made of."""
+"""Checks an exported folder, lists the files that belong in it, and finds its original."""
 
 import logging
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, extra_files, folder_problem
 logger = logging.getLogger(__name__)
 
 TEMPLATES = "additional_chat_templates"
-"""The one folder that may lie in it, of .jinja files."""
+"""Name of the only subfolder that it may have; this holds .jinja files."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """What `disp_llm` of an exported folder's configuration says of its blocks."""
+    """The entry `disp_llm` of an exported folder's configuration."""
 
     widths: dict[str, Annotated[list[Count], Meta(min_length=1)]]
-    """Of every site, block by block."""
+    """Widths of every site, block by block."""
     biases: bool = False
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Exported:
-    """What is read of an exported folder's `config.json`."""
+    """The part of an exported folder's `config.json` that is checked."""
 
     model_type: str
     architectures: list[str]
@@ -50,7 +50,7 @@ class Exported:
 
 
 def exported_config(folder: Path) -> dict[str, Any]:
-    """The configuration of an exported folder, checked."""
+    """Reads and checks the configuration of an exported folder."""
     stated = folder / "config.json"
     config = read_json(stated, CHANGED_FOLDER) if stated.is_file() else {}
     if "disp_llm" not in config:
@@ -71,11 +71,11 @@ def has_experts(config: dict[str, Any]) -> bool:
 
 
 def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder that belong to its model, by name, none of them damaged or a link, and
-    the names of the others, of which a line warns."""
+    """Returns the files that belong to a folder's model, by name, and the names of all others,
+    which a warning lists. Refuses files that are missing, damaged or links."""
     files, left_out = _belonging(folder)
     for problem in folder_problems(folder, but=(CARD,)) if SUMS in files else ():
-        raise problem  # but of cards, which are edited by hand
+        raise problem  # cards may differ from their sums: people edit them
     if left_out:
         names = ", ".join(name if name.isprintable() else ascii(name) for name in left_out)
         logger.warning("left out, as no part of a model folder: %s", names)
@@ -83,7 +83,8 @@ def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _belonging(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """By its sums or, where others have saved what we exported, by what is read of a model."""
+    """Divides a folder's files into those of the model and all others: by `SHA256SUMS` or, if
+    another program saved the model again, by the names that loading a model reads."""
     if (folder / FACTS).is_file() or (folder / SUMS).exists():
         names = {*require_sums(folder), SUMS}
     else:
@@ -105,13 +106,12 @@ def _belonging(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 OF_FILES = "sha256:"
-"""How a revision begins that is a hash; the hub's are commits."""
+"""Prefix of a revision that is a hash of local files; the hub's revisions are commits."""
 
 
 def original_of(folder: Path) -> str:
-    """Name or path of the original of an exported folder: the local model that its run was given,
-    or the name on the hub that its card gives; empty where nobody knows.
-    """
+    """Returns the original of an exported folder: the path of the local model that its run was
+    given, or the name in its card if that is on the hub or embedded; empty if unknown."""
     source = read_facts(folder).get("source", {})
     name = source.get("model", "")
     if not name:
@@ -124,10 +124,10 @@ def original_of(folder: Path) -> str:
 
 
 def require_original(model: str) -> str:
-    """The original of an exported folder, which is compared with it.
+    """Returns the original to compare an exported folder with.
 
     Raises:
-        InputError: it is no such folder, or nobody knows.
+        InputError: it is no exported folder, or its original is unknown.
     """
     folder = Path(model)
     found = original_of(folder) if folder.is_dir() else ""
@@ -138,17 +138,15 @@ def require_original(model: str) -> str:
 
 
 def named_by_run(folder: Path) -> str:
-    """What the run of `prune` was given as its model that an exported folder comes from; empty
-    where there is no such run.
-    """
+    """Returns the `model` setting of the `prune` run that an exported folder comes from; empty if
+    there is no such run."""
     found = run_of(folder)
     return found[1] if found else ""
 
 
 def run_of(folder: Path) -> tuple[Run, str] | None:
-    """The run of `prune` that wrote an exported folder, or the one whose folder a run of `recover`
-    has trained, and what it was given as its model; None where there is no such run.
-    """
+    """Returns the `prune` run that an exported folder comes from, directly or through runs of
+    `recover`, and that run's `model` setting; None if there is no such run."""
     folder = folder.absolute().parent
     seen: set[Path] = set()
     while folder not in seen and kind_of(folder) and Run(folder).config_file.is_file():

@@ -1,4 +1,4 @@
-"""The figures behind the card of an exported folder, `card.json`: what others may know of a run."""
+"""The figures behind an exported folder's card, `card.json`: what others may know of the run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +15,20 @@ from disp_llm.runs.sums import CHANGED_FOLDER
 CARD = "README.md"
 
 UNTOLD = ("folder", "converted", "sample", "prompt", "system")
-"""What the card leaves out of what it tells: where things lie, what the text says, and the
-operating system."""
+"""Keys that the card leaves out: places of files, content of texts, and the operating system."""
 
 BEHIND = ("window_losses", "window_tokens")
-"""What it leaves out too: the losses behind a perplexity, without which this can be read."""
+"""Keys that it also leaves out, below `measured`: losses of single windows behind a perplexity."""
 
 
 def facts_of(size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
-    """What others may know of a size and its run's `result.json`: no path, and nothing of the text
-    that it read."""
+    """Returns what others may know of a size and its run's `result.json`: no paths, and nothing of
+    the text that the run read."""
     told = {key: result[key] for key in Told.__dataclass_fields__ if key in result}
     told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
     told["source"] = result["source"] | {"model": name_of(result["source"]["model"])}
     base = result["source"].get("base_model", "")
-    if base != name_of(base):  # a path names no repository of the hub
+    if base != name_of(base):  # a path is no repository of the hub
         told["source"]["base_model"] = ""
     return {"figures": _without(as_json(size)), "result": told}
 
@@ -43,41 +42,41 @@ def _without(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
-    """What the run knew that wrote the folder's card; empty where there is no such file."""
+    """Returns the figures of the run that wrote the folder's `card.json`; empty if it has none."""
     path = Path(folder) / FACTS
     return facts_in(path)["result"] if path.exists() else {}
 
 
 def size_of(folder: Path) -> str:
-    """Which size of its run an exported folder is, by its name there; empty without a card."""
+    """Returns the name of an exported folder's size in its run; empty without a `card.json`."""
     path = folder / FACTS
     return facts_in(path)["figures"]["size"] if path.exists() else ""
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """What training after pruning did."""
+    """Training after pruning, and its results."""
 
     distill: Amount
     tokens_seen: Count
     text: str
     eval_text: str
-    """What the figures of the model are measured on since."""
+    """Text that the model's figures are measured on after training."""
     eval_text_sha256: str
     before: Positive
-    """Perplexity before it."""
+    """Perplexity before training."""
     command: str
     original: Perplexity | None = None
-    """Of the original on that text, where it was measured."""
+    """Perplexity of the original on `eval_text`; None if not measured."""
     before_general_ratio: Positive | None = None
     before_kept: Finite | None = None
-    """On the suite, where there is one."""
+    """Scores on the suite before training, like the ratio above; None without a suite."""
     tokens_before: Count = 0
-    """That earlier recoveries had trained the weights on with which this one began."""
+    """Tokens on which earlier recoveries had trained the weights that this one began with."""
     weights_from: str = ""
-    """The larger size that these weights are from; "" = from none."""
+    """Larger size that the initial weights are from; "" = none."""
     bits: Bits = "as-is"
-    """That weights were rounded to while they trained and as they were measured."""
+    """Grid to which weights were rounded during training and measurement."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Told:
-    """What the card tells of a run's result; the folder carries nothing else of it."""
+    """The part of a run's result that the card tells; the folder carries nothing else of it."""
 
     original: OriginalResult
     source: Source
@@ -107,25 +106,25 @@ class Told:
 
     @property
     def eval_text(self) -> str:
-        """What the figures of the model are measured on."""
+        """Text that the model's figures are measured on."""
         return self.recovered.eval_text if self.recovered else self.source["eval_text"]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that `card.json` holds, but for what the card leaves out."""
+    """Content of `card.json`; fields that the card leaves out have their defaults."""
 
     figures: SizeResult
     result: Told
 
 
 def facts_in(path: Path) -> dict[str, Any]:
-    """The values of such a file, checked."""
+    """Reads and checks the values of a `card.json`."""
     values = read_json(path, CHANGED_FOLDER)
     typed_facts(values, str(path))
     return values
 
 
 def typed_facts(values: dict[str, Any], path: str) -> Facts:
-    """The same as an object."""
+    """Returns these values as an object."""
     return as_type(values, Facts, field=path, hint=CHANGED_FOLDER)

@@ -1,4 +1,4 @@
-"""Models -> folders, tensor by tensor or from memory, and what is in them."""
+"""Writes models to folders, tensor by tensor or from memory, with tokenizer and processor."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from disp_llm.runs.progress import Ticks, unwatched
 from disp_llm.runs.tensors import write_lazily
 
 MAX_SHARD = "5GB"
-"""Largest size of one file of weights."""
+"""Largest size of one weight file."""
 
 
 def stream_folder(
@@ -33,11 +33,11 @@ def stream_folder(
     folder: Path,
     on_tensor: Ticks = unwatched,
 ) -> PrunableModel:
-    """Writes the compact model of an original, which may be empty, and returns it, empty.
+    """Writes the compact model of an original, and returns it without weights.
 
-    Neither model need be in memory: tensor by tensor, in the order of the new files, what each is
-    made of is read, and what it becomes is written. The folder is, to the last byte, what
-    `write_folder` writes of the same model in memory.
+    Neither model need be in memory; the original may be on the meta device. For each tensor, in the
+    order of the new files, it reads the sources and writes the result. The folder equals, to the
+    last byte, what `write_folder` writes of the same model in memory.
     """
     compact = empty_compact_model(target, masks)
     parts = plan_of(target, masks)
@@ -57,7 +57,7 @@ def write_weights(
     folder: Path,
     on_tensor: Ticks = unwatched,
 ) -> None:
-    """Writes the tensors of a model, and an index where they need several files."""
+    """Writes the tensors of a model, and an index if they need several files."""
     shapes = _saved(compact)
     split = split_torch_state_dict_into_shards(
         shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=MAX_SHARD
@@ -83,7 +83,7 @@ def write_weights(
 
 
 def _saved(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of a model that are written, of tied ones the first, in the order in which
+    """Tensors of a model that are saved, only the first of tied ones, in the order in which
     transformers divides them among files."""
     first = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
@@ -97,21 +97,21 @@ def write_folder(
     folder: Path,
     processor: tuple[Path, ...] = (),
 ) -> None:
-    """Writes a model with its tokenizer, and beside them the files of its processor.
+    """Writes a model with its tokenizer and the files of its processor.
 
-    `save_pretrained` of transformers writes it, so that the code that the folder needs travels
-    with it, also when the model is loaded, tuned and saved again.
+    Uses transformers' `save_pretrained`, so that the code that the folder needs travels with it,
+    also when the model is loaded, tuned and saved again.
     """
     compact.save_pretrained(folder, max_shard_size=MAX_SHARD)
     write_readers(tokenizer, processor, folder)
 
 
 def write_readers(tokenizer: Any, processor: tuple[Path, ...], folder: Path) -> None:
-    """Writes what turns text, and files of what turns pictures and sound, into a model's inputs;
-    then the folder has all of its settings, and nothing of others stays in them."""
+    """Writes the tokenizer, and copies the files of the processor for images and sound. As the
+    folder then has all its settings, it also strips foreign ones from them (`strip_foreign`)."""
     try:
         tokenizer.save_pretrained(folder)
-    except Exception as error:  # the tokenizers library has no other class for a full disk
+    except Exception as error:  # the tokenizers library raises a bare Exception for a full disk
         if type(error) is not Exception:
             raise
         raise OSError(str(error)) from error
@@ -121,5 +121,5 @@ def write_readers(tokenizer: Any, processor: tuple[Path, ...], folder: Path) -> 
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of the files that a folder's weights lie in."""
+    """Bytes of a folder's weight files."""
     return sum(path.stat().st_size for path in weight_files(folder))

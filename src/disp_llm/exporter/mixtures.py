@@ -1,4 +1,4 @@
-"""What becomes of the packed weights of a mixture's experts, and of its router.
+"""Plans the cut of the packed weights of a mixture's experts, and of its router.
 
 E experts, K kept intermediate dimensions of each.
 """
@@ -17,15 +17,14 @@ from disp_llm.models.family import Experts
 def of_experts(
     prefix: str, row: Experts, count: int, kept: Entries, scale: Entries | None
 ) -> list[Cut]:
-    """What becomes of the packed weights of the E = `count` experts of a mixture, and of its
-    router."""
+    """Returns the cuts of the packed weights of a mixture's E = `count` experts and its router."""
     assert kept.middle is not None
     experts = None if kept.experts is None or kept.experts.all() else kept.experts
     kept_experts = kept_of((0, experts))
     middle = kept.middle.view(count, -1)
     width = middle.shape[1]
     middle = middle if experts is None else middle[experts]
-    each = int(middle.sum()) // max(len(middle), 1)  # of every expert as many
+    each = int(middle.sum()) // max(len(middle), 1)  # the same number for every expert
     inside = middle.nonzero()[:, 1].view(len(middle), each)
     incoming, outgoing = where(kept.incoming), where(kept.outgoing)
     gate_up = _gate_and_up(inside, width, row)
@@ -61,7 +60,7 @@ def of_experts(
 
 
 def _gate_and_up(inside: Int[Tensor, "E K"], width: int, row: Experts) -> Int[Tensor, "E 2*K"]:
-    """Rows of what reads that make these intermediate dimensions of F = `width`."""
+    """Rows of `gate_up_proj` that compute these intermediate dimensions; `width` is F."""
     if "interleaved" in row.quirks:
         return torch.stack([2 * inside, 2 * inside + 1], 2).flatten(1)
     return torch.cat([inside, inside + width], 1)

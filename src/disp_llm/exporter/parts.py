@@ -1,9 +1,9 @@
-"""How each tensor of a compact model is made of tensors of the dense one.
+"""Makes each tensor of a compact model from tensors of the dense one.
 
-A part says it as data, and `made` does it: with a loaded model, or with what is read of its files,
-one tensor after the other. In float32 an adapter is added, then columns and rows are scaled; the
-product is rounded to the data type of the weights, and only then are rows and columns cut, so that
-what is cut here is, to the bit, what a masked model with these weights has.
+A part describes this as data, and `made` carries it out, with a loaded model or with tensors read
+one by one from its files. In float32 it adds the adapter and scales columns and rows. It rounds the
+result to the dtype of the weights and only then cuts rows and columns, so that compact and masked
+model have the same weights to the bit.
 
 I inputs and O outputs of a linear layer, K kept of a dimension; E experts.
 """
@@ -18,37 +18,37 @@ from torch import Tensor
 from disp_llm.masks.selection import Adapter
 
 Read = Callable[[str], Tensor]
-"""Gives a tensor of the dense model by its name."""
+"""Returns a tensor of the dense model by its name."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What becomes of a tensor of the dense model; what is left out here changes nothing."""
+    """How a tensor of the dense model changes; the defaults change nothing."""
 
     source: str
-    """Its name in the dense model."""
+    """Name of the tensor in the dense model; of a new bias, the name that it would have there."""
     picks: tuple[tuple[int, Tensor], ...] = ()
-    """Dimensions that are cut, one after the other, and int64 indices of what is kept of each: (K),
-    or of a tensor with a slice for each expert (E, K) for those that the picks before have left."""
+    """Dimensions to cut, in this order, with the int64 indices that each keeps: (K), or (E, K) if
+    every expert keeps others, with E the experts that earlier picks have kept."""
     factors: tuple[Tensor, ...] = ()
-    """What it is multiplied by, of shapes that broadcast."""
+    """Factors of the tensor, of shapes that broadcast."""
     adapter: Adapter | None = None
-    """What is added to the weight of a linear layer."""
+    """Adapter to add to the weight of a linear layer."""
     turned: bool = False
-    """Whether that is stored as (I, O), as a `Conv1D` has it."""
+    """Whether the weight is stored as (I, O), as in a `Conv1D`."""
     means: tuple["Cut", Float[Tensor, " I"]] | None = None
-    """Of a bias, the weight of its layer and mean inputs of pruned columns, 0 at the others: what
-    these would have added on average is added."""
+    """For a bias: its layer's weight, and the mean inputs of pruned columns, 0 at the others. The
+    bias gains what these columns would have added on average."""
     is_new: bool = False
     """Whether it is a bias that the dense model does not have."""
 
     @property
     def changes(self) -> bool:
-        """Whether its numbers change."""
+        """Whether any numbers change, apart from the cut."""
         return bool(self.factors) or self.adapter is not None or self.means is not None
 
     def adapted(self, stored: Tensor) -> Tensor:
-        """A copy in float32 with the adapter added."""
+        """Returns a float32 copy with the adapter added."""
         made = stored.to(torch.float32, copy=True)
         if self.adapter is not None:
             added = self.adapter.added().to(stored.device)
@@ -56,7 +56,7 @@ class Cut:
         return made
 
     def changed(self, read: Read) -> Tensor:
-        """All of it with its new numbers."""
+        """Returns the whole tensor with its new numbers, before the cut."""
         if self.means is None:
             stored = read(self.source)
             if not self.changes:
@@ -74,7 +74,7 @@ class Cut:
         return made.to(stored.dtype)
 
     def cut(self, whole: Tensor) -> Tensor:
-        """What is kept of it."""
+        """Returns the kept part of a tensor."""
         for dim, kept in self.picks:
             kept = kept.to(whole.device)
             if kept.dim() == 1:
@@ -87,9 +87,9 @@ class Cut:
 
 
 Part = Cut | Tensor
-"""What a tensor is made of, or itself: a buffer of the dimensions that a branch reads or writes."""
+"""How a tensor is made, or the tensor itself: indices of dimensions a branch reads or writes."""
 
 
 def made(part: Part, read: Read) -> Tensor:
-    """The tensor that a part describes."""
+    """Makes the tensor that a part describes."""
     return part if isinstance(part, Tensor) else part.cut(part.changed(read))

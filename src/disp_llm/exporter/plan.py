@@ -1,8 +1,7 @@
-"""Masks and what comes with them -> the plan of the weights: how each tensor of the compact model
-is made.
+"""Plans from masks and compensation how each tensor of the compact model is made.
 
-The plan needs the shapes of the original and none of its weights, so that it can be drawn up on the
-meta device. `cutting` carries it out in memory, `folders` tensor by tensor.
+The plan needs only the shapes of the original, so it can be made on the meta device. `cutting`
+carries it out in memory, `folders` tensor by tensor.
 
 M inputs of a layer that writes.
 """
@@ -32,13 +31,12 @@ from disp_llm.models.family import Branch
 from disp_llm.runs.folder import MADE_AGAIN
 
 End = tuple[Tensor | None, Tensor | None]
-"""The mask of the inputs or outputs of a linear layer, and their factors; None = all are kept, and
-1 each."""
+"""Mask of a linear layer's inputs or outputs, and their factors; None = all kept, or 1 each."""
 
 
 def plan_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
-    """How each tensor of the compact model is made, by its name there; the dense model may be
-    empty."""
+    """Returns how each tensor of the compact model is made, by its name there. The dense model may
+    be on the meta device."""
     draft = Draft.of(target)
     adapters, means = _adapters(target, masks), mean_inputs_of(masks)
     scales = scales_of(masks)
@@ -51,7 +49,7 @@ def plan_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
     for (block, branch, experts), kept in zip(places, entries, strict=True):
         scale = next(scales, None)
         at_linears = (kept, scale)
-        if branch.experts is not None:  # those of the shared expert, which stays whole inside
+        if branch.experts is not None:  # linear layers of the shared expert, never cut inside
             at_linears = (replace(kept, middle=None), scale and replace(scale, middle=None))
         parts: list[Cut] = []
         for path in branch.linear_paths:
@@ -77,12 +75,13 @@ def plan_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
 
 
 def cuts_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
-    """The plan for a model whose weights have changed already: nothing but rows and columns go."""
+    """Returns the plan without compensation, which only cuts rows and columns: for a model whose
+    weights contain the compensation already."""
     return plan_of(target, replace(masks, selection=Selection(masks.selection.importance)))
 
 
 def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
-    """The adapter of every linear layer in turn; None where there are none."""
+    """Yields the adapter of every linear layer; None for each if there are none."""
     linears, adapters = list(target.linears()), masks.compensation.adapters
     shapes = [(len(one.up), one.down.shape[1]) for one in adapters]
     if adapters and shapes != [widths_of(linear)[::-1] for linear in linears]:
@@ -95,8 +94,8 @@ def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
 def _ends(
     writes: bool, inner: tuple[int, ...], kept: Entries, scale: Entries | None
 ) -> tuple[End, End]:
-    """The outputs and the inputs of a layer that reads or writes; `inner` are widths of the ranges
-    of what it has inside of its branch."""
+    """Returns the ends at the outputs and inputs of a layer that reads or writes the stream.
+    `inner`: widths of the ranges at its end inside the branch (`head_ranges`)."""
     by_inside = by_stream = None
     if scale is not None:
         by_inside = scale.inside(*inner) if writes else None
@@ -114,7 +113,7 @@ def _of_linear(
     adapter: Adapter | None,
     pruned_means: Tensor | None,
 ) -> list[Cut]:
-    """What becomes of the weight of a linear layer, and of its bias if it has or gains one."""
+    """Returns the cut of a linear layer's weight, and of its bias if it has or gains one."""
     (rows, by_row), (columns, by_column) = outputs, inputs
     of_weight = () if by_column is None else (by_column[None],)
     of_weight += () if by_row is None else (by_row[:, None],)
@@ -132,7 +131,7 @@ def _of_linear(
 
 
 def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> list[Cut]:
-    """What becomes of what heads of attention have beside rows and columns of its linear layers."""
+    """Returns the cuts of parameters that heads have beside the linear layers."""
     parts = []
     for path in branch.per_head:
         ranges = head_ranges(block, branch, path, len(block.get_parameter(path)))
@@ -141,7 +140,7 @@ def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> l
 
 
 def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
-    """(M) The mean inputs of pruned columns, 0 at the others."""
+    """Mean inputs of pruned columns, 0 at the others: (M). None if there are no mean inputs."""
     if mean_inputs is None:
         return None
     columns = kept.inside(len(mean_inputs))
@@ -151,7 +150,7 @@ def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Draft:
-    """The parts of a plan by name, on the way from the dense model's to the compact one's."""
+    """A plan that is being changed from the dense model's tensors to the compact model's."""
 
     parts: dict[str, Part]
     """See `plan_of`."""
@@ -160,13 +159,13 @@ class Draft:
 
     @classmethod
     def of(cls, target: PrunableModel) -> "Draft":
-        """All tensors of a model as they are."""
+        """Starts a plan that leaves all tensors of a model unchanged."""
         names = {id(module): name for name, module in target.model.named_modules()}
         return cls({name: Cut(name) for name in target.model.state_dict()}, names)
 
     def add_indices(self, block: nn.Module, branch: Branch, kept: Entries, chunk: int) -> None:
-        """Adds the buffers of a branch's gather and scatter, where these are not whole: numbers of
-        chunks of so many neighbours."""
+        """Adds the index buffers of a branch's gather and scatter unless these keep everything. An
+        index is the number of a chunk of `chunk` neighbours."""
         places = [
             *((path, "kept_in", kept.incoming) for path in branch.selects_in),
             *((path, "kept_out", kept.outgoing) for path in branch.selects_out),
@@ -175,18 +174,18 @@ class Draft:
             if not mask.all():
                 name = self.names[id(block.get_submodule(path))]
                 self.parts[f"{name}.{buffer}"] = where(mask[::chunk])
-                if path in (*branch.reads, branch.writes):  # a bare layer, which is then wrapped
+                if path in (*branch.reads, branch.writes):  # the selection acts on a bare layer
                     self._wrap(name)
 
     def drop(self, block: nn.Module, branch: Branch) -> None:
-        """Takes out all tensors of a branch and its norms."""
+        """Removes all tensors of a branch and its norms."""
         modules = [module for path, module in block.named_modules() if path in branch.modules]
         prefixes = tuple(f"{self.names[id(module)]}." for module in modules)
         for name in [name for name in self.parts if name.startswith(prefixes)]:
             del self.parts[name]
 
     def _wrap(self, name: str) -> None:
-        """Moves the parameters of a linear layer to where a `LinearWrapper` has them."""
+        """Renames a linear layer's parameters to their names inside a `LinearWrapper`."""
         for part in ("weight", "bias"):
             if f"{name}.{part}" in self.parts:
                 self.parts[f"{name}.linear.{part}"] = self.parts.pop(f"{name}.{part}")

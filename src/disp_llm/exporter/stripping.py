@@ -1,5 +1,5 @@
-"""What a new folder does not carry along of the original's settings: secrets, somebody's paths, and
-code of others."""
+"""Removes from a new folder's settings what the original's held: secrets, local paths, and
+references to third-party code."""
 
 import json
 import logging
@@ -13,32 +13,32 @@ from disp_llm.models.files import PROCESSOR
 logger = logging.getLogger(__name__)
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSOR)
-"""Files that transformers writes from what it has loaded, or that are copied."""
+"""Files that transformers writes from loaded settings, or that are copied."""
 
 SECRET_NAMES = re.compile(
     r"(^|_)(api_?key|(access|auth|bearer|refresh|session|api|hf|hub)_?token|authorization|passw(or)?d"
     r"|passphrase|credentials?|secrets?|(secret|private|access|signing)_?key)$"
 )
-"""How settings are called that hold secrets, in snake_case."""
+"""Names, in snake_case, of settings that hold secrets."""
 
 WORDS = re.compile(
     r"_tokens?(_decoder|_encoder|_map)?$|^(vocab|merges|id2label|label2id)$|^chat_temp"
 )
-"""Settings that hold words of a vocabulary, labels or templates, and no names of files."""
+"""Names of settings that hold vocabulary, labels or templates, never paths."""
 
 WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]")
-"""Where a name in another style than snake_case has words: `apiKey`, `api-key`."""
+"""Where words begin in names that are not in snake_case: `apiKey`, `api-key`."""
 
 PATHS = re.compile(r"(file://)?~?(/[^/\n{}]+){2,}/?|[A-Za-z]:\\[^\n{}]*")
-"""A path that begins at the root or at a home folder."""
+"""A path of two parts or more from the root or a home folder, or one with a Windows drive."""
 
 USUAL = ("_name_or_path", "name_or_path")
-"""Where transformers itself writes what it has loaded: nobody needs to hear of these."""
+"""Settings in which transformers itself writes what it has loaded; removed without a warning."""
 
 
 def strip_foreign(folder: Path) -> None:
-    """Takes out of the settings of a new folder what those of the original carried along: secrets
-    and paths, which a warning names, and code of others that `trust_remote_code=True` would run."""
+    """Removes what a new folder's settings inherited from the original: secrets and paths, which a
+    warning names, and references to third-party code that `trust_remote_code=True` would run."""
     named: list[str] = []
     for path in (folder / name for name in SETTINGS):
         if path.is_file():
@@ -53,8 +53,8 @@ def strip_foreign(folder: Path) -> None:
 
 
 def _without(value: Any, place: str, gone: list[str]) -> Any:
-    """A value without what is private or foreign in it. It stands at a place such as
-    `text_config.paths[0]`; `gone` gets the places of what is private."""
+    """Returns a value without its private and foreign parts. It stands at a `place` such as
+    `text_config.paths[0]`; `gone` receives the places of removed secrets and paths."""
     if isinstance(value, list):
         parts = [(f"{place}[{number}]", part) for number, part in enumerate(value)]
         gone += [inside for inside, part in parts if _is_path(part)]
@@ -84,5 +84,5 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_ours(stated: Any) -> bool:
-    """Whether what an `auto_map` names is a class of our code."""
+    """Whether an entry of an `auto_map` names a class in this package's own files (`CODE`)."""
     return isinstance(stated, str) and f"{stated.partition('.')[0]}.py" in CODE

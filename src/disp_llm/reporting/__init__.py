@@ -1,5 +1,5 @@
-"""What people see of results: progress bars, tables, and a page for each run.
+"""Shows results: progress bars, tables, and a page for each run. Nothing here measures anything.
 
-Others use `progress_bar` and `say` of `terminal`, `Table`, the `show_*` functions, `run_table` and
-`write_page`. Nothing here measures anything.
+Other packages use `progress_bar` and `say` of `terminal`, `Table`, the `show_*` functions,
+`run_table` and `write_page`.
 """

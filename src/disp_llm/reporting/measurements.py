@@ -1,4 +1,4 @@
-"""What `doctor`, `bench` and `eval` have found, as tables and lines."""
+"""Shows the results of `doctor`, `bench` and `eval` as tables and lines."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from disp_llm.runs.scores import paired_said, percent_with_error, with_error
 
 
 def show_examination(result: dict[str, Any]) -> None:
-    """What `doctor` found."""
+    """Prints the result of `doctor`."""
     say(
         f"{result['model']}: supported ({result['model_type']}, {result['blocks']} blocks, "
         f"{result['mask_entries']:,} mask entries)"
@@ -62,7 +62,7 @@ def show_examination(result: dict[str, Any]) -> None:
 
 
 def show_bench(result: dict[str, Any]) -> None:
-    """Both models side by side under every workload."""
+    """Prints both models side by side for every workload."""
     modes = ["compiled"] if result["compiled"] else []
     models = f"{result['model']} against {result['against']}"
     say(", ".join([models, result["dtype"], *modes, result["hardware"]["cpu"]]))
@@ -96,7 +96,7 @@ def _workload(
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
-    """What `eval` measured, and over what; of a suite, what is lost and kept first."""
+    """Prints what `eval` measured and on what; for a suite, its ratio and kept share first."""
     if "suite" in result:
         ratio = paired_said(result.get("general_ratio"), result.get("general_ratio_stderr"))
         kept = percent_with_error(result.get("kept"), result.get("kept_stderr"))

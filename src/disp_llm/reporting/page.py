@@ -1,7 +1,8 @@
-"""A run -> one page that stands alone: no network; light, dark, phone, print and screen reader.
+"""Writes a run's page, one HTML file without network access, for light, dark, phone, print and
+screen reader.
 
-The template `report.html` holds all markup but tables and the chart. Whatever text says is shown as
-text, and nothing on the page can run or be fetched.
+The template `report.html` holds all markup except tables and the chart. All text is escaped, and
+the page runs no code and fetches nothing.
 """
 
 import io
@@ -20,10 +21,10 @@ from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import PAGE
 
 SMOOTH = 0.9
-"""Memory of the moving average that is drawn over the loss of single windows."""
+"""Decay of the exponential moving average by which the loss is smoothed."""
 
 COLOURS = {"#00000f": "soft", "#0000f0": "line", "#0000f1": "accent"}
-"""Stand for colours that the page has by name, light or dark."""
+"""Placeholder colours of the chart, replaced by the page's named colours for light or dark mode."""
 
 SOFT, GRID, LINE = COLOURS
 
@@ -42,7 +43,7 @@ STYLE = {
 
 
 def write_page(run: Run, path: Path | None = None) -> Path:
-    """Writes the page of a run, into its folder unless a path is given, and returns its path."""
+    """Writes the page of a run, by default into its folder, and returns the page's path."""
     found = read_run(run)
     source = resources.files("disp_llm.reporting") / "report.html"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -64,7 +65,7 @@ def write_page(run: Run, path: Path | None = None) -> Path:
 
 
 def _a_folder(run: RunData) -> str:
-    """One of the run's models, by its place in the folder that holds the run."""
+    """Path of one of the run's models, relative to the folder that holds the run; empty if none."""
     figures = run.figures
     if figures is not None and figures.model is not None:
         return f"{run.name}/model"
@@ -74,15 +75,15 @@ def _a_folder(run: RunData) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """The value of a setting without the folders of the paths in it."""
+    """Returns a setting's value with paths reduced to their last part."""
     if isinstance(value, list):
         return list(map(_shown, value))
     return name_of(value) if isinstance(value, str) else value
 
 
 def loss_chart(steps: list[Step]) -> str:
-    """The smoothed loss against tokens, as SVG in the colours of the page and with its text; empty
-    where nothing has been learned."""
+    """Plots the smoothed loss against tokens, as SVG in the page's colours with text as text; empty
+    with fewer than two steps."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter

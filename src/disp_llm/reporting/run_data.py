@@ -1,4 +1,4 @@
-"""A run folder -> what its page shows; a run that was interrupted has what there is."""
+"""Reads from a run folder what its page shows; an interrupted run shows what it has so far."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ from disp_llm.runs.scores import Finite
 from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)
-"""Of a kept dimension, as in the plots."""
+"""RGB colour of a kept dimension, as in the plots."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class SizeData:
     widths: dict[str, list[int]]
     """Kept entries of every site, block by block."""
     full: dict[str, list[int]]
-    """The original's, of the same blocks."""
+    """Entries of every site in the original, block by block."""
     whole: list[str]
-    """Sites of which no block has lost anything."""
+    """Sites that are whole in every block."""
     stream: dict[str, str]
-    """Pictures of the sites of the residual stream that are cut, as data URLs."""
+    """Images, as data URLs, of the cut sites of the residual stream."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the page shows of a line of `metrics.jsonl`."""
+    """The part of a line of `metrics.jsonl` that the page shows."""
 
     step: AtLeastOne
     tokens: AtLeastOne
@@ -55,21 +55,21 @@ class RunData:
 
     name: str
     command: str
-    """Which one made the run: `prune` or `recover`."""
+    """Command that made the run: `prune` or `recover`."""
     figures: RunFigures | None
-    """What `result.json` holds; None before there is one."""
+    """Content of `result.json`; None before it is written."""
     sizes: list[SizeData]
     steps: list[Step]
-    """The lines of `metrics.jsonl`."""
+    """Lines of `metrics.jsonl`."""
     settings: dict[str, Any]
-    """By their place in `config.toml`: `learn.steps`."""
+    """Settings by their place in `config.toml`, such as `learn.steps`."""
 
 
 def read_run(run: Run) -> RunData:
-    """What the page shows of one run."""
+    """Reads what the page shows of one run."""
     settings, found = stored_settings(run.folder), run.figures
     shown = (run.config_file, run.selection_file, run.metrics_file)
-    run.require_whole(*(file for file in shown if file.name in run.files))  # weights are not shown
+    run.require_whole(*(file for file in shown if file.name in run.files))  # shows no weights
     return RunData(
         name=run.folder.resolve().name,
         command="recover" if isinstance(settings, RecoverConfig) else "prune",
@@ -90,8 +90,8 @@ def _size(selection: Path, figures: SizeResult) -> SizeData:
 
 
 def _bitmap(rows: list[Tensor], width: int) -> str:
-    """A row for each block, a column for each dimension of the residual stream; pruned ones are
-    transparent."""
+    """Draws a PNG, as a data URL, with a row per block and a column per dimension of the residual
+    stream; pruned ones are transparent."""
     from matplotlib.image import imsave
 
     pixels = np.zeros((len(rows), width, 4), dtype=np.uint8)
@@ -104,7 +104,7 @@ def _bitmap(rows: list[Tensor], width: int) -> str:
 
 
 def _steps(path: Path) -> list[Step]:
-    """Lines of a log; the last may have been cut off by a kill."""
+    """Reads the lines of a log; ignores a last line that was cut off when the run was killed."""
     field, hint = str(path), "delete it; the page is then without the curve of the loss"
     try:
         lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []

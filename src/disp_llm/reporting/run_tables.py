@@ -1,4 +1,4 @@
-"""What a run of `prune` or `recover` has made, as tables and lines."""
+"""Shows the results of a run of `prune` or `recover` as tables and lines."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,12 +23,12 @@ from disp_llm.runs.results import (
 from disp_llm.runs.scores import Perplexity, kept_said, ratio_said, with_error
 
 WORTH_RECOVERY = 1.1
-"""Perplexity over the original's from which on training the kept weights is proposed."""
+"""Ratio to the original's perplexity above which training the kept weights is proposed."""
 
 
 def show_run(figures: dict[str, Any]) -> None:
-    """The models of a run, whose `result.json` holds these figures, side by side with what they
-    were made from, and where things lie."""
+    """Prints the models of a run, given the content of its `result.json`, beside their original,
+    and where they lie."""
     found = run_figures(figures)
     table = run_table(found)
     assert table is not None
@@ -49,7 +49,7 @@ def show_run(figures: dict[str, Any]) -> None:
 
 
 def _fit_said(fit: Fit) -> str:
-    """What was chosen, and what the others would have lost."""
+    """Describes the chosen way to store the model, and what the others would have lost."""
     tokens = f"{fit.tokens:,} tokens, " if fit.tokens else ""
     said = [
         f"{one.bits} keep {one.keep:g} {megabytes(one.bytes or 0)} ×{one.ratio or 0:.3f}"
@@ -60,8 +60,8 @@ def _fit_said(fit: Fit) -> str:
 
 
 def run_table(found: RunFigures) -> Table | None:
-    """What a run of `prune` or `recover` has made, and under what its perplexity was measured; None
-    of one that has measured nothing yet."""
+    """Returns the table of a run's results, with the perplexity's text and windows as the title;
+    None if the run has measured nothing yet."""
     if found.original is not None:
         table, measured = _sizes_table(found.original, found.models), found.original.measured
     elif found.before is not None and found.model is not None:
@@ -77,8 +77,8 @@ def run_table(found: RunFigures) -> Table | None:
 
 
 def verdicts(found: RunFigures) -> list[tuple[str, list[str]]]:
-    """Of each model its name and, in few words, what it is of the original: bytes, perplexity, and
-    times as fast, as far as they were measured."""
+    """Returns the name of each model with a few phrases that compare it with the original: bytes,
+    and perplexity and speed if measured. The choice of `--fit` comes first."""
     original, said = found.original, list[tuple[str, list[str]]]()
     if original is None:
         return said
@@ -102,7 +102,7 @@ def verdicts(found: RunFigures) -> list[tuple[str, list[str]]]:
 
 
 def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
-    """A column for every model; rows of which no pruned model has a figure are left out."""
+    """Makes a table with a column per model; leaves out rows without a figure of a pruned model."""
     rows: list[tuple[str, ...]] = []
 
     def row(name: str, of_original: str, cell: Callable[[SizeResult], str]) -> None:
@@ -154,8 +154,8 @@ def perplexity_said(size: SizeResult) -> str:
 
 
 def _speed_said(size: SizeResult, phase: str) -> str:
-    """`×1.23 (1.20 to 1.25)`, how many times as fast as the original with the quartiles over
-    rounds; empty where nothing was timed."""
+    """Returns `×1.23 (1.20 to 1.25)`, the speed-up over the original with its quartiles over
+    rounds; empty if not timed."""
     if not size.speed:
         return ""
     low, middle, high = (size.speed[f"{phase}_speedup{end}"] for end in ("_low", "", "_high"))
@@ -163,7 +163,7 @@ def _speed_said(size: SizeResult, phase: str) -> str:
 
 
 def _say_what_is_slow(models: list[SizeResult]) -> None:
-    """Says which models are no faster than the original here, and what to ask for instead."""
+    """Prints which models are no faster than the original here, and a latency budget to ask for."""
     slow = [
         f"{_column_name(model)} {phase} ×{model.speed[f'{phase}_speedup']:.2f}"
         for model in models
@@ -177,8 +177,8 @@ def _say_what_is_slow(models: list[SizeResult]) -> None:
 
 
 def _say_what_wins_back(found: RunFigures) -> None:
-    """Names the command that trains the weights of the model that has lost most, where that is
-    worth it: masks, scales and adapters leave them as they are."""
+    """Prints the `recover` command for the model that has lost most, if it is worth training: the
+    masks, scales and adapters that were learned leave the kept weights untrained."""
     lost = {
         model.folder: model.measured.perplexity / found.original.measured.perplexity
         for model in found.models
@@ -192,7 +192,7 @@ def _say_what_wins_back(found: RunFigures) -> None:
 def _recovery_table(
     before: MeasuredResult, after: TrainedResult, teacher: Perplexity | None
 ) -> Table:
-    """What training has changed, with the teacher's perplexity where there is one."""
+    """Makes a table of figures before and after training, with the teacher's perplexity if any."""
     rows = [
         ("perplexity of the suite", ratio_said(before.scores), ratio_said(after.scores), ""),
         ("kept of its tasks", kept_said(before.scores), kept_said(after.scores), ""),
@@ -204,5 +204,5 @@ def _recovery_table(
 
 
 def show_page(file: Path) -> None:
-    """Where the page of a run lies."""
+    """Prints the path and size of a run's page."""
     say(f"page    {file}  ({file.stat().st_size / 1e3:,.0f} kB)")

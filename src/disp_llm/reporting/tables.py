@@ -1,4 +1,4 @@
-"""One way to make a table, for a terminal, Markdown, a notebook and the page."""
+"""Renders one table for a terminal or notebook, as Markdown, and as HTML for the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from disp_llm.runs.markdown import escaped
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under named columns; the first column, and those in `left`, hold words."""
+    """Cells under named columns; the first column and those in `left` hold words."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -21,9 +21,9 @@ class Table:
     left: Sequence[str] = ()
 
     def show(self) -> None:
-        """Prints it on standard output."""
+        """Prints the table to standard output."""
         if self.title:
-            say(self.title)  # in one line, which rich would wrap to the width of the table
+            say(self.title)  # on its own: rich would wrap it to the table's width
         shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
         for name in self.columns:
             is_left = name in (self.columns[0], *self.left)
@@ -33,7 +33,7 @@ class Table:
         results.print(shown)
 
     def markdown(self) -> list[str]:
-        """Its lines in Markdown."""
+        """Returns the table's lines in Markdown."""
         words = (self.columns[0], *self.left)
         rule = "|".join("---" if name in words else "---:" for name in self.columns)
         head, *lines = [
@@ -42,7 +42,7 @@ class Table:
         return [head, f"|{rule}|", *lines]
 
     def html(self) -> str:
-        """The same in HTML."""
+        """Returns the table in HTML, without its title."""
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
         lines = []
         for name, *cells in self.rows:

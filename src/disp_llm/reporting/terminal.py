@@ -1,4 +1,4 @@
-"""Results on standard output; progress and messages on standard error, or in a notebook."""
+"""Prints results to standard output, and progress to standard error or into a notebook."""
 
 import sys
 import time
@@ -22,37 +22,38 @@ from disp_llm.runs.progress import ProgressCallback, downloads, silent
 
 
 class LineConsole(Console):
-    """Shows names as they are written, and moves no cursor but a terminal's own."""
+    """Console that prints names unchanged, and moves the cursor only in a real terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """What every word and every cell of a table passes."""
+        """Makes text printable; every word and table cell passes through here."""
         return super().render_str(printable(text), **options)
 
     @property
     def is_terminal(self) -> bool:
-        """Whether somebody sees it, whatever `FORCE_COLOR` says."""
+        """Whether the output is a real terminal, whatever `FORCE_COLOR` says."""
         return self.file.isatty() and not self.is_jupyter
 
 
-# Names may hold brackets and colons, so nothing is markup.
+# Names may contain brackets and colons, so markup and emoji codes are off.
 messages = LineConsole(stderr=True, highlight=False, markup=False, emoji=False)
-"""For progress."""
+"""Console for progress."""
 
 results = LineConsole(highlight=False, markup=False, emoji=False)
-"""For what a command has found. With `--json` standard output is for the object alone, and this
-writes to standard error."""
+"""Console for the results of a command. With `--json`, standard output holds only the JSON object,
+and this console writes to standard error."""
 
 if not (results.is_terminal or results.is_jupyter):
-    results.width = 1000  # a file has no width of its own, so no table is wrapped
+    results.width = 1000  # a file has no width: do not wrap tables
 
 
 def say(line: str) -> None:
-    """Prints one line of a result, which the terminal may wrap but which holds no line break."""
+    """Prints one line of a result without line breaks; a terminal may still wrap it."""
     results.print(line, soft_wrap=True)
 
 
 def pieces() -> Callable[[str, str], None]:
-    """Prints pieces of several texts as they come, one text after another, each below its name."""
+    """Returns a function that prints pieces (name, piece) of several texts as they arrive, one text
+    after another, each below its name."""
     last = ""
 
     def show(name: str, piece: str) -> None:
@@ -68,7 +69,7 @@ def pieces() -> Callable[[str, str], None]:
 
 
 def typed_lines() -> Iterator[str]:
-    """The lines of standard input, each asked for where somebody types them."""
+    """Yields the lines of standard input, with a prompt for each in a terminal."""
     if sys.stdin is None:  # closed, as by `<&-`
         return
     while True:
@@ -81,11 +82,11 @@ def typed_lines() -> Iterator[str]:
 
 @contextmanager
 def progress_bar(plain_lines: bool = False) -> Iterator[ProgressCallback]:
-    """A bar for each stage, with loss, keep and tokens/s beside it while something is trained.
+    """Yields a callback that draws a bar per stage, with loss, keep and tokens/s during training.
 
     Args:
-        plain_lines: where there is neither a terminal nor a notebook, print one line when a stage
-            begins and another at each tenth of it; otherwise nothing is shown there.
+        plain_lines: whether to print, outside of terminals and notebooks, a line when a stage
+            begins and at each tenth of it; otherwise nothing is shown there.
     """
     drawn = nullcontext(_lines() if plain_lines else silent)
     if messages.is_terminal:
@@ -102,8 +103,8 @@ def progress_bar(plain_lines: bool = False) -> Iterator[ProgressCallback]:
 
 @contextmanager
 def _notebook_line() -> Iterator[ProgressCallback]:
-    """One line that is drawn anew and gone at the end; rich's own bar needs ipywidgets, and prints
-    line below line without it."""
+    """Redraws one line and clears it at the end. Without ipywidgets, rich's own bar would print
+    a new line for every update."""
     from IPython.display import display
 
     line: Any = display({"text/plain": ""}, raw=True, display_id=True)
@@ -111,7 +112,7 @@ def _notebook_line() -> Iterator[ProgressCallback]:
 
     def draw(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
         nonlocal drawn
-        if done == total or time.monotonic() - drawn > 0.1:  # a message each
+        if done == total or time.monotonic() - drawn > 0.1:  # each update is a message
             drawn = time.monotonic()
             line.update({"text/plain": _line(stage, done, total, figures)}, raw=True)
 
@@ -159,7 +160,7 @@ def _line(stage: str, done: int, total: int, figures: dict[str, Any]) -> str:
 
 
 def _beside_bar(figures: dict[str, Any]) -> str:
-    """`loss 3.214  keep 0.5000  812 tokens/s`; nothing for stages that have no loss."""
+    """Returns `loss 3.214  keep 0.5000  812 tokens/s`; empty for stages without a loss."""
     if "loss" not in figures:
         return ""
     parts = [f"loss {figures['loss']:.3f}"]

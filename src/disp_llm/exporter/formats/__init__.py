@@ -1,8 +1,8 @@
-"""Formats that an exported folder can be written in: a file each, and its name as the row.
+"""Formats that an exported folder can be converted to, one module each.
 
-A format is a module here with two functions, named as it is (`-` becomes `_`). `check(folder)`
-refuses in one line what the format cannot hold. `write(job)` fills the new folder. Its row is its
-name in `disp_llm.config.names.Format`, and that of a program that reads it alone in
+A module has the name of its format (`-` becomes `_`) and two functions: `check(folder)` refuses in
+one line what the format cannot hold, and `write(job)` fills the new folder. The format is also
+listed in `disp_llm.config.names.Format`, and a program that reads no other format in
 `disp_llm.config.engines`.
 """
 
@@ -27,26 +27,26 @@ from disp_llm.runs.markdown import in_code
 
 @dataclass(frozen=True)
 class Job:
-    """An exported folder that is written in another format."""
+    """The conversion of an exported folder to another format."""
 
     folder: Path
     files: dict[str, Path]
-    """The files of it that belong to the model, by name."""
+    """Files of the folder that belong to the model, by name."""
     place: str
-    """What the card calls the new place."""
+    """Name of the new place in the card."""
     new: Path
-    """The folder that is filled."""
+    """Folder to fill."""
     text: TextConfig
-    """What a calibration reads; it may name no text."""
+    """Text for calibration; it may name none."""
     device: str
     progress: Callable[[int, int], None]
     embeddings: bool = False
-    """Whether embedding and head are quantised too, where the blocks are."""
+    """Whether a quantised format also quantises embedding and head."""
     put: Callable[[Path, Path], Any] = shutil.copyfile
-    """Gives the new folder a file of the model as it is."""
+    """Puts an unchanged file of the model into the new folder."""
 
     def take(self, *but: str) -> None:
-        """Takes over files of the model, all but some, and the card with its figures."""
+        """Takes over the model's files except the named ones, the card and `card.json`."""
         for name in self.files.keys() - {CARD, FACTS, *but}:
             path = self.new / name
             path.parent.mkdir(exist_ok=True)
@@ -54,18 +54,19 @@ class Job:
 
 
 def writer_of(name: Format) -> Any:
-    """The module of a format, imported when it is asked for."""
+    """Imports and returns the module of a format."""
     return import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def share_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> None:
-    """Writes the card of a folder in another format, and the figures behind it. A card without such
-    figures goes along as it is; a copy keeps what was added by hand.
+    """Writes the card of a converted folder and, except for `gguf`, its `card.json`. For a copy
+    (`folder`) or without a `card.json`, it only changes the model's place in the card, so that
+    edits by hand stay.
 
     Args:
         form: `folder`, `quantised`, `plain`, `gguf` or `nemotron-nas`.
         size: bytes of the weights; 0 = as before.
-        quantised: how, if they are.
+        quantised: values of `Quantised`; None if the weights were not quantised.
     """
     facts = None
     if FACTS in job.files and form == "folder":
@@ -87,7 +88,7 @@ def share_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Non
 
 
 def _model_card(content: bytes, path: Path) -> Any:
-    """A card, as the hub's own library reads it."""
+    """Parses a card by the hub's own library."""
     try:
         return ModelCard(content.decode())
     except (ValueError, YAMLError) as error:

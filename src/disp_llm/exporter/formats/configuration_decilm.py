@@ -1,13 +1,13 @@
-"""Configuration of a model whose blocks differ: Llama's, and what `block_configs` says of each.
+"""Configuration of a model whose blocks differ: Llama's, with `block_configs` for each block.
 
-vLLM and SGLang, which have the model, read it by attribute. Needs transformers alone.
+vLLM and SGLang, which have the model, read the entries as attributes. Needs transformers alone.
 """
 
 from transformers import LlamaConfig
 
 
 class Said(dict):
-    """What a block is said to be, by key or by attribute."""
+    """Settings of a block, readable by key or as attributes."""
 
     def __getattr__(self, name):
         try:
@@ -17,7 +17,7 @@ class Said(dict):
 
 
 class DeciLMConfig(LlamaConfig):
-    """Llama's, with a width or none for each branch of each block."""
+    """Llama's configuration, in which each block may lack a branch or have a width of its own."""
 
     model_type = "nemotron-nas"
 

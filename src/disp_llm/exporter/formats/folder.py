@@ -1,4 +1,4 @@
-"""A copy of an exported folder to share: what belongs in it, and a card that names its place."""
+"""Format `folder`: a copy to share, with the model's files only and a card that names its place."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ def check(folder: Path) -> None:
 
 
 def write(job: Job) -> None:
-    """Takes over all files but the card."""
+    """Takes over all files of the model, and writes the card."""
     job.take()
     share_card(job, "folder")

@@ -1,12 +1,12 @@
-"""A GGUF file for llama.cpp, from a Llama whose blocks differ in width or heads, or lack a branch.
+"""Writes a GGUF file for llama.cpp: a Llama whose blocks differ in width or heads or lack a branch.
 
-No graph of llama.cpp selects dimensions of the residual stream, so `prune --sites mlp_mid heads`,
-or `mlp_mid heads attention mlp`, must have left these alone. What llama.cpp knows is Llama's graph
-with an intermediate width and numbers of heads for each block, 0 for a block without attention,
-under the architecture name `deci`; where nothing differs it is plain `llama`. Of a block without an
-MLP it would leave out the attention too, so that an MLP of zeros takes its place, the narrowest
-that it can store. How wide a head is, the file has to say, for the first block may have lost heads.
-(Of a first block without any llama.cpp would not read it; but the first attention is never pruned.)
+No graph of llama.cpp selects dimensions of the residual stream, so these have to be whole, as after
+`prune --sites mlp_mid heads` or `mlp_mid heads attention mlp`. The architecture `deci` is Llama's
+graph with an intermediate width and numbers of heads for each block, 0 for a block without
+attention; if all blocks are equal, plain `llama` is written. llama.cpp would skip the attention of
+a block without an MLP too, so an MLP of zeros, the narrowest that it can store, takes its place.
+The file states the width of a head, since the first block may have lost heads. (llama.cpp ignores
+the width if the first block has no attention; but the first attention is never pruned.)
 """
 
 from pathlib import Path
@@ -35,19 +35,19 @@ from disp_llm.runs.tensors import read_tensors
 FILE = "model.gguf"
 
 NATIVE, VARIABLE = "llama", "deci"
-"""The architecture of equal blocks, and that of blocks that differ."""
+"""Architectures of equal blocks and of blocks that differ."""
 
 NARROWEST = 32
-"""Width of the MLP of zeros that stands for none: rows of 32 numbers can also be quantised."""
+"""Width of the MLP of zeros in place of a missing one: rows of 32 numbers can also be quantised."""
 
 ROTATED = ("attn_q", "attn_k")
-"""Weights whose rows llama.cpp wants in its own order: rotary pairs side by side."""
+"""Weights whose rows llama.cpp orders differently: rotary pairs side by side."""
 
 BY_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Llama 3 splits text."""
+"""Regular expression by which Llama 3 splits text."""
 
 WORDS, BYTES = {"type": "ByteLevel", "use_regex": True}, {"type": "ByteLevel", "use_regex": False}
 
@@ -56,16 +56,16 @@ SPLITTERS = {
     "smollm": [{"type": "Digits", "individual_digits": True}, WORDS],
     "llama-bpe": [{"type": "Split", "pattern": {"Regex": BY_WORDS}}, BYTES],
 }
-"""llama.cpp's name -> how a tokenizer of bytes splits text before it merges."""
+"""Steps by which a byte-level tokenizer splits text before it merges, by llama.cpp's name."""
 
 
 Block = tuple[int, int, int]
-"""Of a block the heads of queries, those of keys and values, and the width inside its MLP; 0 where
-it has no attention or no MLP."""
+"""Numbers of query heads and KV heads of a block, and its intermediate width; 0 without attention
+or MLP."""
 
 
 def check(folder: Path) -> None:
-    """Refuses other architectures than Llama, a cut residual stream, and unknown tokenizers."""
+    """Refuses architectures other than Llama, a cut residual stream, and unknown tokenizers."""
     stated, wrong = exported_config(folder), ""
     kind = stated["model_type"].removeprefix(PRUNED_PREFIX)
     if has_experts(stated):
@@ -88,18 +88,14 @@ def check(folder: Path) -> None:
 
 
 def write(job: Job) -> None:
-    """Writes the file, and the card."""
+    """Writes the GGUF file and the card."""
     path = job.new / FILE
     write_file(job.folder, path, job.place)
     share_card(job, "gguf", path.stat().st_size)
 
 
 def write_file(folder: Path, path: Path, name: str = "") -> None:
-    """Writes the file of an exported folder.
-
-    Args:
-        name: what the file calls the model.
-    """
+    """Writes an exported folder as a GGUF file, in which the model has this name."""
     _, widths = whole_stream(folder, "--for llama.cpp")
     config: Any = load_config(str(folder))
     blocks = _blocks(widths, config)
@@ -129,7 +125,7 @@ def _blocks(widths: dict[str, list[int]], config: Any) -> list[Block]:
 
 
 def _write_sizes(writer: gguf.GGUFWriter, config: Any, blocks: list[Block]) -> None:
-    """What llama.cpp builds the graph of: a list, one number a block, where blocks differ."""
+    """Writes the sizes of llama.cpp's graph; if blocks differ, as lists with a number per block."""
     heads, kv_heads, widths = zip(*blocks, strict=True)
     by_block = (
         (writer.add_feed_forward_length, [width or NARROWEST for width in widths]),
@@ -153,7 +149,7 @@ def _write_sizes(writer: gguf.GGUFWriter, config: Any, blocks: list[Block]) -> N
 
 
 def _tensors(folder: Path, config: Any, blocks: list[Block]) -> dict[str, Tensor]:
-    """The folder's tensors under llama.cpp's names and with rows in its order."""
+    """Returns the folder's tensors under llama.cpp's names, with rows in its order."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(blocks))
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
@@ -172,12 +168,12 @@ def _tensors(folder: Path, config: Any, blocks: list[Block]) -> dict[str, Tensor
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
         powers = torch.arange(0, config.head_dim, 2) / config.head_dim
         usual = config.rope_parameters["rope_theta"] ** -powers
-        found["rope_freqs.weight"] = usual / scaled  # what llama.cpp divides them by
+        found["rope_freqs.weight"] = usual / scaled  # llama.cpp divides frequencies by it
     return found
 
 
 def _empty_mlp(block: str, embedding: Tensor, biased: bool) -> dict[str, Tensor]:
-    """An MLP of zeros, with its norm."""
+    """Returns the tensors of an MLP of zeros, with its norm."""
     width = embedding.shape[1]
     shapes = {"ffn_gate": (NARROWEST, width), "ffn_up": (NARROWEST, width)}
     shapes |= {"ffn_down": (width, NARROWEST)}
@@ -190,7 +186,7 @@ def _empty_mlp(block: str, embedding: Tensor, biased: bool) -> dict[str, Tensor]
 
 
 def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
-    """Tokens, merges, special tokens and chat template, as the folder's tokenizer has them."""
+    """Writes tokens, merges, special tokens and chat template of the folder's tokenizer."""
     tokenizer: Any = load_tokenizer(str(folder))
     stated = read_json(folder / "tokenizer.json", CHANGED_FOLDER)
     splitter = splitter_of(stated)
@@ -212,14 +208,14 @@ def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
         writer.add_token_scores([-float(number) for number in range(size)])
         writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith(SPACE))
     special = gguf.SpecialVocab(folder, load_merges=bool(splitter), n_vocab=size)
-    # Unless told otherwise, llama.cpp puts BOS before the text of some kinds of tokenizers.
+    # By default llama.cpp puts BOS before the text for some kinds of tokenizers.
     special.add_special_token["bos"] = usual_bos(tokenizer) is not None
     special.add_to_gguf(writer, True)
 
 
 def splitter_of(tokenizer: dict[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer of bytes splits text; empty for one that falls back to
-    bytes, as Llama 2's."""
+    """Returns llama.cpp's name for how a byte-level tokenizer splits text; empty for one that falls
+    back to bytes, such as Llama 2's. Refuses other tokenizers."""
     model, before = tokenizer.get("model", {}), tokenizer.get("pre_tokenizer") or {}
     if model.get("type") == "BPE" and model.get("byte_fallback"):
         return ""

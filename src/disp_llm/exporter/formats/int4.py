@@ -1,10 +1,10 @@
-"""The linear layers of the blocks in 4 bits, a scale for 32 inputs, stored as `int8` stores them.
+"""Quantises the blocks' linear layers to 4 bits, a scale per 32 inputs, in the format of `int8`.
 
-Without text each number is rounded to the nearest, under the one of ten scales that loses least of
-its group. With text, weights that are still to come make up for what those before them have lost
+Without text, each number is rounded to the nearest, and each group takes that of ten scales which
+loses least. With text, the columns not yet rounded make up for the errors of those before them
 (GPTQ, arXiv 2210.17323), block after block, as the text runs through the rounded model.
 
-B windows, T tokens of a window, R outputs, C inputs of a layer, K of its groups of 32 inputs.
+R outputs, C inputs of a layer.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ from disp_llm.models.rounding import GROUP, best_scales
 from disp_llm.models.windows import fitting
 
 SEQUENCES, LENGTH = 64, 512
-"""Windows of a calibration, and tokens of each."""
+"""Windows for calibration, and tokens of each."""
 
 INT4: Scheme = {
     "targets": ["Linear"],
@@ -38,12 +38,12 @@ INT4: Scheme = {
 
 
 def check(folder: Path) -> None:
-    """Refuses mixtures, what is quantised already, and layers that do not fit."""
+    """Refuses mixtures of experts, quantised models, and layers that cannot be stored in 4 bits."""
     layers_of(folder, "int4")
 
 
 def write(job: Job) -> None:
-    """Rounds the weights, on its text if the job has one."""
+    """Rounds the weights, calibrated on the job's text if it has one."""
     layers, told, rounded = layers_of(job.folder, "int4"), "4 bits, a scale for 32 inputs", {}
     if job.text.learns_from_text:
         rounded, on = _calibrated(job, layers.stored)
@@ -58,7 +58,7 @@ def write(job: Job) -> None:
 
 @torch.no_grad()
 def _calibrated(job: Job, layers: list[str]) -> tuple[dict[str, Rounded], str]:
-    """The rounded layers by their names, and what they were calibrated on."""
+    """Returns the rounded layers by name, and a description of the text for calibration."""
     sources = read_sources(job.text, tokens=SEQUENCES * LENGTH)
     loaded = load(str(job.folder), PlaceConfig(job.device))
     target = PrunableModel.of(loaded)
@@ -87,12 +87,12 @@ def _calibrated(job: Job, layers: list[str]) -> tuple[dict[str, Rounded], str]:
 def rounded_to(
     weight: Float[Tensor, "R C"], moment: Float[Tensor, "C C"], dtype: torch.dtype
 ) -> Rounded:
-    """A weight on the grid of int4, column after column. Columns of large inputs come first (GPTQ's
-    `act_order`); scales are chosen beforehand, so that groups are of neighbours all the same.
+    """Rounds a weight to the grid of int4, column after column. Columns with large inputs come
+    first (GPTQ's `act_order`). Scales are chosen before, so groups still consist of neighbours.
 
     Args:
         moment: `Σ x·xᵀ` of the inputs.
-        dtype: what scales are stored in.
+        dtype: dtype in which scales are stored.
     """
     sizes = moment.diagonal()
     order = sizes.argsort(descending=True, stable=True)

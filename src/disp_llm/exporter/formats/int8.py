@@ -1,9 +1,9 @@
-"""The linear layers of the blocks in 8 bits, in the format compressed-tensors, which transformers
-and vLLM read: a scale for each row, and what a layer reads is rounded to 8 bits as it runs.
+"""Quantises the blocks' linear layers to 8 bits, in the format compressed-tensors, which
+transformers and vLLM read: a scale per row, and a layer's inputs are rounded to 8 bits at run time.
 
-Every number is rounded to the nearest. No model is loaded: files of weights are rewritten one after
-the other. Norms and the indices of gather and scatter stay as they are; so do embedding and head,
-unless they are asked for: those have 8 bits whatever the blocks have.
+Every number is rounded to the nearest. No model is loaded: weight files are rewritten one by one.
+Norms and the indices of gather and scatter stay unchanged. So do embedding and head unless asked
+for; these get 8 bits whatever the blocks have.
 
 R outputs, C inputs of a layer, K of its groups of inputs that share a scale.
 """
@@ -31,28 +31,29 @@ from disp_llm.runs.sums import CHANGED_FOLDER
 from disp_llm.runs.tensors import read_tensors, write_tensors
 
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
-"""Weights on the grid of their scales, in float32, and the scales in the data type of the model."""
+"""Float32 weights to be stored on the grid of their scales, and the scales in the model's dtype."""
 
 
 class Layers(NamedTuple):
-    """Names of layers."""
+    """Names of a model's layers."""
 
     stored: list[str]
-    """The linear layers that are quantised: those of the blocks."""
+    """Linear layers to quantise: those of the blocks."""
     others: list[str]
+    """All other linear layers."""
     embeddings: list[str]
     """Embedding and head."""
     tied: bool
-    """Whether these share their weight, which files hold once."""
+    """Whether embedding and head share a weight, which files hold once."""
 
 
 Round = Callable[[str, Tensor], Rounded]
-"""Rounds the weight of the layer of that name."""
+"""Returns the named layer's weight and scales, ready to store."""
 
 Scheme = dict[str, Any]
-"""A `QuantizationScheme` of compressed-tensors, which is an extra."""
+"""A `QuantizationScheme` of compressed-tensors as a dict, since that package is optional."""
 
-# vLLM has no kernel on a CPU that takes rows of 8 bits without rounding what they multiply.
+# Inputs are rounded too: on CPUs vLLM has no kernel for 8-bit rows with unrounded inputs.
 INT8: Scheme = {
     "targets": ["Linear"],
     "weights": {"num_bits": 8, "strategy": "channel"},
@@ -62,7 +63,7 @@ INT8: Scheme = {
 
 
 def check(folder: Path) -> None:
-    """Refuses mixtures and what is quantised already."""
+    """Refuses mixtures of experts and quantised models."""
     layers_of(folder, "int8")
 
 
@@ -73,12 +74,13 @@ def write(job: Job) -> None:
 
 
 def to_nearest(bits: Bits) -> Round:
-    """Rounds each number to the nearest."""
+    """Returns a function that pairs a weight with the scales for rounding to the nearest."""
     return lambda name, weight: (weight.float(), scales_of(weight, bits))
 
 
 def layers_of(folder: Path, bits: Bits) -> Layers:
-    """Which layers are quantised: all of the blocks, each of which has to fit."""
+    """Returns a model's layers by their treatment: all linear layers of the blocks are quantised.
+    Refuses layers that do not fit, mixtures and quantised models."""
     if importlib.util.find_spec("compressed_tensors") is None:
         raise InputError(
             "needs compressed-tensors, which is not installed",
@@ -117,8 +119,8 @@ def write_quantised(job: Job, layers: Layers, how: Scheme, round_to: Round, told
     """Writes the folder with its quantised layers.
 
     Args:
-        how: by which scheme they are stored.
-        told: the same for the card.
+        how: scheme of the blocks' layers.
+        told: the same in words for the card.
     """
     weights = [name for name, path in job.files.items() if path.suffix == ".safetensors"]
     job.take(INDEX, "config.json", *weights)
@@ -152,8 +154,8 @@ def write_quantised(job: Job, layers: Layers, how: Scheme, round_to: Round, told
 def _stored(
     tensors: dict[str, Tensor], schemes: dict[str, tuple[Scheme, Round]]
 ) -> dict[str, Tensor]:
-    """The tensors of a file, with those that store each quantised layer in the place of its
-    weight."""
+    """Returns the tensors of a file, with each quantised layer's weight replaced by the tensors
+    that store it."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
 
@@ -174,7 +176,7 @@ def _stored(
 
 
 def _described(groups: dict[str, Scheme], ignored: list[str]) -> dict[str, Any]:
-    """What `config.json` says of it."""
+    """Returns the `quantization_config` for `config.json`."""
     from compressed_tensors.quantization import QuantizationConfig
 
     form, *others = {group["format"] for group in groups.values()}

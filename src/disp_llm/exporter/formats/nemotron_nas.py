@@ -1,13 +1,13 @@
-"""The configuration of Nemotron-NAS (DeciLM), whose blocks differ: vLLM, SGLang, TensorRT-LLM and
-mlx-lm have its model, each its own.
+"""Writes the configuration of Nemotron-NAS (DeciLM), whose blocks differ. vLLM, SGLang,
+TensorRT-LLM and mlx-lm each implement this model.
 
-They know Llama's graph with an intermediate width for each block, and blocks without attention or
-without an MLP. A width is stated as a multiple of the stream's that they round up to a multiple of
-256, so that only such widths can be stated. Numbers of heads, and the width of a head, are the
-same everywhere. The weights have Llama's names and are taken over as they are.
+It is Llama's graph with an intermediate width for each block, and blocks may lack attention or MLP.
+The configuration states a width as a multiple of the residual stream's. Engines round the product
+up to a multiple of 256, so only such widths are possible. All blocks have the same number and width
+of heads. The weights have Llama's names and are taken over unchanged.
 
-A file of Python travels along, for transformers has no such configuration and vLLM and SGLang ask
-it for one. mlx-lm reads the JSON by itself.
+A Python file travels along: transformers has no such configuration, and vLLM and SGLang load it
+through transformers. mlx-lm reads the JSON by itself.
 """
 
 import shutil
@@ -25,17 +25,18 @@ from disp_llm.models.loading import load_config
 from disp_llm.runs.files import write_json
 
 STEP = 256
-"""What all widths are multiples of."""
+"""All intermediate widths are multiples of it."""
 
 READER = Path(__file__).parent / "configuration_decilm.py"
-"""The class of such a configuration."""
+"""File of the configuration class."""
 
 LLAMAS = ("llama", "mistral")
-"""Architectures whose graph it is."""
+"""Architectures with Llama's graph."""
 
 
 def check(folder: Path) -> None:
-    """Refuses other graphs than Llama's, and what no multiple states."""
+    """Refuses graphs other than Llama's, quantised models, and widths or heads that the
+    configuration cannot state."""
     stated, wrong = exported_config(folder), ""
     kind = stated["model_type"].removeprefix(PRUNED_PREFIX)
     config: Any = load_config(str(folder))
@@ -58,7 +59,7 @@ def check(folder: Path) -> None:
 
 
 def write(job: Job) -> None:
-    """Takes over weights and tokenizer, and states the blocks."""
+    """Takes over weights and tokenizer, and writes the configuration of the blocks."""
     stated, widths = whole_stream(job.folder, "--for nemotron-nas")
     config: Any = load_config(str(job.folder))
     group = config.num_attention_heads // config.num_key_value_heads
@@ -88,7 +89,7 @@ def write(job: Job) -> None:
 
 
 def multiple(width: int, config: Any) -> float:
-    """How engines are told of a width inside an MLP: they take 2/3 of this times the stream's,
-    rounded up to a multiple of 256 (`_ffn_mult_to_intermediate_size` of vLLM 0.32, SGLang 0.5 and
-    mlx-lm 0.32, which keeps six digits)."""
+    """Returns the `ffn_mult` for an intermediate width: engines take 2/3 of it times the hidden
+    size, rounded up to a multiple of 256 (`_ffn_mult_to_intermediate_size` of vLLM 0.32, SGLang 0.5
+    and mlx-lm 0.32, which keeps six digits)."""
     return round(1.5 * width / config.hidden_size, 6)

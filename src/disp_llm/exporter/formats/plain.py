@@ -1,7 +1,7 @@
-"""The original's own class: possible where its configuration can state what is left.
+"""Writes the model for the original's own class, if the original's configuration can describe it.
 
-Nothing of the residual stream is cut, and all blocks have one intermediate width, one number of KV
-heads and, in mixtures, one of experts.
+It can if the residual stream is not cut and all blocks have the same intermediate width, the same
+number of KV heads and, in mixtures, the same number of experts.
 """
 
 import tempfile
@@ -30,26 +30,26 @@ from disp_llm.runs.sums import CHANGED_FOLDER
 from disp_llm.runs.tensors import read_tensors
 
 INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
-"""What configurations call the width inside an MLP."""
+"""Configuration keys of the intermediate width of an MLP."""
 
 STREAM = ("hidden_size", "n_embd", "d_model")
-"""What configurations call the width of the residual stream."""
+"""Configuration keys of the width of the residual stream."""
 
 OURS = ("disp_llm", "auto_map")
-"""What only the configurations of our own architecture have."""
+"""Configuration keys of our own architecture alone."""
 
 OF_HEADS = ("per_layer_config", "allow_global_per_layer_attribute_access")
-"""What they have of heads that are cut, and some originals of other widths."""
+"""Configuration keys of pruned heads; some originals use them for other widths."""
 
 
 def check(folder: Path) -> None:
-    """Refuses widths that the original's configuration cannot state."""
+    """Refuses models that the original's configuration cannot describe."""
     native_model(folder, plain_config(folder))
 
 
 def write(job: Job) -> None:
-    """Takes over the same files without our code; experts are unpacked, as the original has
-    them."""
+    """Takes over the files without our code, and writes the plain configuration. Experts are
+    unpacked, as in the original's files."""
     plain, unpacked = plain_config(job.folder), []
     if has_experts(exported_config(job.folder)):
         _write_native_weights(job, plain)
@@ -60,9 +60,9 @@ def write(job: Job) -> None:
 
 
 def whole_stream(folder: Path, hint: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Configuration and widths of a folder in which nothing is cut but intermediate widths, KV
-    heads, whose numbers are among the widths if some are cut, and whole branches. The hint says how
-    to prune so."""
+    """Returns the configuration and widths of a folder in which only intermediate widths, KV heads
+    and whole branches are cut; the widths include heads if these are a site. Refuses a cut residual
+    stream and gained biases; `hint` says how to prune without."""
     config = exported_config(folder)
     widths = config["disp_llm"]["widths"]
     inner = language_model_in(config)
@@ -88,14 +88,14 @@ def whole_stream(folder: Path, hint: str) -> tuple[dict[str, Any], dict[str, lis
 
 
 def language_model_in(config: dict[str, Any]) -> dict[str, Any]:
-    """What a configuration says of the language model: all of it, unless it is a wrapper's."""
+    """Returns the language model's part of a configuration: all of it unless it is a wrapper's."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
 
 
 def _key(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> str:
-    """The first of these keys that the configuration has; a number before one that is left to the
-    class."""
+    """Returns the first of these keys that the configuration has, preferring keys with a number
+    over keys with null, which leave it to the class."""
     found = [name for name in names if name in config]
     if not found:
         raise InputError(
@@ -112,7 +112,8 @@ def _number_of(name: str, config: dict[str, Any], folder: Path) -> int:
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
-    """The folder's configuration with the original's architecture and one number for all blocks."""
+    """Returns the folder's configuration with the original's architecture and one number for all
+    blocks; refuses whole branches that are pruned."""
     config, cut = whole_stream(folder, "--for anywhere")
     if not all(all(cut[name]) for name in BRANCHES):
         raise InputError(
@@ -139,8 +140,8 @@ def _without(ours: tuple[str, ...], config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _heads(folder: Path, kept: list[int]) -> dict[str, int]:
-    """What the original's configuration says of so many KV heads in every block: of their queries,
-    and of the width of a head, which no longer follows from their number."""
+    """Returns the original's configuration keys for the kept KV heads, the same number in every
+    block: also their query heads, and the width of a head, which their number no longer implies."""
     stated = load_config(str(folder))
     if "heads" in stated.disp_llm:
         raise InputError(
@@ -156,12 +157,12 @@ def _heads(folder: Path, kept: list[int]) -> dict[str, int]:
 
 
 def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> dict[str, int]:
-    """What the original's configuration says of the widths, by its keys: one number for all MLPs,
-    and for all mixtures one width and one number of experts."""
+    """Returns the original's configuration keys for the widths: one number for all MLPs, and one
+    width and one number of experts for all mixtures."""
     if not has_experts(config):
         inner, widths = language_model_in(config), cut["mlp_mid"]
         name = _key(INTERMEDIATE, inner, folder)
-        if len(set(widths)) > 1:  # some blocks of the original may be several times as wide
+        if len(set(widths)) > 1:  # blocks of the original may differ in width too
             number = _number_of(name, inner, folder)
             whole = zip(widths, _original_widths(config), strict=True)
             widths = [number * left // full for left, full in whole]
@@ -182,7 +183,7 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
 
 
 def _original_widths(config: dict[str, Any]) -> list[int]:
-    """The width inside the MLP of every block of the original."""
+    """Returns the intermediate width of every block of the original."""
     values = _without((*OURS, *OF_HEADS), config)
     native = _read(values | {"model_type": config["model_type"].removeprefix(PRUNED_PREFIX)})
     target = PrunableModel(empty_model(native), family_of(native))
@@ -191,7 +192,7 @@ def _original_widths(config: dict[str, Any]) -> list[int]:
 
 
 def _one(name: str, numbers: Iterable[int]) -> int:
-    """The number that all blocks have."""
+    """Returns the number that all blocks have; refuses different ones."""
     several = sorted(set(numbers))
     if len(several) > 1:
         raise InputError(
@@ -203,15 +204,15 @@ def _one(name: str, numbers: Iterable[int]) -> int:
 
 
 def _read(values: dict[str, Any]) -> PreTrainedConfig:
-    """A configuration as transformers reads it from a file."""
+    """Returns a configuration as transformers reads it from a file."""
     with tempfile.TemporaryDirectory() as temporary:
         write_json(Path(temporary) / "config.json", values)
         return load_config(temporary)
 
 
 def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
-    """The original's model of a plain configuration, without weights. Another width may follow
-    there from one that is cut: a shared expert's from the others', a head's from their number."""
+    """Returns the original's model of a plain configuration, without weights. Refuses it if another
+    width follows from a cut one: a shared expert's from the others', a head's from their number."""
     native = empty_model(_read(plain))
     stated = empty_model(load_config(str(folder))).state_dict()
     shapes = {name: tensor.shape for name, tensor in native.state_dict().items()}
@@ -225,8 +226,8 @@ def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
 
 
 def _write_native_weights(job: Job, plain: dict[str, Any]) -> None:
-    """Writes the weights under the names that the original's files have: transformers packs all
-    experts into one tensor when it loads a model, and unpacks them when it saves one."""
+    """Writes the weights under the names in the original's files: transformers packs all experts
+    into one tensor when it loads a model, and unpacks them when it saves one."""
     native: Any = native_model(job.folder, plain)
     state = {}
     for path in weight_files(job.folder):
