@@ -1,5 +1,5 @@
-"""The commands: each does its task, prints tables of what came out, and returns what `--json`
-prints. The task and its libraries are imported when it is called."""
+"""The commands. Each runs its task, prints tables of the result, and returns what `--json` prints.
+The task and its libraries are imported only when it is called."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -21,7 +21,7 @@ def prune(config: Any) -> Figures:
     from disp_llm.commands.prune import prune
 
     result = _trained(prune, config)
-    if result.figures:  # of several processes, the first has them
+    if result.figures:  # only the first of several processes has them
         show_run(result.figures)
         show_page(Run(result.folder).page_file)
     return result.figures
@@ -82,7 +82,7 @@ def bench(config: Any) -> Figures:
 
 
 def generate(config: Any) -> Figures:
-    """Shows what models answer, as they answer it."""
+    """Shows models' answers as they are written."""
     from disp_llm.commands.generate import answer, load_models
 
     with progress_bar(plain_lines=True):
@@ -104,7 +104,7 @@ def chat(config: Any) -> Figures:
 
 
 def doctor(config: Any) -> Figures:
-    """Says what pruning a model would mean."""
+    """Shows what pruning a model would mean."""
     from disp_llm.commands.doctor import doctor
     from disp_llm.reporting.measurements import show_examination
 

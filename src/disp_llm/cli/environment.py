@@ -1,4 +1,4 @@
-"""What surrounds a command: output streams, warnings, libraries, and its place among processes."""
+"""The surroundings of a command: output streams, warnings, libraries, and its rank."""
 
 import ctypes
 import io
@@ -14,20 +14,20 @@ from disp_llm.cli.signals import end_tidily
 from disp_llm.config.errors import printable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, INT_MAX = -1, -3, 2**31 - 1
-"""Of glibc's `mallopt`."""
+"""Parameters of glibc's `mallopt`, and their largest value."""
 LARGEST_BEFORE = 2**25
-"""The largest threshold of mapping that glibc takes before 2.35."""
+"""Largest mmap threshold that glibc accepts before 2.35."""
 ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-"""By which a user sets the same."""
+"""Variables by which a user sets the same."""
 
 
 def rank() -> int:
-    """Number of this process among those that were started together, from 0."""
+    """Returns the number of this process among those started together, from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def direct_output(as_json: bool, quiet: bool) -> None:
-    """With `--json` tables go to standard error; a quiet command shows no progress."""
+    """Sends tables with `--json` to standard error, or nowhere if quiet; quiet hides progress."""
     from disp_llm.reporting.terminal import messages, results
 
     messages.quiet, results.quiet = quiet, quiet and as_json
@@ -35,42 +35,42 @@ def direct_output(as_json: bool, quiet: bool) -> None:
 
 
 class Warnings(logging.StreamHandler):
-    """Warnings in the words of the command line, each once: what holds for every row of a table is
-    said for the first."""
+    """Prints warnings in the words of the command line, each once: one that holds for every row of
+    a table appears at the first."""
 
     def __init__(self, stream: Any, command: str = "") -> None:
         super().__init__(stream)
         self.command, self.said = command, set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Says what nobody has said yet."""
+        """Prints what was not printed before."""
         if (message := record.getMessage()) not in self.said:
             self.said.add(message)
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        """`disp-llm: ...`, with flags in place of settings."""
+        """Formats a message as `disp-llm: ...`, with flags in place of settings."""
         return f"disp-llm: {printable(with_flags(super().format(record), flags_of(self.command)))}"
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep what was freed for the next tensor.
+    """Makes glibc keep freed memory for the next tensor.
 
-    By default it gives large blocks back, and each of their pages is faulted in and cleared anew,
-    which takes an eighth of the time of learning on a CPU and a quarter of that of reading windows
-    of 2,048 tokens (docs/experiment-log.md, "Idle threads"). Whoever has set the allocator by its
-    own variables keeps that.
+    By default glibc gives large blocks back, and each of their pages is faulted in and cleared
+    anew. That takes an eighth of learning time on a CPU, and a quarter of the time of reading
+    windows of 2,048 tokens (docs/experiment-log.md, "Idle threads"). A user who has set the
+    allocator's own variables keeps them.
     """
     set_already = any(name in os.environ for name in ALLOCATOR_VARIABLES)
     if platform.libc_ver()[0] == "glibc" and not set_already:
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(M_MMAP_THRESHOLD, INT_MAX) or mallopt(M_MMAP_THRESHOLD, LARGEST_BEFORE):
-            mallopt(M_TRIM_THRESHOLD, INT_MAX)  # alone it would map every large block anew
+            mallopt(M_TRIM_THRESHOLD, INT_MAX)  # alone, this would map every large block anew
 
 
 def prepare_output(arguments: list[str]) -> None:
-    """Makes what is said UTF-8 wherever it goes, and of warnings lines; what has no UTF-8, as bytes
-    in the name of a file, is escaped, in JSON by JSON's own rule."""
+    """Makes all output UTF-8, and warnings plain lines. What is not UTF-8, such as bytes in a file
+    name, is escaped; in JSON by JSON's own rule."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -84,16 +84,17 @@ def prepare_output(arguments: list[str]) -> None:
 
 
 def prepare_environment() -> None:
-    """Sets what libraries read as they are imported: idle threads sleep, since spinning ones slow
-    down what shares the machine and win nothing here, and no bars but ours are drawn."""
+    """Sets variables that libraries read on import. Idle threads sleep, since spinning ones slow
+    down what shares the machine and win nothing here. No progress bars but ours are drawn."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler of `bench` logs its start
 
 
 def prepare_libraries(verbose: bool = False) -> None:
-    """Silences other libraries' bars and advice, which would tear our own progress apart."""
+    """Prepares allocator and signals. Silences other libraries' bars, and their advice unless
+    `verbose`, which would tear our own progress apart."""
     prepare_environment()
     keep_freed_memory()
     end_tidily()

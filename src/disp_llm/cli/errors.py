@@ -11,7 +11,7 @@ from disp_llm.config.settings import settings_of
 
 
 def explained(error: Exception, command: str) -> InputError | None:
-    """What a user can do about an error; None where it is ours."""
+    """Returns what a user can do about an error; None if the error is ours."""
     if isinstance(error, InputError):
         return error
     program = command if command in command_names() else "disp-llm"
@@ -37,7 +37,7 @@ def explained(error: Exception, command: str) -> InputError | None:
 
 
 def print_error(error: InputError, command: str, as_json: bool) -> None:
-    """Prints one line on standard error and, if asked for, an object on standard output."""
+    """Prints one line on standard error and, with `as_json`, an object on standard output."""
     flags = flags_of(command)
     what, hint = with_flags(error.what, flags), with_flags(error.hint, flags)
     tell(f"{flags.get(error.field, error.field)}: {what}; {hint}")
@@ -50,13 +50,13 @@ def print_error(error: InputError, command: str, as_json: bool) -> None:
 
 
 def tell(line: str) -> None:
-    """Says something in one line on standard error."""
+    """Prints one line on standard error."""
     if sys.stderr is not None:  # None where the shell has closed it
         print(f"disp-llm: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def flags_of(command: str) -> dict[str, str]:
-    """What the command line calls the settings of a command: `--eval-text`, `MODEL`."""
+    """Returns the command line's names of a command's settings: `--eval-text`, `MODEL`."""
     try:
         kind = command_of(command).config
     except InputError:
@@ -66,5 +66,5 @@ def flags_of(command: str) -> dict[str, str]:
 
 
 def with_flags(text: str, flags: dict[str, str]) -> str:
-    """A text whose settings in backticks are flags; other code in backticks stays as it is."""
+    """Replaces settings in backticks by their flags; leaves other code in backticks as it is."""
     return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), text)

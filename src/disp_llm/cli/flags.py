@@ -1,5 +1,4 @@
-"""Settings -> the flags of a command, by argparse: they are parsed and listed from the same
-declaration."""
+"""Settings -> the flags of a command, by argparse: one declaration serves parsing and help."""
 
 import argparse
 from dataclasses import MISSING
@@ -17,25 +16,25 @@ EXTRAS = {
     "help": ("", "List the usual settings."),
     "help-all": ("", "List all settings."),
 }
-"""Flags that are no settings: what stands beside them, and what they do."""
+"""Flags that are no settings: what stands beside each, and what it does."""
 
 USUAL_EXTRAS = ("config", "json", "help-all")
-"""Those that a short help lists."""
+"""Extras that the short help lists."""
 
 SHORT_CHOICE = 3
-"""How many choices stand beside a flag; more stand in its sentence."""
+"""Most choices that stand beside a flag; more are listed in its sentence."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
+    """Reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises what a user can correct."""
+        """Raises an error that a user can correct."""
         raise InputError(message, field=self.prog.split()[-1], hint=f"see {self.prog} --help-all")
 
 
 def command_parser(command: str, kind: type, short: bool = False) -> Parser:
-    """The parser of a command; a short one has the usual settings alone, for help."""
+    """Returns the parser of a command; `short` = of the usual settings alone, for help."""
     settings, extras = settings_of(kind), extras_of(kind)
     named = [one for one in settings.values() if one.is_positional]
     parser = Parser(
@@ -61,7 +60,7 @@ def command_parser(command: str, kind: type, short: bool = False) -> Parser:
 
 
 def extras_of(kind: type) -> list[str]:
-    """The flags of a command that are no settings."""
+    """Returns the flags of a command that are no settings."""
     settings, missing = settings_of(kind), set()
     if "model" not in settings:
         missing.add("revision")
@@ -73,10 +72,10 @@ def extras_of(kind: type) -> list[str]:
 def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None:
     how: dict[str, Any] = {"help": sentence_of(setting, whole).replace("%", "%%")}
     if setting.is_positional:
-        # A run that goes on knows its model, so that `_configured` says what is missing.
+        # A resumed run knows its model, so `_configured` checks whether one is missing.
         parser.add_argument(setting.name, nargs="?", metavar=setting.flag, **how)
         return
-    if setting.kind is bool and setting.flag.startswith("--no-"):  # which would mean the opposite
+    if setting.kind is bool and setting.flag.startswith("--no-"):  # else it would store False
         how["action"] = "store_true"
     elif setting.kind is bool:
         how["action"] = argparse.BooleanOptionalAction
@@ -90,14 +89,14 @@ def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None
 
 
 def _metavar(setting: Setting) -> str:
-    """`{auto,yes,no}`, `N`, `PATH`: what stands beside a flag."""
+    """Returns what stands beside a flag: `{auto,yes,no}`, `N`, `PATH`."""
     if setting.choices and len(setting.choices) <= SHORT_CHOICE:
         return "{" + ",".join(setting.choices) + "}"
     return setting.described[0]
 
 
 def sentence_of(setting: Setting, whole: bool) -> str:
-    """What help says of a setting: its first sentence or all of them, and its default."""
+    """Returns what help says of a setting: its first sentence or all of them, and its default."""
     first, *others = setting.sentence.rstrip(".").split(". ")
     short = ". ".join([first, *(one for one in others if one.startswith("Default"))]) + "."
     said = setting.sentence if whole else short
@@ -111,21 +110,21 @@ def sentence_of(setting: Setting, whole: bool) -> str:
 
 
 def usual_settings_of(kind: type) -> tuple[str, ...]:
-    """The settings that a short help lists; none where it lists all."""
+    """Returns the settings that the short help lists; empty if it lists all."""
     return tuple(getattr(kind, "USUAL", "").split())
 
 
 def help_of(command: str, kind: type, complete: bool) -> str:
-    """What `--help` prints, or `--help-all`."""
+    """Returns what `--help` prints or, if `complete`, `--help-all`."""
     short = bool(usual_settings_of(kind)) and not complete
     return command_parser(command, kind, short).format_help().rstrip()
 
 
 def completion(kinds: dict[str, type], shell: str) -> str:
-    """What a shell reads to complete commands, flags, choices and files.
+    """Returns the script by which a shell completes commands, flags, choices and files.
 
     Raises:
-        InputError: a shell that is not known.
+        InputError: the shell is unknown.
     """
     import shtab
 

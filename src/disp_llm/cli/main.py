@@ -30,12 +30,13 @@ from disp_llm.config.errors import InputError
 UNREAD, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 PAUSE = 5.0
-"""Seconds that another process than the first waits before it says why it ends: whoever has started
-them ends it before, if the first has."""
+"""Seconds that any process but the first waits before it reports an error. If the first has ended,
+the launcher ends the others within that time."""
 
 
 def main() -> None:
-    """Entry point: exit code 0, 2 for bad input (one line), 130 for Ctrl-C, whenever it comes."""
+    """Runs a command. Exit code: 0; 1 if the output's reader is gone; 2 for bad input (one line),
+    or if `verify` finds problems; 130 for Ctrl-C at any time."""
     arguments = sys.argv[1:]
     try:
         code = _run(arguments)
@@ -59,7 +60,7 @@ def _run(arguments: list[str]) -> int:
         prepare_libraries(verbose="--verbose" in arguments)
         direct_output(as_json, quiet="--quiet" in arguments)
         result = command_of(command).run(config)
-        if as_json and result:  # of several processes, the first has it
+        if as_json and result:  # only the first of several processes has it
             print(json.dumps(result, ensure_ascii=False))
         # At the interpreter's end it would be too late to say what failed.
         print(end="", flush=True)
@@ -78,7 +79,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _tell_error(error: InputError, command: str, as_json: bool) -> None:
-    """Says what is wrong. Of several processes the first says it, and another one if the first has
+    """Reports an error. Of several processes the first reports it; another does so if the first has
     not ended by then."""
     if rank() > 0:
         time.sleep(PAUSE)
@@ -92,20 +93,20 @@ def _tell_error(error: InputError, command: str, as_json: bool) -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """Ends the process. One of several is kept from it by the group that the others may have left,
-    unless it leaves at once."""
+    """Ends the process. One of several leaves at once: otherwise the process group, which the
+    others may have left, would hold it back."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         os._exit(code)
     sys.exit(code)
 
 
 def _drop_output() -> None:
-    """What standard output still holds goes nowhere, so that nothing fails when it is closed."""
+    """Discards what standard output still holds, so that closing it cannot fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _how_to_resume(arguments: list[str]) -> str:
-    """What the command that was stopped can be followed by; nothing where it left nothing."""
+    """Returns the hint that resumes the stopped command; empty if the command left nothing."""
     if not arguments or arguments[0] not in RESUMABLE:
         return ""
     try:

@@ -1,6 +1,6 @@
-"""Arguments -> the settings of the command that they name; no other is imported, and nothing heavy.
+"""Arguments -> the settings of the command they name. Imports no other command, and nothing heavy.
 
-Defaults < recipe, or the run that goes on < `--config` < flags.
+Defaults < recipe, or the resumed run's settings < `--config` < flags.
 """
 
 import importlib
@@ -33,7 +33,7 @@ from disp_llm.config.settings import Setting, settings_of
 logger = logging.getLogger(__name__)
 
 ADDED = "disp_llm.commands"
-"""Group of entry points by which installed packages add commands."""
+"""Entry-point group by which installed packages add commands."""
 
 COMMANDS = {
     "prune": "prune:PruneConfig",
@@ -54,19 +54,19 @@ COMMANDS = {
 RESUMABLE = ("prune", "recover")
 
 PRUNED_SHARES = ("--sparsity", "--ratio", "--amount", "--pruning-ratio", "--compression-ratio")
-"""What other tools call the share that is pruned."""
+"""Other tools' flags for the share that is pruned."""
 
 
 def command_names() -> list[str]:
-    """Our commands, then those of installed packages."""
+    """Returns our commands, then those of installed packages."""
     return [*COMMANDS, *added_names(ADDED)]
 
 
 def command_of(name: str) -> Command:
-    """A command: what it can be asked, and what runs it, which is imported when it is called.
+    """Returns a command: its settings class, and what runs it, which is imported when called.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such command.
     """
     if name in COMMANDS:
         module, _, kind = COMMANDS[name].partition(":")
@@ -80,13 +80,13 @@ def command_of(name: str) -> Command:
 
 
 def run_task(name: str, config: Any) -> dict[str, Any]:
-    """Runs what `cli/commands.py` calls so, which is imported now."""
+    """Runs the function of that name in `cli/commands.py`, which is imported only now."""
     return getattr(importlib.import_module("disp_llm.cli.commands"), name)(config)
 
 
 def parse(arguments: list[str]) -> Any:
-    """The configuration that the arguments ask for, checked. Ends the process after `--help`,
-    `--help-all`, `--version` and `--completion`."""
+    """Returns the checked configuration that the arguments ask for. Ends the process after
+    `--help`, `--help-all`, `--version` and `--completion`."""
     command, *words = arguments or ["--help"]
     if command == "--version":
         _print(f"disp-llm {version('disp-llm')}")
@@ -103,7 +103,7 @@ def parse(arguments: list[str]) -> Any:
 
 
 def given_settings(command: str, words: list[str]) -> dict[str, Any]:
-    """What the words of a command say of its settings and extras, as their types.
+    """Returns the settings and extras that a command's words give, converted to their types.
 
     Raises:
         InputError: unknown or malformed arguments.
@@ -130,7 +130,7 @@ def _unknown(word: str, flags: list[str], program: str) -> InputError:
 
 
 def _value(value: Any, setting: Setting | None) -> Any:
-    """The words of a setting as its type."""
+    """Converts the words of a setting to its type."""
     if setting is None:
         return value
     words = value if isinstance(value, list) else [value]
@@ -145,7 +145,7 @@ def _value(value: Any, setting: Setting | None) -> Any:
 
 
 def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
-    """The settings of a command, those that are given laid over those that are not."""
+    """Returns a command's settings: the given ones over the stored, recipe's or default ones."""
     settings = settings_of(kind)
     file = load_settings(Path(given["config"])) if "config" in given else {}
     if command in RESUMABLE and _goes_on(given.get("resume"), output_folder(command, given)):
@@ -171,12 +171,12 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
 
 
 def output_folder(command: str, given: dict[str, Any]) -> Path:
-    """The run folder that a command is asked to use."""
+    """Returns the run folder that a command is asked to use."""
     return given.get("output_dir") or settings_of(command_of(command).config)["output_dir"].default
 
 
 def _goes_on(resume: Any, folder: Path) -> bool:
-    """Whether a run is resumed, whose settings the flags change."""
+    """Returns whether a run is resumed; flags then change its settings."""
     return resume is True or (resume == "auto" and (folder / "config.toml").exists())
 
 
@@ -186,7 +186,7 @@ def _print(text: str) -> NoReturn:
 
 
 def all_settings() -> dict[str, type]:
-    """What every command can be asked; a package that is broken is told of and left out."""
+    """Returns the settings class of every command; warns of a broken package and leaves it out."""
     kinds: dict[str, type] = {}
     for name in command_names():
         try:
@@ -197,7 +197,7 @@ def all_settings() -> dict[str, type]:
 
 
 def _overview() -> str:
-    """The commands, a line each."""
+    """Returns the overview, with one line per command."""
     lines = [
         f"  {name:10}{' '.join((kind.__doc__ or '').split('. ')[0].split())}"
         for name, kind in all_settings().items()
@@ -213,7 +213,7 @@ def _overview() -> str:
 
 
 def command_line() -> str:
-    """How this process was started, without the folders of files: `config.toml` has these."""
+    """Returns how this process was started, without files' folders, which `config.toml` has."""
 
     def shown(word: str) -> str:
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 _asked: list[int] = []
-"""Signals that have arrived while nothing was trained."""
+"""Signals that arrived outside of training."""
 
 
 def end_tidily() -> None:
@@ -28,15 +28,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def has_been_asked_to_end() -> bool:
-    """Whether a signal has arrived since, whatever became of its exception."""
+    """Returns whether a signal has arrived since, even if its exception was caught."""
     return bool(_asked)
 
 
 class StopSignals:
     """Says, when training asks after a step, whether to stop.
 
-    Signals are collected from the first such question until progress is reported of another stage.
-    At any other time there is no checkpoint to write, and a signal acts as it would without this.
+    Collects signals from the first such question until another stage reports progress. At any other
+    time there is no checkpoint to write, and a signal acts as it would without this class.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class StopSignals:
         self._stage = ""
 
     def __call__(self) -> bool:
-        """Whether a signal has arrived; a second one interrupts at once."""
+        """Returns whether a signal has arrived; a second one interrupts at once."""
         if not self._previous:
             self._stage = ""
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -59,7 +59,7 @@ class StopSignals:
         logger.warning("stopping after this step; a checkpoint will be written")
 
     def watching(self, progress: ProgressCallback) -> ProgressCallback:
-        """The same callback, which also tells when training is over."""
+        """Returns the callback, wrapped to notice when training is over."""
 
         def watched(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             progress(stage, done, total, figures)
@@ -73,7 +73,7 @@ class StopSignals:
         return watched
 
     def close(self) -> None:
-        """Gives both signals the handlers that they had before."""
+        """Restores both signals' earlier handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -1,4 +1,4 @@
-"""Whole tasks, from settings to results: what the command line runs and what the Python API is.
+"""Whole tasks, from settings to results: the command line runs them, and they are the Python API.
 
-Each task is a function in the module of its name; `push` stands beside `convert`.
+Each task is a function in the module of its name; `push` is in `convert`.
 """

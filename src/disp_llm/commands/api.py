@@ -1,7 +1,7 @@
-"""How a task is asked for: its settings, what a program hands over in memory, and who watches.
+"""How a task is called: its settings, what a program hands over in memory, and its callbacks.
 
-The command line gives settings alone, a program also models, a tokenizer and text that lie in
-memory; both go the same way from here on.
+The command line gives settings only. A program may also hand over models, a tokenizer and text in
+memory. From here on both go the same way.
 """
 
 import contextlib
@@ -41,39 +41,39 @@ Command = TypeVar("Command", bound=Any)
 
 TEXTS = ("text", "eval_text")
 EXAMPLES = ("examples", "eval_examples")
-"""Settings that name files, in place of which a program may hand over what they would hold."""
+"""Settings that name files; a program may hand over their contents instead."""
 
 Hashes = dict[str, dict[str, str]]
-"""By the setting that names it, and by its path, SHA-256 of every file that was read."""
+"""SHA-256 of every file that was read, by the setting that names it, then by its path."""
 
 IN_MEMORY = Path("in memory")
-"""Stands in settings for what a program hands over, where they are checked."""
+"""Stands in settings, while they are checked, for what a program hands over."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What lies in memory, in place of what the settings name."""
+    """What a program hands over in memory, in place of what the settings name."""
 
     models: Mapping[str, PreTrainedModel] = field(default_factory=dict)
-    """By the setting that names one: `model`, `teacher`."""
+    """Models by the setting that names them: `model`, `teacher`."""
     tokenizer: Any = None
     texts: Mapping[str, Any] = field(default_factory=dict)
-    """By the setting in whose place they were handed over."""
+    """Texts and examples by the setting that they replace."""
     measured: Perplexity | None = None
-    """How well the model predicts the evaluation text, where a comparison has measured it."""
+    """The model's perplexity on the evaluation text, if a comparison has measured it."""
 
     def load(
         self, name: str, machine: PlaceConfig, dense_only: bool = False, setting: str = "model"
     ) -> Loaded:
-        """The model in memory, or the one of that name."""
+        """Returns the model in memory, or loads the one of that name."""
         model = self.models.get(setting)
         if model is None:
             return load(name, machine, dense_only)
         return in_memory.loaded(name, model, self.tokenizer, dense_only)
 
     def require_same(self, run: Run) -> None:
-        """Refuses a finished run of other models, texts or examples than those in memory, which its
-        settings cannot tell apart."""
+        """Refuses a finished run of other models, texts or examples than those in memory: its
+        settings cannot tell them apart."""
         had = run.result().get("inputs", {})
         for name, now in self.hashes.items():
             if not run.anyway and had.get(name, now) != now:
@@ -85,11 +85,11 @@ class Inputs:
 
     @property
     def hashes(self) -> Hashes:
-        """Of what was handed over as text or examples."""
+        """Hashes of the texts and examples in memory."""
         return {name: {"in memory": given.sha256} for name, given in self.texts.items()}
 
     def require_learnable(self) -> None:
-        """Refuses to learn where no gradients are taken, and a model that could not be written."""
+        """Refuses to learn while gradients are off, and a model whose export would not load."""
         model = self.models.get("model")
         made = model is not None and any(part.is_inference() for part in model.parameters())
         if made or not torch.is_grad_enabled():
@@ -103,8 +103,8 @@ class Inputs:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """While the context lasts, models in memory have no dropout and take no gradients, and no
-        other task takes them."""
+        """Freezes models in memory while the context lasts: no dropout, no gradients, and no use by
+        another task."""
         with contextlib.ExitStack() as stack:
             for model in self.models.values():
                 stack.enter_context(in_memory.frozen(model))
@@ -120,16 +120,16 @@ class Call(Generic[Settings]):
     progress: ProgressCallback | None = None
     """Called as work goes on; None = a bar in terminals and notebooks."""
     stop_requested: Callable[[], bool] = never
-    """Asked after every step: whether to write a checkpoint and end."""
+    """Called after every step; True = write a checkpoint and end."""
     command: str = "disp_llm, from Python"
-    """How the task was asked for, for provenance."""
+    """How the task was started, for provenance."""
     temporary: "TemporaryFolder | None" = None
-    """Holds the run folder, where nobody has named one."""
+    """Owner of the run folder, if nobody has named one."""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[ProgressCallback]:
-        """The callback that the task reports to. Meanwhile transformers draws no bars of its own,
-        which would tear ours."""
+        """Yields the callback that the task reports to. Meanwhile transformers draws no bars, which
+        would tear ours."""
         bars = transformers.utils.logging
         shown = bars.is_progress_bar_enabled()
         bars.disable_progress_bar()
@@ -143,8 +143,8 @@ class Call(Generic[Settings]):
 
 
 def called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Settings]:
-    """The call of a task by all of its settings, or by the name that it is about. Options are
-    settings, which change those, and who watches."""
+    """Returns the call of a task, from all of its settings or the value of its first required one.
+    Options override settings, or are `progress`, `stop_requested` and `command`."""
     call = _called(kind, asked, options)
     check_settings(call.config)
     return call
@@ -180,11 +180,11 @@ def called_with(
     config: Settings | None,
     options: dict[str, Any],
 ) -> Call[Settings]:
-    """The call of a task whose models, tokenizer and texts may lie in memory.
+    """Returns the call of a task whose models, tokenizer and texts may lie in memory.
 
     Args:
-        models: by the setting that names one.
-        config: all settings at once, which the options change; None = those of the recipe, and a
+        models: by the setting that names them.
+        config: all settings at once, which the options override; None = those of the recipe, and a
             temporary folder for a run that names none.
     """
     known, temporary = settings_of(kind), None
@@ -218,7 +218,7 @@ def called_with(
 
 
 class TemporaryFolder:
-    """A folder that is deleted with the object that stands for it: the result of a task."""
+    """A folder that is deleted with this object, which the result of a task holds."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="disp-llm-"))
@@ -226,8 +226,8 @@ class TemporaryFolder:
 
 
 def name_of(model: Any, tokenizer: Any, field: str) -> str:
-    """What a model is called. What is none or has no weights is refused, and a model in memory
-    without its tokenizer."""
+    """Returns a model's name. Refuses what is no model or lacks weights or head, and a model in
+    memory without its tokenizer."""
     named = isinstance(model, str | Path)
     if not (named or isinstance(model, PreTrainedModel)):
         is_a = f"is a {type(model).__name__}, and neither a name nor a model of transformers"
@@ -250,7 +250,7 @@ def name_of(model: Any, tokenizer: Any, field: str) -> str:
 
 
 def _read(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Texts and examples by their settings: the names of files, and what lies in memory."""
+    """Returns texts and examples by their settings: those named by files, and those in memory."""
     known = settings_of(type(config))
     files: dict[str, Any] = {}
     held: dict[str, Any] = {}
@@ -267,9 +267,9 @@ def _read(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def takes(kind: type) -> Callable[[Command], Command]:
-    """Shows the settings of a command, which are its options, in its signature, so that editors,
-    notebooks and `help` complete them with their types and defaults. All at once, they may stand
-    in place of the first argument, or as `config` where there is one."""
+    """Adds a command's settings to its signature as options, so that editors, notebooks and `help`
+    complete them with types and defaults. A settings object may take the place of the first
+    argument, or of `config` if there is one."""
 
     def with_signature(command: Command) -> Command:
         signature = inspect.signature(command)

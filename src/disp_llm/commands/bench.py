@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @takes(BenchConfig)
 def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Measures a folder against its original, or against the model that is named."""
+    """Measures a folder against its original, or against the model that `against` names."""
     call = called(BenchConfig, model, options)
     config = call.config
     against = config.against or require_original(config.model)
@@ -52,7 +52,7 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
     workloads = _workloads(config, targets)
     with call.watching() as progress:
         rows, comparisons = side_by_side(targets, names, workloads, config.rounds, progress)
-    # Of each phase one comparison: the longest prefill and the smallest decode batch.
+    # One comparison per phase: the longest prefill and the smallest decode batch.
     told = [
         max((c for c in comparisons if c["phase"] == "prefill"), key=itemgetter("length")),
         min((c for c in comparisons if c["phase"] == "decode"), key=itemgetter("batch")),
@@ -75,7 +75,7 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
 
 
 def _target(name: str, config: BenchConfig) -> PrunableModel:
-    """A model as it is to be timed."""
+    """Loads a model as it is to be timed: compiled if asked for."""
     target = PrunableModel.of(load(name, config.machine))
     if config.compile:
         target.model.forward = torch.compile(target.model.forward, dynamic=True)
@@ -83,7 +83,7 @@ def _target(name: str, config: BenchConfig) -> PrunableModel:
 
 
 def _workloads(config: BenchConfig, targets: list[PrunableModel]) -> list[Workload]:
-    """What is timed: as asked, or as far as the models read."""
+    """Returns the workloads as asked for, shortened to what all models can read."""
     wanted = [Workload("prefill", length, 1) for length in config.length]
     wanted += [Workload("decode", config.context, batch) for batch in config.batch]
     workloads = [fitted(workload, *(target.model for target in targets)) for workload in wanted]
@@ -96,9 +96,9 @@ def _workloads(config: BenchConfig, targets: list[PrunableModel]) -> list[Worklo
 
 
 def in_own_process(name: str, machine: PlaceConfig, length: int) -> dict[str, Any]:
-    """Load time of configuration and weights, peak memory and bytes on disk, from a process that
-    does nothing else: an interpreter of its own, since `multiprocessing` would run the caller's
-    script once more."""
+    """Measures load time (configuration and weights), peak memory, parameters and weight bytes in a
+    process that does nothing else. That is a fresh interpreter, since `multiprocessing` would run
+    the caller's script once more."""
     done = subprocess.run(
         [sys.executable, "-c", f"import {__name__} as here; here.{_answer.__name__}()"],
         input=pickle.dumps((name, machine, length)),
@@ -119,9 +119,9 @@ def in_own_process(name: str, machine: PlaceConfig, length: int) -> dict[str, An
 
 
 def _answer() -> None:
-    """What that process does: its standard input says of which model, and where it answers."""
+    """Runs in that process: reads its task from standard input, answers on standard output."""
     asked, output = pickle.load(sys.stdin.buffer), os.dup(1)
-    os.dup2(2, 1)  # whatever libraries print is no answer
+    os.dup2(2, 1)  # the answer must not mix with what libraries print
     try:
         found = _load_and_run(*asked)
     except InputError as error:

@@ -1,5 +1,5 @@
-"""Budgets other than block parameters: what they count, sizes that are amounts of it, and masks
-whose time is measured."""
+"""Budgets other than block parameters: what they count, sizes stated as amounts of it, and masks
+whose model is timed."""
 
 import logging
 from dataclasses import replace
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 def with_costs(
     budget: Budget, job: Job[PruneConfig], dense: PrunableModel, align: int, tokenizer: Any
 ) -> Budget:
-    """The budget that counts what the settings name; times compact models first where that is
-    latency."""
+    """Returns the budget with the costs that the settings name; for latency, times compact models
+    first."""
     settings = job.config.budget
     if settings.kind == "latency":
         costs = _timed(job, dense, align, budget.chunk, stopwatch_of(job.config, dense, tokenizer))
@@ -48,7 +48,7 @@ def with_costs(
 
 
 def _counted(settings: BudgetConfig, dense: PrunableModel) -> CostModel:
-    """Costs that nothing is measured for."""
+    """Returns costs that need no measurement."""
     layout, parameters = dense.layout, dense.parameters
     itemsize = dense.head_weight.element_size()
     match settings.kind:
@@ -76,21 +76,21 @@ def _timed(
             field="budget",
             hint="give active, which counts what a token uses",
         )
-    # Not shortened where the default is too long: the name of a size tells the length.
-    decoded = "decode" in settings.workload  # one token more than are cached
+    # A default that is too long is not shortened: the name of a size states the length.
+    decoded = "decode" in settings.workload  # a step reads one token after the cached ones
     require_positions(dense.model, settings.workload_length + decoded, "workload_length")
     progress = job.count("timing compact models")
     return latency_costs(dense, _workloads(settings), align, chunk, progress, stopwatch)
 
 
 def _workloads(settings: BudgetConfig) -> list[Workload]:
-    """What a latency budget times."""
+    """Returns the workloads that a latency budget times."""
     length, batch = settings.workload_length, settings.workload_batch
     return [Workload(phase, length, batch) for phase in settings.workload]
 
 
 def require_smaller(problem: PruningProblem) -> None:
-    """Refuses amounts that the original fits in."""
+    """Refuses amounts that the original already fits in."""
     for size, share in zip(problem.job.config.sizes, problem.keeps, strict=True):
         if size.unit and share >= 1:
             raise fits_already(size, size.like(problem.budget.dense_cost))
@@ -116,7 +116,7 @@ def require_room(problem: PruningProblem) -> None:
 def masks_in_time(
     problem: PruningProblem, selection: Selection, size: Target, stopwatch: Stopwatch
 ) -> tuple[Masks, Timing]:
-    """Masks whose compact model, measured, takes the asked share of the dense one's time."""
+    """Returns masks whose compact model takes the asked share of the dense one's measured time."""
     job, target = problem.job, problem.budget.share_of(size)
     workloads, stage = _workloads(job.config.budget), f"latency {size.name}: measuring"
     seconds: dict[float, float] = {}

@@ -1,4 +1,4 @@
-"""An exported folder in another format: to a place of its own, or to the hub."""
+"""Writes an exported folder in another format: to a place of its own, or to the hub."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ from disp_llm.runs.sums import SUMS, write_sums
 COMMIT = "Upload a model pruned by disp-llm"
 
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-"""What transformers loads of a repository, one file before those of several parts."""
+"""Weight files that transformers loads from a repository: a single file before several parts."""
 
 
 @takes(ConvertConfig)
@@ -47,7 +47,7 @@ def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) ->
 def _job(
     config: ConvertConfig | PushConfig, place: str, new: Path, progress: ProgressCallback
 ) -> tuple[Job, list[str]]:
-    """What a format writes, once it has been checked, and the files that are left out."""
+    """Checks the folder; returns a format's job, and the files that are left out."""
     exported_config(config.folder)
     writer_of(config.to).check(config.folder)
     files, left_out = model_files(config.folder)
@@ -60,7 +60,7 @@ def _job(
 
 
 def _link(source: Path, place: Path) -> None:
-    """Puts a file where it is read from, which takes no room where the system has links."""
+    """Links a file into place, which takes no room; copies it if the system has no links."""
     try:
         place.symlink_to(source)
     except OSError:
@@ -69,7 +69,7 @@ def _link(source: Path, place: Path) -> None:
 
 @takes(PushConfig)
 def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Uploads an exported folder to a repository of the hub, which is made where there is none.
+    """Uploads an exported folder to a hub repository, which is created if there is none.
 
     Returns:
         `name`, `url`, `commit`, and the names of the files that were `left_out`.
@@ -96,7 +96,7 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
             paths = [path for path in sorted(new.rglob("*")) if path.is_file()]
             files = {path.relative_to(new).as_posix(): path for path in paths}
             stale = set[str]()
-            if any(map(WEIGHTS.fullmatch, files)):  # else loading would take one file before parts
+            if any(map(WEIGHTS.fullmatch, files)):  # else an old single file would be loaded
                 there = api.list_repo_files(made.repo_id)
                 stale = {*filter(WEIGHTS.fullmatch, there)} - files.keys()
             changes = [
@@ -104,7 +104,7 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
                 *(CommitOperationDelete(name) for name in sorted(stale)),
             ]
             commit = api.create_commit(made.repo_id, changes, commit_message=COMMIT)
-        # The bases are the HTTP client's error and OSError.
+        # The hub error's bases are the HTTP client's error and OSError.
         except (*HfHubHTTPError.__bases__, HFValidationError) as error:
             why = next((line for line in str(error).splitlines() if line.strip()), str(error))
             raise InputError(

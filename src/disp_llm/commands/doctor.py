@@ -1,5 +1,5 @@
-"""What pruning a model would mean, from its configuration alone: no weights are loaded and nothing
-is written."""
+"""What pruning a model would mean, from its configuration alone: loads no weights and writes
+nothing."""
 
 import time
 from dataclasses import replace
@@ -21,8 +21,8 @@ from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
 
 @takes(DoctorConfig)
 def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Family, sites, the size of each keep, and memory and time of learning by the default recipe,
-    of which a process takes what the libraries of this one do as well."""
+    """Returns model type, sites, the size at each keep, and memory and time of learning by the
+    default recipe. On a CPU, memory includes the libraries, as measured in this process."""
     config = called(DoctorConfig, model, options).config
     settings, device = PruneConfig(config.model), resolve_device(config.device)
     empty = shapes_of(settings)
@@ -41,7 +41,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
         "model": config.model,
         "model_type": empty.model.config.model_type,
         "blocks": len(empty.layout.blocks),
-        # Entries of each site, in the block that has least and in the one that has most.
+        # Entries of each site: the fewest and the most in any block.
         "sites": {site: [min(n), max(n)] for site, n in widths.items() if site in empty.sites},
         "parameters": empty.parameters,
         "block_parameters": budget.dense_block_parameters,
@@ -67,7 +67,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
 
 
 def _fits(config: DoctorConfig, empty: PrunableModel, itemsize: int) -> dict[str, Any]:
-    """What an amount leaves of the model, where one is given."""
+    """Returns what the asked amount (`fit`) leaves of the model; empty if there is none."""
     if not config.fit:
         return {}
     settings = PruneConfig(config.model, budget=config.fitting)
@@ -78,7 +78,7 @@ DOES_NOT_FIT = "does not fit: use a larger device, several, or a smaller --lengt
 
 
 def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[str, Any]:
-    """What a keep leaves. Which entries are kept is learned later and hardly changes it."""
+    """Returns the size at a keep. Which entries are kept is learned later and hardly changes it."""
     spread = torch.cat([torch.linspace(1, 0, n) for n in budget.layout.lengths])
     counts = budget.layout.counts(project(spread, budget, keep).kept.long())
     left = parameters - budget.removed_parameters(counts)
@@ -96,7 +96,7 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
 def learning_seconds(
     config: PruneConfig, target: PrunableModel, plan: MemoryPlan, per_second: float
 ) -> float:
-    """About how long scoring and learning take on a device of so many operations a second."""
+    """Estimates seconds of scoring and learning, at `per_second` operations a second."""
     training, again = config.training, plan.gradient_checkpointing == "yes"
     passes = 2 + again + (training.distill > 0)
     tokens = passes * config.learn.steps * training.tokens_per_step + 2 * config.scores.tokens
@@ -105,13 +105,13 @@ def learning_seconds(
 
 
 BESIDE_PRODUCTS = 2.0
-"""Time of learning over that of its matrix products."""
+"""Time of learning, as a multiple of the time of its matrix products."""
 SECONDS = 1.0
-"""How long the speed of the device is measured."""
+"""How long the device's speed is measured."""
 
 
 def operations_per_second(target: PrunableModel, dtype: torch.dtype, device: torch.device) -> float:
-    """How fast the device multiplies matrices of the model's own shape."""
+    """Measures how fast the device multiplies matrices of the model's own shape."""
     shape = target.layout.blocks[0]
     left = torch.randn(1024, shape.hidden, dtype=dtype, device=device)
     right = torch.randn(shape.hidden, shape.intermediate, dtype=dtype, device=device)

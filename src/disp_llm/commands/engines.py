@@ -1,6 +1,5 @@
-"""The program that is to run the result: whether it can, before anything is learned, and models in
-its format, beside the folders that can be trained and exported further.
-"""
+"""The program that is to run the result (`for_`). Checks, before anything is learned, that it can,
+and writes models in its format beside the folders that can be trained and exported further."""
 
 import shutil
 import tempfile
@@ -27,8 +26,8 @@ from disp_llm.training.problem import PruningProblem
 
 
 def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
-    """Refuses a model that the program cannot run even when it is pruned as that asks for: its
-    format is asked about a folder of the widths that random masks have, which cut every site."""
+    """Refuses a model that the program cannot run even when pruned as it demands. Its format checks
+    an empty folder with the widths of random masks, which cut every site."""
     demands = problem.job.config.demands
     if not demands.has_own_format:
         return
@@ -44,11 +43,11 @@ def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
 def stopwatch_of(
     config: PruneConfig, original: PrunableModel, tokenizer: Any, of_pruned: Any | None = None
 ) -> Stopwatch:
-    """What times models in the program of `for_`, where we can; in transformers else. A budget of
-    time in a program asks for it.
+    """Returns what times models: llama.cpp if `for_` names it and `llama-bench` is installed, else
+    transformers. A latency budget for llama.cpp requires `llama-bench`.
 
     Args:
-        of_pruned: the tokenizer of the others, where it is not the original's.
+        of_pruned: the tokenizer of the pruned models, if it is not the original's.
     """
     if config.for_ == "llama.cpp":
         from disp_llm.evaluation.llama_bench import PROGRAM, LlamaBench
@@ -68,7 +67,7 @@ def require_readable(folder: Path, demands: Demands) -> None:
 
 
 def formats_of(folder: Path) -> list[Format]:
-    """The formats of single programs that can hold an exported folder."""
+    """Returns the formats of single programs that can hold an exported folder."""
     found: list[Format] = []
     for form in {demands.format: None for demands in DEMANDS.values() if demands.has_own_format}:
         try:
@@ -80,14 +79,14 @@ def formats_of(folder: Path) -> list[Format]:
 
 
 def place_of(job: Job, folder: Path) -> Path | None:
-    """Where the same model lies in the format of the program; None where that is the folder."""
+    """Returns the path of the copy in the program's format; None if it reads the folder itself."""
     demands = job.config.demands
     return folder.with_name(f"{folder.name}-{demands.format}") if demands.has_own_format else None
 
 
 def converted(job: Job, folder: Path) -> Path | None:
-    """Writes an exported folder in the format of the program, unless it is there, and returns
-    where; None where that is the folder itself."""
+    """Writes an exported folder in the program's format, unless it is there, and returns its path;
+    None if the program reads the folder itself."""
     form, place = job.config.demands.format, place_of(job, folder)
     if place is not None and not job.run.has(place):
         with atomic(place) as new:

@@ -1,4 +1,4 @@
-"""Perplexity, tasks, or a suite of both, of a model, a folder, or a model in memory."""
+"""Perplexity, tasks, or a suite of both, of a named model, a folder, or a model in memory."""
 
 import gc
 import math
@@ -43,16 +43,16 @@ def eval(
     config: EvalConfig | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Perplexity, size and accuracies of a model: what `disp-llm eval --json` prints.
+    """Returns perplexity, size and accuracies of a model: what `disp-llm eval --json` prints.
 
     Args:
         model: a hub id, a folder, `smollm2-135m`, a model in memory, or what `recover` returned.
         tokenizer: of a model in memory.
         text: what to measure on: paths, strings, a `datasets.Dataset` or token ids. Default: the
             held-out tenth of the embedded speeches.
-        examples: of a task, whose answers are measured in place of a text: paths, rows of prompt
-            and answer, or a `datasets.Dataset` of them.
-        config: all settings at once, which `options` change.
+        examples: a task's examples, whose answers are measured in place of a text: paths, rows of
+            prompt and answer, or a `datasets.Dataset` of them.
+        config: all settings at once; `options` override them.
         options: settings by the names of their flags (`context=2048`, `windows=0`, `tasks=`,
             `suite="general"`, ...) and `progress`.
 
@@ -101,7 +101,7 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
 
 
 def _facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
-    """Which model it is that was measured, in what data type, and its size."""
+    """Returns name, revision, data type and size of the measured model."""
     return {
         "model": loaded.source["model"],
         "revision": loaded.source["revision"],
@@ -114,7 +114,7 @@ def _facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
 def _evaluation_stream(
     config: EvalConfig, loaded: Loaded, given: Given | None
 ) -> tuple[Stream, dict[str, str]]:
-    """The tokens that are measured on, and where they come from: `text` and `text_sha256`."""
+    """Returns the tokens to measure on, and where they come from: `text` and `text_sha256`."""
     characters = characters_for(config.evaluation.tokens)
     text = (
         given
@@ -130,10 +130,10 @@ def _evaluation_stream(
 
 
 def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
-    """What a model scores on its suite.
+    """Returns a model's suite scores, against its original's if that is known.
 
-    What can be wrong with the suite and with the original is found before the model is measured;
-    the two models are never in memory together.
+    Problems with the suite and with the original are found before the model is measured. The two
+    models are never in memory together.
     """
     board = Scoreboard.of(load_suite(config.suite))
     folder = Path(config.model)
@@ -161,12 +161,12 @@ def _scored(
     progress: ProgressCallback,
     whole: Any = None,
 ) -> tuple[dict[str, Any], Scores]:
-    """Facts about a model, and its scores.
+    """Returns facts about a model, and its scores.
 
     Args:
-        whole: the tokenizer of its original, in whose tokens texts are divided into windows.
+        whole: the original's tokenizer; if it has more tokens, it divides texts into windows.
     """
-    gc.collect()  # of the model before
+    gc.collect()  # frees the model measured before
     loaded = inputs.load(name, machine)
     target, tokenizer, spelling = PrunableModel.of(loaded), loaded.tokenizer, None
     if whole is not None and len(tokenizer) < len(whole):

@@ -1,4 +1,4 @@
-"""Another size of a run that has learned, without learning again."""
+"""Exports other sizes of a run that has learned, without learning again."""
 
 import time
 from dataclasses import replace
@@ -32,8 +32,8 @@ from disp_llm.runs.settings import stored_config
 
 @takes(ExportConfig)
 def export(run: ExportConfig | str | Path | None = None, **options: Any) -> PruneResult:
-    """Writes sizes of a run that has chosen its logits, without choosing again; under another
-    budget than it learned under, if that is asked for."""
+    """Writes sizes from a run's stored selection, without choosing again; under another budget than
+    it learned under, if that is asked for."""
     call = called(ExportConfig, run, options)
     config, began = call.config, time.perf_counter()
     stored = stored_config(config.run)
@@ -67,7 +67,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
 
 
 def _measured(job: Job[PruneConfig]) -> SizeWriter:
-    """An export with the model and the evaluation text of the run in memory."""
+    """Returns a writer that measures, with the run's model and evaluation text in memory."""
     original = job.run.original
     board = scoreboard_of(job.config.suite, original.scores if original else None)
     opened = open_problem(job, Inputs())
@@ -77,14 +77,14 @@ def _measured(job: Job[PruneConfig]) -> SizeWriter:
 
 
 def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
-    """An export from file to file, without running anything."""
+    """Returns a writer that exports from file to file and runs nothing."""
     config = job.config
     machine = replace(config.machine, device=str(job.process.device))
     progress = job.count("loading model")
     progress(0, 1)
     source = job.run.result()["source"]
     kept = load_vocabulary(job.run.selection_file)
-    # One that lay in memory is known by the numbers of all its tensors.
+    # A model that lay in memory is identified by a hash of all its tensors.
     if kept or source["revision"].startswith(IN_MEMORY):
         loaded = load(config.model, machine, dense_only=True).as_recorded(source)
     else:
@@ -100,8 +100,8 @@ def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
-    """The settings of the run with those of the new sizes in place of its own; the sites are those
-    that its own budget gave it."""
+    """Returns the run's settings with those of the new sizes in place of its own. The sites stay
+    those of the run's own budget."""
     return replace(
         stored,
         keep=config.keep or stored.keep,

@@ -1,12 +1,11 @@
-"""From what a user has, such as 100 MB, to a smaller model: how many tokens stay, in how many bits
+"""From a size such as 100 MB to a smaller model: chooses how many tokens stay, in how many bits
 weights are stored, and how much of the blocks is then kept.
 
-What fewer tokens cost, and what rounding costs, is measured on the held-out end of the learning
-text, before anything is learned; what a smaller share of the blocks costs is expected. That decides
-the tokens, and the sizes that are learned, one for each number of bits. All these models are
-written and measured on the same held-out end: the best of them is the answer.
-
-V tokens of the whole vocabulary.
+Before learning, measures the cost of fewer tokens and of rounding on the end of the learning text,
+and predicts the cost of a smaller share of the blocks. That decides the tokens, and one size to
+learn for each promising number of bits. All these models are written and measured on the same end,
+and the best one is the answer. That end is held out only while vocabularies are measured: tokens
+and masks are then chosen on all of the text.
 """
 
 import logging
@@ -51,15 +50,15 @@ RUNGS = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.1)
 """Shares of the vocabulary that are tried."""
 
 WINDOW, WINDOWS = 512, 16
-"""Tokens of a window of it, and how many are read."""
+"""Tokens of a window of that end, and how many are read."""
 
 
 def fitted(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> tuple[Job[PruneConfig], Fit]:
-    """The job with a vocabulary and sizes of block parameters in place of what was asked for, and
-    what led to them.
+    """Returns the job with a vocabulary and sizes of block parameters in place of the asked size,
+    and what led to them.
 
     Raises:
-        InputError: the original fits as it is, or nothing that can be made of it does.
+        InputError: the original already fits, or nothing that can be made of it does.
     """
     config = job.config
     found = job.run.figures
@@ -74,7 +73,7 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
     config = job.config
     target = PrunableModel.of(loaded, sites_of(config, loaded.family))
     room = Room.of(config, target, target.head_weight.element_size())
-    # Rows that no token has go only where tokens go.
+    # Embedding rows without a token are cut only if tokens are.
     whole = max(len(target.head_weight), len(loaded.tokenizer))
     least, asked = least_keep(job, loaded), _rungs(config.vocabulary.vocabulary, loaded, whole)
     if all(room.keep(bits, min(asked)) < least for bits in room.ways):
@@ -100,11 +99,11 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
 
 
 NEAR = 1.5
-"""Choices that are expected to lose so many times as much as the best are not made."""
+"""A choice is made only if its predicted perplexity is at most so many times the best one's."""
 
 
 def least_keep(job: Job[PruneConfig], loaded: Loaded) -> float:
-    """The share of block parameters of the smallest model."""
+    """Returns the share of block parameters that the smallest model keeps."""
     by_blocks = replace(job.config, budget=BudgetConfig(), keep=(1.0,))
     problem = problem_of(replace(job, config=by_blocks), loaded)
     try:
@@ -116,16 +115,16 @@ def least_keep(job: Job[PruneConfig], loaded: Loaded) -> float:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Windows of the end of the learning text, or the last of its examples."""
+    """End of the learning text in windows, or its last examples."""
 
     stream: Stream
     context: int
     before: Corpus
-    """What stands before it, from which tokens are counted meanwhile."""
+    """Learning text before that end, on which tokens are counted meanwhile."""
 
     @classmethod
     def of(cls, corpus: Corpus, loaded: Loaded) -> "HeldOut":
-        """Of every source as many windows as its weight says; of examples only where there is no
+        """Takes windows of every source in proportion to its weight; examples only if there is no
         text."""
         texts = [
             (stream, weight)
@@ -154,12 +153,12 @@ class HeldOut:
         return cls(torch.cat(windows).flatten(), context, replace(corpus, streams=before))
 
     def loss(self, model: Loaded, spelling: Spelling | None = None) -> float:
-        """Of a model, by token of the whole vocabulary."""
+        """Returns a model's mean loss per token of the whole vocabulary."""
         found = perplexity(PrunableModel.of(model), self.stream, self._windows, spelling=spelling)
         return math.log(found.perplexity)
 
     def can_be_read_by(self, model: Loaded, spelling: Spelling) -> bool:
-        """Whether a model has as many positions as the longest window has pieces."""
+        """Returns whether a model has a position for every piece of the longest window."""
         longest = spelling.longest_window(self.stream, self._windows)
         return can_read(model.model, longest)
 
@@ -169,8 +168,8 @@ class HeldOut:
 
 
 def _rungs(asked: int, loaded: Loaded, whole: int) -> list[int]:
-    """Sizes of the vocabulary that may be measured, the largest first: the whole one and shares of
-    it or, where a size is asked for, that one.
+    """Returns the vocabulary sizes to measure, largest first: the whole one and shares of it or, if
+    a size is asked for, that one.
 
     Args:
         whole: rows of the whole embedding, which may be more than there are tokens.
@@ -190,7 +189,7 @@ def _rungs(asked: int, loaded: Loaded, whole: int) -> list[int]:
 def _ladder(
     job: Job[PruneConfig], loaded: Loaded, held: HeldOut, before: float, asked: list[int]
 ) -> Iterator[tuple[int, float]]:
-    """Sizes of the vocabulary, and by how much each raises the loss."""
+    """Yields vocabulary sizes, and by how much each raises the loss."""
     config, ticks = job.config.vocabulary, job.count("measuring vocabularies")
     for done, tokens in enumerate(asked, start=1):
         if tokens >= len(loaded.tokenizer):
@@ -206,13 +205,13 @@ def _ladder(
         spelling = Spelling.between(loaded.tokenizer, small.tokenizer, loaded.bos_token_id)
         assert spelling is not None, "fewer tokens have gone"
         if not config.vocabulary and not held.can_be_read_by(small, spelling):
-            return  # fewer tokens make longer windows still
+            return  # windows of fewer tokens are even longer
         yield tokens, held.loss(small, spelling) - before
         ticks(done, len(asked))
 
 
 def _lost_by_rounding(loaded: Loaded, held: HeldOut, bits: Bits, before: float) -> float:
-    """By how much so many bits raise the loss of the original."""
+    """Returns by how much rounding to so many bits raises the original's loss."""
     if bits == "as-is":
         return 0.0
     with rounded(PrunableModel.of(loaded), bits, loaded.dtype):
@@ -220,8 +219,8 @@ def _lost_by_rounding(loaded: Loaded, held: HeldOut, bits: Bits, before: float) 
 
 
 def settle(opened: "Opened", fit: Fit) -> None:
-    """Writes the sizes in their bits, measures them on the held-out end of the learning text, and
-    leaves the best."""
+    """Writes the sizes in their bits, measures them on the end of the learning text, and keeps the
+    best."""
     job = opened.problem.job
     folder = job.run.folder / fit.folder_name
     if job.run.has(folder):
@@ -246,7 +245,7 @@ def settle(opened: "Opened", fit: Fit) -> None:
 
 
 def _store(job: Job[PruneConfig], size: str, bits: Bits, new: Path) -> None:
-    """Writes a size in its bits, calibrated on the learning text where that lies in files."""
+    """Writes a size in its bits; int4 is calibrated on the learning text if that lies in files."""
     text, options = job.config.text, dict[str, Any]()
     if bits == "int4" and text.text and not text.may_be_written:
         options |= {"text": text.text, "text_field": text.text_field}

@@ -1,4 +1,4 @@
-"""What a model answers, the likeliest token at a time, with its original beside it."""
+"""Answers of a model by greedy decoding, with its original beside it."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ Show = Callable[[str], None]
 """Called with every piece of an answer as it comes."""
 
 ORIGINAL = "original"
-"""What `against` calls the model that an exported folder was made from."""
+"""Value of `against` that means the model an exported folder was made from."""
 
 Messages = list[dict[str, str]]
 
@@ -31,7 +31,7 @@ def generate(model: GenerateConfig | str | Path | None = None, **options: Any) -
     """Answers a prompt.
 
     Returns:
-        `answers`: of each model `model`, `text`, `tokens`, and `tokens_per_s` after the first.
+        `answers`, per model: `model`, `text`, `tokens`, and `tokens_per_s` after the first token.
     """
     config = called(GenerateConfig, model, options).config
     return answer(config, load_models(config), lambda name, text: None)
@@ -40,7 +40,7 @@ def generate(model: GenerateConfig | str | Path | None = None, **options: Any) -
 def answer(
     config: GenerateConfig, models: dict[str, Loaded], show: Callable[[str, str], None]
 ) -> dict[str, Any]:
-    """The same, shown piece by piece: the model's name and the text."""
+    """Answers a prompt, and shows each model's name with each piece of its answer."""
     answers = []
     for name, loaded in models.items():
         said = [{"role": "user", "content": config.prompt}]
@@ -55,14 +55,14 @@ def chat(
     lines: Iterable[str],
     show: Callable[[str, str], None],
 ) -> dict[str, Any]:
-    """Answers line after line. Each model reads what was said before and what it answered itself.
+    """Answers line after line. Each model reads what was said before and its own earlier answers.
 
     Args:
-        lines: what a user says; an empty line begins anew.
+        lines: what a user says; an empty line starts anew.
         show: called with the name of a model and a piece of its answer.
 
     Returns:
-        `answers`, as of `generate`, each with its `prompt`.
+        `answers`, as from `generate`, each with its `prompt`.
     """
     said: dict[str, Messages] = {name: [] for name in models}
     answers = []
@@ -81,7 +81,7 @@ def chat(
 
 
 def load_models(config: GenerateConfig | ChatConfig) -> dict[str, Loaded]:
-    """The models by the names that they were asked for by."""
+    """Loads the model, and the one to compare with if asked for; returns them by name."""
     against = config.answers.against
     if against == ORIGINAL:
         against = require_original(config.model)
@@ -93,7 +93,7 @@ def load_models(config: GenerateConfig | ChatConfig) -> dict[str, Loaded]:
 
 
 def _as_asked(loaded: Loaded, said: Messages, template: str) -> list[int]:
-    """What was said as tokens: by the tokenizer's chat template or, without one, line by line."""
+    """Returns a conversation as tokens: by the chat template, or line by line without one."""
     tokenizer: Any = loaded.tokenizer
     if template == "chat" and not tokenizer.chat_template:
         raise InputError("has no chat template", field="model", hint="use a `template` of plain")
@@ -104,13 +104,13 @@ def _as_asked(loaded: Loaded, said: Messages, template: str) -> list[int]:
 
 
 def _room(loaded: Loaded, said: Messages, how: AnswerConfig) -> int:
-    """How many tokens an answer can have, beside those of what was said."""
+    """Returns how many tokens an answer can have after the conversation's."""
     asked = len(_as_asked(loaded, said, how.template))
     return fitting(loaded.model, asked + how.max_new_tokens) - asked
 
 
 class _Timed(TextStreamer):
-    """Hands on text as it becomes whole words, and knows when tokens came."""
+    """Passes text on when words are complete, and records when tokens came."""
 
     def __init__(self, tokenizer: Any, show: Show) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -127,7 +127,7 @@ class _Timed(TextStreamer):
 
 
 def _answered(loaded: Loaded, said: Messages, how: AnswerConfig, show: Show) -> dict[str, Any]:
-    """An answer to what was said, of as many tokens as the model has positions for at most."""
+    """Returns an answer to a conversation, of at most as many tokens as positions are left."""
     model: Any = loaded.model
     asked = _as_asked(loaded, said, how.template)
     room = _room(loaded, said, how)

@@ -1,7 +1,6 @@
-"""What a run of `prune` will do, settled and checked before it does anything: where it prunes and
-under which budget, what it reads, and how its weights lie, as asked for or by the first plan that
-fits. `doctor` lists the plans.
-"""
+"""Plans and checks a run of `prune` before it does anything: the sites and the budget, what it
+reads, and how its weights are divided, as asked for or by the first plan that fits. `doctor` lists
+the plans."""
 
 import logging
 import math
@@ -36,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
-    """Where entries may be pruned: as asked, or where the method prunes them (`Method.sites`).
-    Where time or memory is the budget, the five sites and whatever else makes a model cheaper, if
-    the architecture and the method can do without: KV heads and whole branches."""
+    """Returns the sites to prune: those asked for, else those of the method (`Method.sites`) that
+    the program of `for_` can run. A uniform model is cut only inside its MLPs. A latency or memory
+    budget adds KV heads and whole branches, if architecture and method can do without them."""
     if config.sites:
         return config.sites
     method, demands = method_named(config.method), config.demands
@@ -53,13 +52,13 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
 
 
 def shapes_of(config: PruneConfig) -> PrunableModel:
-    """The model on the meta device, with the sites where it is to be pruned."""
+    """Returns the model on the meta device, with the sites to prune."""
     model, family = load_shapes(config.model)
     return PrunableModel(model, family, sites_of(config, family))
 
 
 def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
-    """A model with its budget and alignment, and no learning text."""
+    """Returns a model's problem with budget and alignment, without learning text."""
     config = job.config
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
     sharded = loaded.sharding is not None
@@ -77,10 +76,10 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
 
 
 def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
-    """How many neighbours in the residual stream stay together: as asked, as far as it divides the
-    stream, or what pays. It pays where adapters or weights learn beside the masks: without them a
-    model needs to choose dimension by dimension (docs/experiment-log.md), and sampled masks
-    are drawn so."""
+    """Returns how many neighbours in the residual stream stay together: as asked, as far as it
+    divides the stream, else what pays. Chunks pay if adapters or weights are learned beside the
+    masks. Without them, or with sampled masks, a model needs to choose dimension by dimension
+    (docs/experiment-log.md)."""
     learn = config.learn
     adapts = config.method == "learned" and learn.estimator == "projected" and learn.adds_to_weights
     usual = usual_chunk(dense.layout, align) if adapts else 1
@@ -88,7 +87,7 @@ def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
 
 
 def windows_of(config: PruneConfig) -> dict[str, int]:
-    """Tokens of the windows that the method reads, by the setting that says so."""
+    """Returns the tokens of the windows that the method reads, by the setting that states them."""
     read: dict[str, int] = {}
     if config.reads.steps:
         read["length"] = config.training.length
@@ -98,7 +97,7 @@ def windows_of(config: PruneConfig) -> dict[str, int]:
 
 
 def own_needs(config: PruneConfig, processes: int) -> Needs:
-    """How many of its own tokens a run reads, if the model is to write them."""
+    """Returns how many synthetic tokens a run reads, if the model is to write them."""
     timed = config.reads.steps and config.learn.minutes > 0
     steps = 0 if timed else config.learn.steps
     learning = max(tokens_seen(config, steps, processes), *windows_of(config).values(), 0)
@@ -107,8 +106,8 @@ def own_needs(config: PruneConfig, processes: int) -> Needs:
 
 
 def tokens_wanted(config: PruneConfig, processes: int) -> int:
-    """How many tokens large texts are read for: of every method no fewer than learning takes, so
-    that the runs of a comparison read the same."""
+    """Returns how many tokens are read of large texts: for every method at least as many as
+    learning takes, so that the runs of a comparison read the same."""
     learns = replace(config, method=PruneConfig.method)
     return max(own_needs(one, processes).learning for one in (config, learns))
 
@@ -120,7 +119,7 @@ WRITING = 0.2
 def require_possible(
     config: PruneConfig, sizes: tuple[Target, ...], experts: bool = False, sharded: bool = False
 ) -> None:
-    """Refuses what the method cannot do with such a model, by the setting that asks for it."""
+    """Refuses what the method cannot do with such a model; names the setting that asks for it."""
     method, budget = method_named(config.method), config.budget.kind
     missing = sorted(set(method.sites) - set(config.sites or method.sites))
     refusals = (
@@ -143,7 +142,7 @@ def require_possible(
 
 
 def tokens_seen(config: PruneConfig, steps: int, processes: int) -> int:
-    """Tokens that were read to choose the masks: those of the scores, and every process's own."""
+    """Returns the tokens read to choose the masks: by the scores, and by all processes together."""
     calibration = config.scores.tokens if config.reads_calibration else 0
     learns = config.reads.steps
     learning = steps * config.training.tokens_per_step * processes if learns else 0
@@ -151,18 +150,18 @@ def tokens_seen(config: PruneConfig, steps: int, processes: int) -> int:
 
 
 def default_align(dense: PrunableModel) -> int:
-    """Widths that kernels like; a narrow model on a CPU has none to spare."""
+    """Returns a multiple for widths that kernels like; a narrow CPU model has none to spare."""
     if dense.device.type != "cpu":
         return 64
     return 32 if dense.layout.blocks[0].hidden >= WIDE else 1
 
 
 WIDE = 512
-"""Residual stream from which multiples of 32 cost next to nothing (docs/experiment-log.md)."""
+"""Stream width from which multiples of 32 cost next to nothing (docs/experiment-log.md)."""
 
 
 def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfig], Loaded]:
-    """Loads the model as the settings say; the job has settings that leave nothing of that open."""
+    """Loads the model as the settings say; returns it with a job that leaves none of these open."""
     progress = job.count("loading model")
     progress(0, 1)
     refuse_impossible(job, inputs)
@@ -181,9 +180,9 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
 
 
 def refuse_impossible(job: Job, inputs: Inputs) -> None:
-    """Refuses to divide a model that lies in memory, or that nobody shares; and to learn from
-    examples with a loss of their own beside text where processes divide a model: those take one
-    pass and this takes another number, and processes would wait for each other."""
+    """Refuses to divide a model that lies in memory, or that one process holds alone. Also refuses
+    to divide a model that learns from text and from examples with a loss of their own: the two take
+    different numbers of passes, so processes would wait for each other."""
     text, given = job.config.text, inputs.texts.get("examples")
     if job.config.training.shard != "full":
         return
@@ -204,8 +203,8 @@ def refuse_impossible(job: Job, inputs: Inputs) -> None:
 
 
 def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
-    """Settings that say how the weights lie and whether blocks run again in the backward pass: as
-    asked for and, where that is left open, as it fits."""
+    """Returns settings that fix how weights are divided and whether blocks run again in the
+    backward pass: as asked for, else by the first plan that fits."""
     config, training = job.config, job.config.training
     if "auto" not in (training.shard, training.gradient_checkpointing):
         return config
@@ -222,12 +221,12 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     stays_whole = stays_whole or config.cuts_tokens
     if stays_whole and training.shard == "auto":
         config = replace(config, training=replace(config.training, shard="no"))
-    # Processes on one machine share its memory; each has a device to itself.
+    # On CPUs, processes of one machine share its memory; each GPU process has a device to itself.
     process, count = job.process, job.process.count
     in_node = int(os.environ.get("LOCAL_WORLD_SIZE", count)) if process.device.type == "cpu" else 1
     free = process.least(free_memory(process.device) / in_node)
     plans = memory_plans(target, config, count, dtype.itemsize)
-    if model is not None:  # its weights lie there already
+    if model is not None:  # its weights are there already
         free += plans[0].memory.weights
     plan = first_plan(plans, free)
     if plan != plans[0] and process.is_main:
@@ -238,44 +237,44 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
 
 
 ROOM = 0.9
-"""Share of the free memory that is planned with: counts are as near as that."""
+"""Share of the free memory that plans may use: the counts are only that accurate."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Two settings, and what learning takes with them."""
+    """Whether weights are divided and blocks run again, and the memory that learning then takes."""
 
     processes: int
     """Processes that divide the weights; 1 = each has all of them."""
     gradient_checkpointing: Literal["no", "yes"]
     memory: Memory
-    """In each process."""
+    """Memory in each process."""
 
     @property
     def shard(self) -> Literal["no", "full"]:
-        """The other setting."""
+        """The `shard` setting of the plan."""
         return "full" if self.processes > 1 else "no"
 
     @property
     def name(self) -> str:
-        """The flags that ask for it."""
+        """Flags that ask for the plan."""
         given = {"--shard": self.shard, "--gradient-checkpointing": self.gradient_checkpointing}
         asked = (f"{flag} {value}" for flag, value in given.items() if value != "no")
         return " ".join(asked) or "as it is"
 
     def fits(self, free: float) -> bool:
-        """Whether it fits into so many bytes."""
+        """Returns whether the plan fits into `ROOM` of so many free bytes."""
         return self.memory.total <= ROOM * free
 
 
 def memory_plans(
     target: PrunableModel, config: PruneConfig, processes: int, itemsize: int
 ) -> list[MemoryPlan]:
-    """The plans that the settings allow, the fastest first.
+    """Returns the plans that the settings allow, the fastest first.
 
     Args:
-        target: the model, which may be empty.
-        processes: how many there are, each on its own device.
+        target: the model, which may have no weights.
+        processes: their number, each on its own device.
         itemsize: bytes of a number of the model.
     """
     found: list[MemoryPlan] = []
@@ -294,5 +293,5 @@ def memory_plans(
 
 
 def first_plan(plans: list[MemoryPlan], free: float) -> MemoryPlan:
-    """The first plan that fits into so many bytes, or the last where none does."""
+    """Returns the first plan that fits into so many bytes, or the last if none does."""
     return next((plan for plan in plans if plan.fits(free)), plans[-1])

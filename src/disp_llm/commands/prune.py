@@ -1,8 +1,8 @@
-"""The main job: a model and text -> a run folder with one smaller model a size, each one proven.
+"""The main job: a model and text -> a run folder with one smaller model per size, each one checked.
 
-Stages, each of which leaves a file and is skipped when a resumed run finds it: perplexity of the
-original, scores, mask learning, and for every size masks, export, and the measurement of what was
-exported.
+Stages: perplexity of the original, scores, mask learning, and for every size masks, export, and
+measurement of the exported model. Each stage records its result; a resumed run skips what is
+recorded.
 """
 
 import logging
@@ -76,27 +76,27 @@ def prune(
             as it was.
         tokenizer: of a model in memory.
         text: what to learn from: paths, strings, a `datasets.Dataset` or token ids. Default:
-            "self", what the model writes itself.
-        config: all settings at once, which `options` change. Default: the recipe's.
+            "self", text that the model writes itself.
+        config: all settings at once; `options` override them. Default: the recipe's.
         options: settings by the names of their flags (`keep=[0.8, 0.5]`, `steps=75`, `eval_text=`,
-            `output_dir=`, ...), and `progress`, a callback (docs/api.md). Without an `output_dir`
-            the run lies in a temporary folder.
+            `output_dir=`, ...), and `progress`, a callback (docs/api.md). Without `output_dir` and
+            `config` the run lies in a temporary folder.
 
     Raises:
         InputError: something that the caller can correct.
-        Interrupted: the task was asked to stop while learning; `resume` goes on.
+        Interrupted: the task was asked to stop while learning; `resume` continues it.
     """
     options["text"] = text
     return prune_with(called_with(PruneConfig, {"model": model}, tokenizer, config, options))
 
 
 def prune_with(call: Call[PruneConfig]) -> PruneResult:
-    """The same with all settings, and what lies in memory."""
+    """Runs `prune` on a prepared call."""
     return run_in_folder(call, run_stages, PruneResult)
 
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
-    """Everything between an empty folder and a finished run, as far as it is not there."""
+    """Runs the stages from an empty folder to a finished run, skipping those already done."""
     files = input_hashes(job.config) | inputs.hashes if job.process.is_main else {}
     original = job.run.original
     board = scoreboard_of(job.config.suite, original.scores if original else None)
@@ -120,7 +120,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
 
 
 def _say_if_late(job: Job[PruneConfig]) -> None:
-    """Says where a run has taken longer than it was asked to."""
+    """Warns, and records it, if a run took longer than `minutes`."""
     minutes = job.config.learn.minutes
     if not minutes:
         return
@@ -137,33 +137,33 @@ def _say_if_late(job: Job[PruneConfig]) -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a run has read."""
+    """The model, the texts and the problem of a run."""
 
     problem: PruningProblem
     loaded: Loaded
-    """The model that is pruned: the original, or the original with fewer tokens."""
+    """Model that is pruned: the original, or the original with fewer tokens."""
     original: Loaded
     texts: Texts
-    """In tokens of the original."""
+    """Texts in the original's tokens."""
     spelling: Spelling | None
-    """Of these in those of the model, if it has fewer."""
+    """How the model's tokens spell the original's; None if it keeps them all."""
     fit: Fit | None = None
-    """How what was asked for is met."""
+    """How the asked size is met; None unless the run decides tokens and bits."""
 
     def measuring(self, board: Scoreboard | None) -> Measuring:
-        """What models are measured on."""
+        """Returns the text and the suite that models are measured on."""
         found = Measuring.of(self.problem.job, self.texts, self.original.tokenizer, board)
         return replace(found, spelling=self.spelling)
 
     def writer(self, measuring: Measuring) -> SizeWriter:
-        """What writes and measures sizes."""
+        """Returns the writer that exports and measures sizes."""
         return SizeWriter(self.problem, self.loaded, measuring, self.original)
 
 
 def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
-    """Reads texts and model, and settles budget, alignment and the length of windows: the job of
-    the problem has settings that the model can follow. What cannot be is refused, before the model
-    writes its own text and a folder exists."""
+    """Reads texts and model, and settles budget, alignment and window lengths: the problem's job
+    has settings that the model can follow. Refuses what is already known to be impossible before
+    the model writes its own text and before the run folder exists."""
     config, progress = job.config, job.count("reading text")
     progress(0, 1)
     wanted = tokens_wanted(config, job.process.count)
@@ -173,7 +173,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     fewer = has_fewer_tokens(job)
     config = within_positions(job.config, loaded.model.config, fewer_tokens=fewer)
     job = replace(job, config=config)
-    with job.process.accelerator.main_process_first():  # measures, where time is the budget
+    with job.process.accelerator.main_process_first():  # a latency budget measures here
         counted = replace(config, budget=BudgetConfig()) if config.budget.decides else config
         problem = problem_of(replace(job, config=counted), loaded)
     require_smaller(problem)
@@ -182,7 +182,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     require_engine(problem, loaded)
     for field, tokens in windows_of(config).items():
         require_positions(loaded.model, tokens, field)
-    asked = job.asked or job.config  # what is left open is stored as it was found
+    asked = job.asked or job.config  # open settings are stored as they were settled
     align, chunk = asked.align or problem.align, asked.chunk or problem.budget.chunk
     job = replace(job, asked=replace(asked, align=align, chunk=chunk))
     needs, noise = own_needs(config, job.process.count), ("words", config.machine.seed)
@@ -211,7 +211,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
 
 
 def has_fewer_tokens(job: Job[PruneConfig]) -> bool:
-    """Whether some tokens are to go, or went when the run chose."""
+    """Returns whether tokens are to be cut, or were cut when the run chose."""
     if job.config.cuts_tokens:
         return True
     path = job.run.selection_file
@@ -219,7 +219,7 @@ def has_fewer_tokens(job: Job[PruneConfig]) -> bool:
 
 
 def export_all(opened: Opened, measuring: Measuring, selection: Selection) -> None:
-    """Writes and measures everything that follows from a selection."""
+    """Writes and measures every size of a selection; records the tokens that choosing read."""
     problem = opened.problem
     config, run = problem.job.config, problem.job.run
     steps = run.result().get("steps", config.learn.steps)
@@ -231,10 +231,10 @@ def export_all(opened: Opened, measuring: Measuring, selection: Selection) -> No
 
 
 def measure_original(opened: Opened, board: Scoreboard | None, measured: Perplexity | None) -> None:
-    """Perplexity and size of the model as it came; measured once a run.
+    """Measures perplexity, scores and size of the original, once a run.
 
     Args:
-        measured: its perplexity, where it is known already.
+        measured: its perplexity, if that is already known.
     """
     problem, run = opened.problem, opened.problem.job.run
     if "original" in run.result():
@@ -259,7 +259,7 @@ def measure_original(opened: Opened, board: Scoreboard | None, measured: Perplex
 
 
 def _of_entries(found: Any, problem: PruningProblem) -> Selection:
-    """What a method has chosen, which may be another package's, on the CPU."""
+    """Checks what a method, maybe another package's, has chosen; returns it on the CPU."""
     entries, given = problem.budget.layout.entries, getattr(found, "importance", None)
     if not isinstance(given, torch.Tensor) or given.shape != (entries,):
         got = type(found).__name__ if given is None else f"{tuple(getattr(given, 'shape', ()))}"
@@ -272,12 +272,12 @@ def _of_entries(found: Any, problem: PruningProblem) -> Selection:
 
 
 def learns(problem: PruningProblem) -> bool:
-    """Whether anything is to go: without, a model is the original."""
+    """Returns whether anything is to be cut; if not, the model is the original."""
     return min(problem.keeps) < 1 or bool(problem.vocabulary)
 
 
 def choose(problem: PruningProblem) -> Selection:
-    """The selection: from the file if the run has one, else by the method."""
+    """Returns the selection: from the file if the run has one, else by the method."""
     job, config = problem.job, problem.job.config
     path = job.run.selection_file
     if job.run.has(path):
@@ -290,7 +290,7 @@ def choose(problem: PruningProblem) -> Selection:
         selection = replace(selection, vocabulary=problem.vocabulary)
     if job.process.is_main:
         masks: dict[str, Masks] = {}
-        if config.budget.kind != "latency":  # by which models are timed first
+        if config.budget.kind != "latency":  # a latency budget makes masks only as models are timed
             for size in config.sizes:
                 share = problem.budget.share_of(size)
                 masks[config.budget.size_name(size)] = problem.masks(selection, share)

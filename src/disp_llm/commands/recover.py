@@ -1,7 +1,7 @@
-"""After pruning: the weights that were kept learn to make up for those that were pruned.
+"""Recovery after pruning: trains the kept weights to make up for the pruned ones.
 
-A compact (or dense) model and text -> a folder of the same contract. The loss is cross-entropy, the
-divergence from the original model (arXiv 1503.02531), or both.
+A compact (or dense) model and text -> an exported model folder, as `prune` writes them. The loss is
+cross-entropy, the divergence from the original model (arXiv 1503.02531), or a mix of both.
 """
 
 import logging
@@ -67,20 +67,19 @@ def recover(
     config: RecoverConfig | None = None,
     **options: Any,
 ) -> RecoverResult:
-    """Trains a pruned model, with the original as teacher.
+    """Trains a pruned model, by default with the original as teacher.
 
     Args:
-        model: an exported folder, any other model, or one in memory, whose weights are trained in
-            place.
+        model: an exported folder, any other model, or a model in memory, which is trained in place.
         tokenizer: of a model in memory.
-        teacher: the original, by name or in memory. Default: the one that the folder's card names.
-        config: all settings at once, which `options` change.
-        options: settings by the names of their flags (`text=`, `tokens=100_000`, ...)
-            and `progress`. Without an `output_dir` the run lies in a temporary folder.
+        teacher: the original, by name or in memory. Default: the one that the folder names.
+        config: all settings at once; `options` override them.
+        options: settings by the names of their flags (`text=`, `tokens=100_000`, ...) and
+            `progress`. Without `output_dir` and `config` the run lies in a temporary folder.
 
     Raises:
         InputError: something that the caller can correct.
-        Interrupted: the task was asked to stop while training; `resume` goes on.
+        Interrupted: the task was asked to stop while training; `resume` continues it.
     """
     models = {"model": model} | ({} if teacher is None else {"teacher": teacher})
     call = called_with(RecoverConfig, models, tokenizer, config, options)
@@ -88,7 +87,7 @@ def recover(
 
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
-    """Everything between an empty folder and an exported model, as far as it is not there."""
+    """Runs the stages from an empty folder to an exported model, skipping those already done."""
     files = input_hashes(job.config) | inputs.hashes if job.process.is_main else {}
     if "model" not in inputs.models:
         require_readable(Path(job.config.model), job.config.demands)
@@ -121,7 +120,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     dtypes, target = dtypes_of(student.model), PrunableModel.of(student)
     before = tokens_before(job.config)
     if "model" not in inputs.models and job.run.has(job.run.model_folder):
-        steps = job.config.steps(job.process.count)  # trained, and its checkpoints are gone
+        steps = job.config.steps(job.process.count)  # trained: its checkpoints are gone
     else:
         steps = train_weights(job, target, teacher, corpus, student.dtype, before)
     job.process.wait()
@@ -136,10 +135,10 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
 
 
 def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
-    """The texts that are named or lie in memory, before a model is loaded.
+    """Reads the texts, from files or from memory, before a model is loaded.
 
-    Large data sets are read as far as masks or weights have learned from them: the end of less
-    would be held out.
+    Reads large data sets at least as far as masks or weights have learned from them. Reading less
+    would hold out an end that was learned from.
     """
     config = job.config
     learned = read_facts(config.model).get("tokens_seen", 0)
@@ -150,7 +149,7 @@ def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
 def with_windows(
     job: Job[RecoverConfig], student: Loaded, original: Loaded | None
 ) -> Job[RecoverConfig]:
-    """The job with windows that all models can read."""
+    """Returns the job with windows that every model can read; refuses longer ones asked for."""
     models = [one.model for one in (student, original) if one is not None]
     config = within_positions(job.config, *(model.config for model in models))
     for model in models:
@@ -165,12 +164,12 @@ def write_texts(
     sources: Sources,
     spelling: Spelling | None,
 ) -> Texts:
-    """Learning and evaluation text, of which the original writes what is its own; in its tokens,
-    where the student has fewer."""
+    """Returns learning and evaluation text; the original writes the synthetic part. If the student
+    has fewer tokens, the text is in the original's tokens."""
     config, training = job.config, job.config.training
     learning = config.steps(job.process.count) * training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
-    # Masks and earlier trainings have read other text: this one measures what is won.
+    # Masks and earlier recoveries have read other text: the gain is measured on unseen text.
     noise = "recovery words", config.machine.seed, tokens_before(config)
     reader = student if spelling is None else original
     texts = load_texts(job, reader or student, sources, original or student, needs, *noise)
@@ -181,14 +180,14 @@ def write_texts(
 
 
 def spelling_of(student: Loaded, original: Loaded | None) -> Spelling | None:
-    """That of the original's tokens in those of a model, where it has fewer."""
+    """Returns how a student of fewer tokens spells the original's; None in other cases."""
     if original is None or len(student.tokenizer) >= len(original.tokenizer):
         return None
     return Spelling.between(original.tokenizer, student.tokenizer, original.bos_token_id)
 
 
 def _original_scores(run: Run) -> Scores | None:
-    """What the original scores on the suite, once that is known."""
+    """Returns the original's suite scores; None before they are measured."""
     found = run.figures
     return found.original_scores if found else None
 
@@ -199,8 +198,8 @@ def measure_before(
     measuring: Measuring,
     teacher: Loaded | None,
 ) -> None:
-    """What the model is before it is trained, what its teacher is and, with a suite, what the
-    original scores; measured once a run."""
+    """Measures, once a run, the untrained student, the teacher's perplexity and, with a suite, the
+    original's scores."""
     student, found = PrunableModel.of(loaded), job.run.result()
     if "before" not in found:
         measured = measuring.perplexity(student, "perplexity before")
@@ -221,12 +220,12 @@ def measure_before(
 def scores_of_original(
     measuring: Measuring, folder: Path, student: Scores, teacher: Loaded | None
 ) -> Scores | None:
-    """The scores that a trained model is held against: those in the card of its folder, if they are
-    of this suite; else those of the teacher, if it is the original; else none. A model that was not
-    pruned is its own original.
+    """Returns the scores to compare a trained model with: those in its folder's card if they are of
+    this suite, else the teacher's if the teacher is the original, else None. A model without a card
+    was not pruned: without a teacher it is its own original.
 
     Args:
-        student: what the pruned model scores before it is trained.
+        student: scores of the pruned model before training.
     """
     told = read_facts(folder)
     if told:
@@ -251,12 +250,12 @@ def export(
     measuring: Measuring,
     steps: int,
 ) -> None:
-    """Writes the trained model with its figures and its card, unless it is there. Where processes
-    hold models together, it is measured from its folder, held likewise.
+    """Writes the trained model with its figures and card, unless it is there. A model that
+    processes hold together is measured from its folder, divided again.
 
     Args:
-        dtypes, tensors: what `trained_model` takes.
-        steps: that it was trained for.
+        dtypes, tensors: as `trained_model` takes them.
+        steps: number of training steps.
     """
     config, run, sharding = job.config, job.run, loaded.sharding
     if run.has(run.model_folder):
@@ -275,7 +274,7 @@ def export(
         blocks, parameters = model.block_parameters, model.parameters
         if sharding is not None:
             sharding.drop(made)
-        dense = read_facts(config.model).get("original", {})  # its own where it was not pruned
+        dense = read_facts(config.model).get("original", {})  # no card: its own original
         figures = as_json(MeasuredResult(measured, scores)) | {
             "keep": blocks / dense.get("block_parameters", blocks),
             "keep_total": parameters / dense.get("parameters", parameters),
@@ -296,14 +295,14 @@ def export(
 
 
 def tokens_before(config: RecoverConfig) -> int:
-    """How many tokens the weights that training begins with were trained on before, by earlier
-    recoveries: of this folder, or of the larger size that they are from."""
+    """Returns how many tokens earlier recoveries trained the starting weights on: those of this
+    folder, or of the larger size that the weights come from."""
     told = read_facts(config.weights_from or config.model).get("recovered") or {}
     return told.get("tokens_before", 0) + told.get("tokens_seen", 0)
 
 
 def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """What the card tells of the training."""
+    """Returns what the card says about the training."""
     on_suite, source = ("general_ratio", "kept"), result["source"]
     larger = config.weights_from
     scores = result["before"].get("scores", {})

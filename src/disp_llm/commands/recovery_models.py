@@ -1,8 +1,8 @@
-"""The models of a recovery: what is trained, where its weights are from, and the original that
-teaches it or writes its text.
+"""The models of a recovery: the student, the source of its weights, and the original, which teaches
+it or writes its text.
 
-All lie whole in every process or are divided among them; what was trained is put together whole
-when it is written.
+Every process holds them whole, or they are divided among the processes. The trained student is put
+together whole when it is written.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,11 @@ from disp_llm.training.weights import trained_parameters
 def load_models(
     job: Job[RecoverConfig], inputs: Inputs, writes: bool
 ) -> tuple[Loaded, Loaded | None]:
-    """What is trained, and the original where it teaches or writes, divided among the processes
-    where they are to be.
+    """Loads the student and, if it teaches or writes text, the original. Both are divided among the
+    processes if `shard` is full.
 
     Args:
-        writes: whether the original writes the learning text.
+        writes: whether the original writes learning text.
     """
     config, progress = job.config, job.count("loading models")
     progress(0, 2)
@@ -74,10 +74,10 @@ def _student(
 
 
 def teacher_of(config: RecoverConfig, writes: bool) -> str:
-    """Name of the original; empty where it neither teaches nor writes.
+    """Returns the name of the original; empty if it neither teaches nor writes.
 
     Raises:
-        InputError: nothing names it.
+        InputError: the original is needed, and nothing names it.
     """
     distills = config.training.distill > 0
     if not distills and not writes:
@@ -103,11 +103,12 @@ def _original(
     load: Callable[[str, PlaceConfig], Loaded],
     writes: bool,
 ) -> Loaded | None:
-    """The model that is named or in memory, or the original of an exported folder; None where it
-    neither teaches nor writes.
+    """Returns the model that is named or in memory, or the original of an exported folder; None if
+    it neither teaches nor writes. Refuses another vocabulary, except a larger one if models are not
+    divided.
 
     Args:
-        load: gives the model of a name, or the one that is in memory.
+        load: loads a model by name, or returns the one in memory.
     """
     name = teacher_of(config, writes)
     if not name:
@@ -132,9 +133,9 @@ def _original(
 
 
 def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
-    """Gives a size, in place, the weights of a larger one of its run, trained already, wherever it
-    keeps them; what it keeps beyond that stays as it was exported. The result names the revision
-    of both."""
+    """Copies the trained weights of a larger size of the same run into this size, in place,
+    wherever both keep them. All others stay as exported. The result's source also names the larger
+    size's revision."""
     folder, larger = Path(config.model), Path(config.weights_from)
     refused = partial(InputError, field="weights_from")
     other = "name the model folder of a larger size of that run, or of its recovery"
@@ -145,7 +146,7 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
         what = f"{larger} is no size of the run that {folder} comes from"
         raise refused(what, hint=other)
     run, machine = found[0], PlaceConfig(device="cpu", dtype=config.machine.dtype)
-    with model_is("teacher"):  # which has its shapes
+    with model_is("teacher"):  # only the original's shapes are needed
         name = original_of(folder) or config.teacher
         original = load(name, machine, dense_only=True, empty=True)
         original = trimmed_like(original, student.tokenizer)
@@ -174,20 +175,19 @@ Dtypes = dict[str, torch.dtype]
 
 
 def dtypes_of(model: PreTrainedModel) -> Dtypes:
-    """The data type of every parameter, by its name. As it was loaded, since training makes some of
-    them float32, and some families keep routers in float32 whatever the model is."""
+    """Returns the data type of every parameter, by name, as loaded. Training makes some float32,
+    and some families keep routers in float32 whatever the model's data type."""
     return {name: parameter.dtype for name, parameter in model.named_parameters()}
 
 
 def trained_model(
     config: RecoverConfig, loaded: Loaded, dtypes: Dtypes, tensors: dict[str, Tensor]
 ) -> PreTrainedModel:
-    """The trained model, whole, in the data types that it came in, with parameters that learn no
-    more.
+    """Returns the trained model, whole and frozen, in the data types that it was loaded in.
 
     Args:
-        loaded: as it was trained.
-        tensors: that were gathered of it, where it was trained in parts.
+        loaded: the model as it was trained.
+        tensors: its gathered tensors, if it was trained in parts.
     """
     model = loaded.model
     if loaded.sharding is not None:

@@ -1,5 +1,5 @@
-"""What a task hands back: the figures, and what lies in the run folder, ready to use; and the page
-of a run."""
+"""What a task returns: its figures, and the contents of its run folder, ready to use. Also writes
+the page of a run."""
 
 from dataclasses import dataclass
 from html import escape
@@ -25,7 +25,7 @@ from disp_llm.runs.results import RunFigures, SizeResult, as_json, run_figures
 
 @takes(ReportConfig)
 def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Writes the page of a run, one HTML file that stands alone; where it lies, and its bytes."""
+    """Writes the page of a run, one self-contained HTML file; returns its path and its bytes."""
     config = called(ReportConfig, run, options).config
     path = write_page(Run(config.run, config.anyway), config.output)
     return {"file": str(path), "bytes": path.stat().st_size}
@@ -33,27 +33,27 @@ def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict
 
 @dataclass(frozen=True, repr=False)
 class RunResult:
-    """What a task has left in its run folder."""
+    """What a task left in its run folder."""
 
     folder: Path
     figures: dict[str, Any]
-    """What `result.json` holds; empty in processes other than the first."""
+    """`result.json`, after `export` with the asked sizes only; empty beyond the first process."""
     device: str = "cpu"
-    """Where models are loaded to."""
+    """Device that models are loaded to."""
     temporary: Any = None
-    """Holds a folder that nobody named; it is deleted with this result."""
+    """Owner of a temporary run folder, which is deleted with this result."""
 
     def report(self) -> Path:
-        """Writes the page of the run, one HTML file that stands alone, and returns its path."""
+        """Writes the page of the run, one self-contained HTML file, and returns its path."""
         return write_page(Run(self.folder))
 
     @property
     def _typed(self) -> RunFigures | None:
-        """The figures of the run; None in processes other than the first."""
+        """Figures of the run; None in processes other than the first."""
         return run_figures(self.figures) if self.figures else None
 
     def _trainable(self, folder: Path) -> PreTrainedModel:
-        """A model folder as `from_pretrained` gives it: ready for a Trainer, PEFT or `generate`."""
+        """Loads a model folder with trainable weights, ready for a Trainer, PEFT or `generate`."""
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.figures["dtype"], device)
         return load_model(str(folder), device, dtype).requires_grad_(True)
@@ -68,19 +68,19 @@ class PruneResult(RunResult):
         return f"PruneResult({str(self.folder)!r}, {', '.join(sizes) or 'no sizes'})"
 
     def _repr_html_(self) -> str:
-        """The table of sizes, as a notebook shows it."""
+        """Returns the table of sizes as HTML, for notebooks."""
         found = self._typed
         table = run_table(found) if found else None
         return table.html() if table else escape(repr(self))
 
     @property
     def sizes(self) -> list[SizeResult]:
-        """The models, with their figures, in the order in which they were asked for."""
+        """Figures of the exported models, in the order in which they were asked for."""
         found = self._typed
         return found.models if found else []
 
     def to_frame(self) -> Any:
-        """A pandas `DataFrame` with a row for every size and a column for every figure."""
+        """Returns a pandas `DataFrame` with a row for every size and a column for every figure."""
         import pandas
 
         frame = pandas.json_normalize([as_json(size) for size in self.sizes])
@@ -92,7 +92,7 @@ class PruneResult(RunResult):
         """Draws perplexity against keep, with standard errors, and the original's as a line.
 
         Args:
-            axes: of matplotlib, which are returned. Default: those of a new figure.
+            axes: matplotlib axes to draw on, which are returned. Default: those of a new figure.
         """
         if axes is None:
             from matplotlib import pyplot
@@ -114,8 +114,8 @@ class PruneResult(RunResult):
         return axes
 
     def size(self, share: float | str | None = None) -> SizeResult:
-        """The figures of one size, a share or as it was asked for (`6GB`); without one, of the
-        first that was asked for.
+        """Returns the figures of one size: a share, or a size as it was asked for (`6GB`). Default:
+        the first that was asked for.
 
         Raises:
             InputError: the run has no such size.
@@ -137,19 +137,19 @@ class PruneResult(RunResult):
         return found[0]
 
     def model(self, share: float | str | None = None) -> PreTrainedModel:
-        """The smaller model of that size, with weights that can be trained."""
+        """Loads the smaller model of a size, with trainable weights."""
         return self._trainable(self._model_folder(share))
 
     def masks(self, share: float | str | None = None) -> dict[str, Tensor]:
-        """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
-        int64.
-        """
+        """Returns the kept indices of every site of a size: `{"layers.3.attn_in": (K), ...}`,
+        sorted, int64."""
         size = self.size(share)
         kept, _ = kept_by_site(Run(self.folder).selection_file, size.size)
         return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
 
     def _model_folder(self, share: float | str | None) -> Path:
-        """Where the model of a size lies, wherever the run has been moved."""
+        """Returns the model folder of a size, wherever the run has been moved. Default: what fits,
+        if the run was asked to decide tokens and bits, else the first size."""
         found = self._typed
         fit = found.fit if found else None
         if fit and (share is None or Target.of(share).is_same_as(Target.of(fit.asked))):
@@ -157,7 +157,7 @@ class PruneResult(RunResult):
         return Run(self.folder).size_folder(self.size(share).size)
 
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:
-        """Copies the model folder of that size, with a card that names its new place."""
+        """Copies the model folder of a size; the copy's card names its new place."""
         convert(self._model_folder(share), to="folder", output_dir=folder)
         return Path(folder)
 
@@ -175,5 +175,5 @@ class RecoverResult(RunResult):
 
     @property
     def model(self) -> PreTrainedModel:
-        """The trained model, with weights that can be trained on."""
+        """Trained model, with weights that can be trained on; each access loads it anew."""
         return self._trainable(Run(self.folder).model_folder)

@@ -1,5 +1,5 @@
-"""How much of a model there is room for: bytes of each way to store it, and what a smaller share of
-its blocks is expected to cost."""
+"""How much of a model fits into a size: the bytes of each way to store it, and the predicted cost
+of keeping a smaller share of its blocks."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,16 +16,16 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.rounding import GROUP
 
 HEADER = 256
-"""Bytes that a file of weights takes to name a tensor, at most."""
+"""Most bytes that a file of weights takes to name a tensor."""
 
 INDEX = 8
-"""Bytes of the number of a dimension that is kept."""
+"""Bytes of the index of a kept dimension."""
 
 
 def expected_loss(keep: float) -> float:
-    """Log of how many times the original's perplexity the default comes to at a size: 1.33, 1.82
-    and 2.76 times at 0.8, 0.65 and 0.5 (experiments/results/contest.md), three points of one small
-    model. It only chooses between sizes that are then measured."""
+    """Predicts the log of the default recipe's perplexity ratio to the original. Follows 1.33, 1.82
+    and 2.76 at keeps of 0.8, 0.65 and 0.5 (experiments/results/contest.md), three points of one
+    small model. It only chooses between sizes that are then measured."""
     return 1.05 * (1 / keep - 1) ** 0.93
 
 
@@ -41,22 +41,22 @@ def expected_range(keep: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Bytes:
-    """What a way to store weights takes, from what is counted in one model."""
+    """Bytes, or parameters, that one way to store a model takes, by part."""
 
     token: float
-    """For each token that stays."""
+    """Bytes of each token that stays."""
     blocks: float
-    """For all blocks; of a smaller share of their parameters that share."""
+    """Bytes of all blocks; a smaller share of their parameters takes that share of them."""
     rest: float
 
     def keep(self, limit: float, tokens: int) -> float:
-        """The share of the blocks that there is room for, at most 1; 0 and less where there is
-        none."""
+        """Returns the share of the blocks that fits into the limit, at most 1; 0 or less if none
+        does."""
         return min((limit - self.rest - tokens * self.token) / self.blocks, 1.0)
 
 
 def stored(target: PrunableModel, bits: Bits, itemsize: int) -> Bytes:
-    """What a model takes in so many bits.
+    """Returns what a model takes in so many bits.
 
     Args:
         itemsize: bytes of a number that is not quantised; 1 counts parameters.
@@ -70,20 +70,20 @@ def stored(target: PrunableModel, bits: Bits, itemsize: int) -> Bytes:
     if bits == "as-is":
         return Bytes(itemsize * ends * width, itemsize * weights, itemsize * outside + named)
     outputs = sum(len(linear.weight) for linear in target.linears())
-    row = ends * width + 2 * itemsize  # tied ends store their scales twice
+    row = ends * width + 2 * itemsize  # a tied matrix stores its scales twice
     if bits == "int8":
         return Bytes(row, weights, itemsize * (outside + outputs) + 2 * named)
     return Bytes(row, weights * (0.5 + itemsize / GROUP), itemsize * outside + 3 * named)
 
 
 def index_bytes(target: PrunableModel, chunk: int) -> int:
-    """What the file of weights takes at most to say which dimensions of the residual stream the
-    blocks read and write, chunk by chunk, and to name that.
+    """Returns the most bytes that a file of weights takes to list, chunk by chunk, the
+    residual-stream dimensions that the blocks read and write, and to name these lists.
 
     Args:
-        chunk: neighbours that stay together.
+        chunk: number of neighbours that stay together.
     """
-    said = next((size for size in CHUNKS if chunk % size == 0), 1)  # as exported folders say it
+    said = next((size for size in CHUNKS if chunk % size == 0), 1)  # as folders store it
     numbers = tensors = 0
     for block, shape in zip(target.blocks, target.layout.blocks, strict=True):
         attention, mlp = target.branches_of(block)
@@ -99,7 +99,7 @@ def index_bytes(target: PrunableModel, chunk: int) -> int:
 
 
 def possible_bits(config: PruneConfig, target: PrunableModel, align: int) -> tuple[Bits, ...]:
-    """The ways to store this model that are asked for."""
+    """Returns the ways to store this model, of those asked for."""
     if config.budget.kind != "bytes":
         return ("as-is",)
     whole = target.usual_blocks and not target.family.tower
@@ -116,24 +116,24 @@ def possible_bits(config: PruneConfig, target: PrunableModel, align: int) -> tup
 
 @dataclass(frozen=True)
 class Room:
-    """What is asked for, of one model."""
+    """The size asked for, and what each way to store the model takes."""
 
     size: Target
     limit: float
-    """Bytes or parameters."""
+    """Asked size in bytes or parameters."""
     dense: int
-    """Of the original."""
+    """Size of the original."""
     ways: dict[Bits, Bytes]
 
     @classmethod
     def of(cls, config: PruneConfig, target: PrunableModel, itemsize: int) -> "Room":
-        """What the settings leave a model.
+        """Computes what the settings leave of a model.
 
         Args:
             itemsize: bytes of one of its numbers.
 
         Raises:
-            InputError: the original fits as it is.
+            InputError: the original already fits, or none of the asked `bits` can store the model.
         """
         size, counts = config.sizes[0], config.budget.kind == "total"
         itemsize = 1 if counts else itemsize
@@ -155,15 +155,15 @@ class Room:
         return cls(size, limit, dense, ways)
 
     def keep(self, bits: Bits, tokens: int) -> float:
-        """The share of the blocks that there is room for, rounded down to four digits."""
+        """Returns the share of the blocks that fits, rounded down to four decimals."""
         return math.floor(1e4 * self.ways[bits].keep(self.limit, tokens)) / 1e4
 
     def too_small(self, least: float, tokens: int) -> InputError:
-        """What is said where nothing fits.
+        """Returns the error that nothing fits.
 
         Args:
             least: share of the blocks that the smallest model keeps.
-            tokens: that it keeps.
+            tokens: number of tokens that it keeps.
         """
         smallest = min(
             way.rest + least * way.blocks + tokens * way.token for way in self.ways.values()
@@ -180,8 +180,8 @@ class Room:
 
 
 def outlook(config: PruneConfig, target: PrunableModel, itemsize: int) -> list[dict[str, Any]]:
-    """What each way to store a model leaves of its blocks, with all of its tokens, and how many
-    times the original's perplexity that is expected to come to without what rounding costs."""
+    """Returns, for each way to store a model with all of its tokens, the share of its blocks that
+    fits and the predicted perplexity ratio to the original, without the cost of rounding."""
     room, rows = Room.of(config, target, itemsize), len(target.head_weight)
     keeps = {bits: room.keep(bits, rows) for bits in room.ways}
     return [

@@ -1,5 +1,5 @@
-"""What `prune` and `recover` have in common: a run folder that is locked, fits the settings and the
-files that they name, and is gone on with or answered from."""
+"""What `prune` and `recover` share: a locked run folder, checked against the settings and their
+input files, which is resumed or, if done, answered from."""
 
 import contextlib
 import os
@@ -41,15 +41,15 @@ Done = TypeVar("Done")
 Located = TypeVar("Located", bound=Any)  # settings of a task that reads text
 
 LOCAL_NAMES = ("model", "teacher", "weights_from")
-"""Settings that name a model of the hub or a local one."""
+"""Settings that name a hub model or a local one."""
 
 
 def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result]) -> Result:
-    """Does a task in its folder, as far as it is not done there.
+    """Runs a task in its folder, skipping what is done there.
 
     Args:
-        stages: does everything between an empty folder and a finished run; takes the job and what
-            lies in memory.
+        stages: does everything from an empty folder to a finished run; takes the job and what lies
+            in memory.
     """
     prunes, inputs = isinstance(call.config, PruneConfig), call.inputs
     inputs.require_learnable()
@@ -85,7 +85,7 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
 
 @contextlib.contextmanager
 def _stopped_said(job: Job) -> Iterator[None]:
-    """Records that a run was stopped and does not go on by itself."""
+    """Records that a run was stopped and does not continue by itself."""
     try:
         yield
     except KeyboardInterrupt:
@@ -95,8 +95,8 @@ def _stopped_said(job: Job) -> Iterator[None]:
 
 
 def as_begun(job: Job) -> Job:
-    """The job with as many windows in each process that a step reads what it read when the run was
-    begun, with however many processes that was."""
+    """Returns the job with a batch that keeps the windows of a step as many as when the run began,
+    whatever the number of processes was then."""
     count, training = job.process.count, job.config.training
     begun = job.run.result().get("processes", count)
     windows = training.batch * begun
@@ -113,8 +113,8 @@ def as_begun(job: Job) -> Job:
 def first_alone(
     job: Job, loaded: Loaded, work: Callable[..., Done], *arguments: Any
 ) -> Done | None:
-    """Lets the first process work while the others wait, or take part where they hold the model
-    together; None in the others."""
+    """Runs the work in the first process and returns its result; None in the others. They wait, or
+    take part if processes hold the model together."""
     if loaded.sharding is not None:
         return loaded.sharding.lead(partial(work, *arguments))
     result = work(*arguments) if job.process.is_main else None
@@ -125,7 +125,7 @@ def first_alone(
 def load_texts(
     job: Job, loaded: Loaded, sources: Sources, author: Loaded, needs: Needs, *noise: Any
 ) -> Texts:
-    """Learning and evaluation text, of which a model writes what is its own.
+    """Returns learning and evaluation text; a model writes the synthetic part.
 
     Args:
         author: the model that writes.
@@ -148,7 +148,7 @@ def begin(job: Job, loaded: Loaded, files: dict[str, Any], **source: Any) -> Non
     """Opens the run folder, and records what the run is made of.
 
     Args:
-        files: hashes of what it reads.
+        files: hashes of its input files.
         source: names and hashes of the models and texts.
     """
     run, main = job.run, job.process.is_main
@@ -162,8 +162,8 @@ def begin(job: Job, loaded: Loaded, files: dict[str, Any], **source: Any) -> Non
 
 
 def end(job: Job, steps: int) -> None:
-    """Hands what was measured of the models to the tracker, after so many steps, and closes it; a
-    finished run has no checkpoints."""
+    """Hands the models' figures to the tracker, at the last step, and closes it. Deletes the
+    checkpoints of the finished run."""
     if job.process.is_main:
         job.run.drop_checkpoints()
     figures = job.run.figures
@@ -186,8 +186,8 @@ def _open_folder(job: Job, loaded: Loaded) -> None:
 
 
 def located(config: Located) -> Located:
-    """The same settings with local models and texts by their absolute paths, so that a run can go
-    on from any folder."""
+    """Returns the settings with absolute paths of local models and texts, so that a run can resume
+    from any folder."""
     names: dict[str, Any] = {}
     for name in LOCAL_NAMES:
         value = getattr(config, name, "")
@@ -211,13 +211,13 @@ def located(config: Located) -> Located:
 
 
 def input_hashes(config: Any) -> Hashes:
-    """The files as they are now; a model or data set of the hub has none."""
+    """Returns hashes of the input files as they are now; hub models and data sets have none."""
     return {name: _hashed(files, name) for name, files in _input_files(config).items()}
 
 
 def require_same_files(config: Any, before: Hashes, folder: Path) -> None:
-    """Refuses a folder that was made of other files than those that the settings name now. What is
-    gone altogether is nobody's change."""
+    """Refuses a folder that was made of other files than the settings name now. A setting whose
+    files are all gone does not count as changed."""
     files = _input_files(config)
     for setting, had in before.items():
         now = _hashed(files.get(setting, []), setting)
@@ -258,12 +258,12 @@ def _input_files(config: Any) -> dict[str, list[Path]]:
 
 
 def _files_of_text(path: Path, field: str) -> Iterator[Path]:
-    """A file of text, those of a folder, or a mixture with those that it names."""
+    """Yields a file of text, those of a folder, or a mixture with those that it names."""
     named = str(path) in (SELF, SPEECHES) and not path.exists()
     if named:
         yield from embedded.speech_files()[0] if str(path) == SPEECHES else ()
     elif is_mixture(path):
-        if path.is_file():  # those that ship with the package change with its version
+        if path.is_file():  # a mixture of our package changes with its version
             yield path
         for text in load_mixture(path).texts.values():
             for file in text.files:

@@ -1,7 +1,7 @@
-"""A selection -> models of every size: masks, a folder each, and the figures of what lies in it.
+"""A selection -> models of every size: masks, a folder each, and the figures of its content.
 
-What is measured is the folder, loaded again: its logits are held against the masked model's, and
-its parameters against what the budget says.
+The folder itself is loaded and measured. Its logits are compared with the masked model's, and its
+parameters with what the budget says.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
 
 CHECK_TOKENS = 256
-"""Length of the window on which the exported logits are held against the masked model's."""
+"""Length of the window on which exported logits are compared with the masked model's."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class SizeWriter:
 
     problem: PruningProblem
     loaded: Loaded
-    """The original, with the tokens that stay."""
+    """Original, with the tokens that stay."""
     measuring: Measuring | None = None
-    """None = nothing is run."""
+    """What sizes are measured on; None = nothing is run."""
     whole: Loaded | None = None
-    """The original with all of its tokens, beside which sizes are timed; None = all stay."""
+    """Original with all of its tokens, which sizes are timed beside; None = all stay."""
 
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
-        """Exports every size that the run does not have yet, or has not measured yet if that is
-        asked for."""
+        """Exports every size that the run lacks or, with `measuring`, has not measured. Then writes
+        each one in the format of `for_`."""
         job, settings = self.problem.job, self.problem.job.config.budget
         run = job.run
         figures = run.figures
@@ -90,7 +90,7 @@ class SizeWriter:
                 run.update(place, models=list(found.values()))
 
     def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:
-        """One size: masks file, folder, and the figures of what lies in the folder."""
+        """Writes masks, folder and card of a size; returns the figures of the folder."""
         job, budget, original = self.problem.job, self.problem.budget, self.problem.dense
         kind, size_name = job.config.budget.kind, job.config.budget.size_name(size)
         name = f"keep {size.name}" if kind == "params" else f"{kind} {size.name}"
@@ -109,8 +109,8 @@ class SizeWriter:
         return result
 
     def _written(self, masks: Masks, name: str, folder: Path) -> PrunableModel:
-        """Writes the folder and returns its model, empty. What does not all lie in memory is read
-        from the original's files."""
+        """Writes the folder and returns its model, without weights. If not all of the original's
+        weights lie in memory, reads them from its files."""
         original, count = self.problem.dense, self.problem.job.count(f"{name}: export")
         read = original.model.state_dict().__getitem__
         if not original.is_whole:
@@ -121,7 +121,7 @@ class SizeWriter:
         return stream_folder(original, masks, read, self.loaded.tokenizer, folder, count)
 
     def _measured(self, masks: Masks, name: str, folder: Path) -> dict[str, Any]:
-        """The figures of a `SizeResult` that are measured. A model that is sharded is not timed."""
+        """Returns the measured figures of a `SizeResult`. A sharded model is not timed."""
         job, original, measuring = self.problem.job, self.problem.dense, self.measuring
         reference, sharding = job.run.original, self.loaded.sharding
         assert measuring is not None
@@ -155,12 +155,12 @@ class SizeWriter:
 
     @property
     def _beside(self) -> Loaded:
-        """What sizes are timed beside."""
+        """Model that sizes are timed beside."""
         return self.whole or self.loaded
 
     @cached_property
     def _stopwatch(self) -> Stopwatch:
-        """What times the models."""
+        """Stopwatch that times the models."""
         original = PrunableModel.of(self._beside, self.problem.dense.sites)
         tokenizers = self._beside.tokenizer, self.loaded.tokenizer
         return stopwatch_of(self.problem.job.config, original, *tokenizers)
@@ -171,7 +171,7 @@ class SizeWriter:
         return self.loaded.machine(self.problem.job.config.machine, self.problem.dense.device)
 
     def _record_masks(self, masks: Masks, name: str) -> None:
-        """Adds the masks of a size to the selection file, if it has them not yet."""
+        """Adds the masks of a size to the selection file, unless it has them."""
         run, path = self.problem.job.run, self.problem.job.run.selection_file
         if not (run.has(path) and has_masks(path, masks, name)):
             with run.replacing(path) as new:
@@ -180,8 +180,8 @@ class SizeWriter:
     def _result(
         self, compact: PrunableModel, masks: Masks, size: Target, **measured: Any
     ) -> SizeResult:
-        """The figures of a size: those that follow from the model and its masks, and those that
-        were measured."""
+        """Returns the figures of a size: those that follow from the model and its masks, and the
+        measured ones."""
         settings, original = self.problem.job.config.budget, self.problem.job.run.original
         name = settings.size_name(size)
         assert original is not None, "shares are of it"
@@ -214,9 +214,9 @@ class SizeWriter:
 
 @contextlib.contextmanager
 def as_masked(original: PrunableModel, masks: Masks) -> Iterator[None]:
-    """While the context lasts, a model runs as the compact one of some masks will: its weights
-    changed or, where they do not lie here, with scales and adapters beside them, as it ran when
-    these were learned."""
+    """Makes a model run, while the context lasts, as the compact one of some masks will. Changes
+    its weights or, if they do not all lie here, adds scales and adapters as when they were learned.
+    """
     device, compensation = original.device, masks.compensation
     flat = masks.kept.float()
     with contextlib.ExitStack() as stack:
@@ -233,7 +233,7 @@ def as_masked(original: PrunableModel, masks: Masks) -> Iterator[None]:
 
 
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:
-    """The size that learning arrived at by itself, before the cut to the exact budget."""
+    """Returns the keep that learning arrived at by itself, before the cut to the exact budget."""
     learn, budget = problem.learn, problem.budget
     logits = budget.layout.by_chunks(selection.importance, budget.chunk)
     likely_kept = deterministic_mask(logits, learn.estimator, learn.shift)

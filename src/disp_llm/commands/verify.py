@@ -1,6 +1,6 @@
-"""Whether a folder is what it was when it was written, from its files alone: nothing is loaded.
+"""Checks, from its files alone, whether a folder is as it was written; loads no model.
 
-Files are held against their hashes: those in `result.json` of a run, and `SHA256SUMS` of every
+Compares files with their hashes: those in `result.json` of a run, and `SHA256SUMS` of every
 exported folder.
 """
 
@@ -19,10 +19,10 @@ from disp_llm.runs.settings import stored_settings
 from disp_llm.runs.sums import SUMS, extra_files, folder_problems, require_sums
 
 COMPARISON, ROWS_AGAIN = "compare.json", "delete it; every row is made again"
-"""What `disp-llm compare` writes, and what to do where it is damaged."""
+"""File that `disp-llm compare` writes, and what to do if it is damaged."""
 
 RUN_FILES = ("config.toml", "result.json", COMPARISON)
-"""Files that tell a run whose mark is lost."""
+"""Files that identify a run whose mark is lost."""
 
 
 @takes(VerifyConfig)
@@ -55,7 +55,7 @@ def _has_any(folder: Path, *names: str) -> bool:
 
 
 def _found(check: Callable[[Path], Iterator[InputError]], folder: Path) -> Iterator[InputError]:
-    """What a check finds; a file that stops it is a problem too."""
+    """Yields the problems that a check finds; an error that stops the check is a problem too."""
     try:
         yield from check(folder)
     except InputError as error:
@@ -70,7 +70,7 @@ def _of_run(folder: Path) -> Iterator[InputError]:
 
 
 def _settings(folder: Path) -> Iterator[InputError]:
-    """What says what was asked for: of a comparison its table."""
+    """Checks a comparison's table, or a run's settings and that it has a `result.json`."""
     if kind_of(folder) == "compare" or _has_any(folder, COMPARISON):
         read_checked_json(folder / COMPARISON, ROWS_AGAIN)
         return
@@ -80,7 +80,7 @@ def _settings(folder: Path) -> Iterator[InputError]:
 
 
 def _recorded(folder: Path) -> Iterator[InputError]:
-    """Recorded files of a run, and models that it has not written."""
+    """Yields recorded files that have changed, and files and models that the run did not write."""
     run = Run(folder)
     yield from run.problems()
     for model in sorted({(folder / n).parent for n in run.files if Path(n).name == SUMS}):
@@ -98,7 +98,7 @@ def _of_model(folder: Path) -> Iterator[InputError]:
 
 
 def _beside(folder: Path) -> Iterator[InputError]:
-    """Files that lie beside those that the sums list."""
+    """Yields files that lie in a folder but are not in its sums."""
     require_sums(folder)
     for name in extra_files(folder):
         yield _foreign(folder / name, "was not written with the others")

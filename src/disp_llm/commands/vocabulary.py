@@ -1,8 +1,7 @@
 """The vocabulary that a run keeps: the tokens that its text uses most.
 
-It is cut before anything else is done, so that all that follows is of an ordinary model with a
-smaller one. Where the size of the whole model is the budget, it is also decided how much of it
-goes.
+It is cut first, so that everything after works on an ordinary model with a smaller vocabulary. If
+the budget is the size of the whole model, `fitting` also decides how many tokens stay.
 
 V tokens of the whole vocabulary.
 """
@@ -30,18 +29,18 @@ from disp_llm.training.losses import in_fewer_tokens
 from disp_llm.training.problem import PruningProblem
 
 MOST = 2**24
-"""Characters of words that are read."""
+"""Characters that are read at once from a text file of words."""
 
 
 def with_fewer_tokens(
     problem: PruningProblem, loaded: Loaded
 ) -> tuple[PruningProblem, Loaded, Spelling]:
-    """The problem of the model with the tokens that its settings, or what it has chosen before,
-    leave it; that model; and how it spells text.
+    """Returns the problem of the model with fewer tokens, by its settings or an earlier choice;
+    that model; and how it spells text.
 
     Raises:
-        InputError: its tokenizer or its model cannot be cut, or not to so few tokens; or a window
-            has more pieces than the model can read.
+        InputError: tokenizer or model cannot be cut, or not to so few tokens; or examples have a
+            loss of their own.
     """
     job, corpus = problem.job, problem.corpus
     kept: Sequence[int] = ()
@@ -57,7 +56,7 @@ def with_fewer_tokens(
 
 
 def chosen_tokens(config: VocabularyConfig, loaded: Loaded, corpus: Corpus) -> list[int]:
-    """The tokens that stay."""
+    """Returns the tokens that stay; refuses a size that cuts none."""
     tokenizer, tables = loaded.tokenizer, tables_of(loaded.tokenizer)
     if config.vocabulary >= len(tokenizer):
         raise InputError(
@@ -72,7 +71,7 @@ def chosen_tokens(config: VocabularyConfig, loaded: Loaded, corpus: Corpus) -> l
 def trimmed_to(
     problem: PruningProblem, loaded: Loaded, kept: Sequence[int]
 ) -> tuple[PruningProblem, Loaded]:
-    """The same problem of the model with some of its tokens. Sizes stay shares of the original."""
+    """Returns the problem and model with these tokens alone. Sizes stay shares of the original."""
     small = trimmed(loaded, kept)
     fewer = problem_of(problem.job, small)
     if fewer.budget.costs is not None:
@@ -82,7 +81,7 @@ def trimmed_to(
 
 
 def usage(corpus: Corpus, tokens: int) -> Float[Tensor, " V"]:
-    """The share of the learning text that each token is, of every source as its weight says."""
+    """Returns each token's share of the learning text, with every source at its weight."""
     used = torch.zeros(tokens, dtype=torch.float64)
     for stream, weight in zip(corpus.streams, corpus.weights, strict=True):
         if not isinstance(stream, Tensor):
@@ -92,7 +91,7 @@ def usage(corpus: Corpus, tokens: int) -> Float[Tensor, " V"]:
 
 
 def named_tokens(files: tuple[Path, ...], loaded: Loaded) -> set[int]:
-    """The tokens of words, one a line, with and without a space before them."""
+    """Returns the tokens of words, one word per line, with and without a space before them."""
     found = set[int]()
     for file in files:
         with naming(file, "keep_tokens"):
@@ -104,7 +103,7 @@ def named_tokens(files: tuple[Path, ...], loaded: Loaded) -> set[int]:
 
 
 def told_tokens(loaded: Loaded) -> set[int]:
-    """The tokens that the chat template and the generation settings name."""
+    """Returns the tokens of the chat template and those that the model's settings name."""
     template = getattr(loaded.tokenizer, "chat_template", None) or ""
     texts = template.values() if isinstance(template, dict) else [template]
     found = {

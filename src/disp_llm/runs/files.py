@@ -16,16 +16,16 @@ from disp_llm.config.errors import InputError
 from disp_llm.runs.ownership import require_replaceable, temporary_prefix
 
 CHECKSUM = "checksum"
-"""Key of a JSON file that says what all the others were when it was written."""
+"""Key in a JSON file for the hash of all the others when it was written."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
-    """Yields a temporary path beside `path`; the file or folder that is there at the end takes the
-    place of `path`, once it is on the disk. On an error nothing stays behind.
+    """Yields a temporary path beside `path`. At the end, the file or folder there replaces `path`,
+    once it is on the disk. On an error nothing stays behind.
 
     Args:
-        signature: by which a file is known that may be replaced (`require_replaceable`).
+        signature: identifies a file that may be replaced (`require_replaceable`).
     """
     try:
         require_replaceable(path, signature)
@@ -36,16 +36,16 @@ def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
                 _open_modes(temporary / path.name)
                 _flush(temporary / path.name)
                 require_replaceable(path, signature)
-                if path.is_dir():  # it cannot be replaced in one step, but never be half there
+                if path.is_dir():  # a folder takes two steps, but is never half there
                     os.replace(path, temporary / f"{path.name}.before")
                 os.replace(temporary / path.name, path)
                 _flush_entry(path.parent)
             finally:
                 before = temporary / f"{path.name}.before"
-                if before.exists() and not os.path.lexists(path):  # cut off between the two
+                if before.exists() and not os.path.lexists(path):  # interrupted between the two
                     os.replace(before, path)
                 shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises its own for a full disk
         raise InputError(
             f"cannot write ({getattr(error, 'strerror', None) or error})",
             field=str(path),
@@ -55,7 +55,7 @@ def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_made(folder: Path) -> Iterator[None]:
-    """Makes a folder and those above it; at the end, new ones that hold nothing are removed."""
+    """Makes a folder and its parents; at the end, removes the new ones that are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,8 @@ def folder_made(folder: Path) -> Iterator[None]:
 
 
 def _open_modes(path: Path) -> None:
-    """Gives files the mode that `open` would: safetensors makes them private to their owner, and a
-    model folder is often served by another user."""
+    """Gives files the mode that `open` would. safetensors makes them private to their owner, but
+    another user often serves a model folder."""
     mask = os.umask(0)
     os.umask(mask)
     for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
@@ -77,7 +77,7 @@ def _open_modes(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Waits for the disk: a name must never appear there before its content."""
+    """Waits until all is on the disk: a name must never appear there before its content."""
     for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
         _flush_entry(entry)
 
@@ -99,13 +99,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_checked_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object that says itself whether it was changed afterwards."""
+    """Writes a JSON object with a checksum that reveals later changes."""
     write_json(path, value | {CHECKSUM: _checksum(value)})
 
 
 def read_checked_json(path: Path, hint: str, anyway: bool = False) -> dict[str, Any]:
-    """An object that `write_checked_json` wrote, without its checksum; refused if it was changed,
-    unless it is taken `anyway`."""
+    """Reads an object that `write_checked_json` wrote, without its checksum. Refuses one that was
+    changed since, unless `anyway`."""
     value = read_json(path, hint)
     stated = value.pop(CHECKSUM, None)
     if not anyway and stated != _checksum(value):
@@ -114,13 +114,13 @@ def read_checked_json(path: Path, hint: str, anyway: bool = False) -> dict[str, 
 
 
 def _checksum(value: dict[str, Any]) -> str:
-    """Hash of an object, however it is laid out."""
+    """Returns the hash of an object, however it is laid out."""
     said = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(said.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """The object in a JSON file; `hint` says what to do if it cannot be read or is none."""
+    """Returns the object in a JSON file; `hint` says what to do if it is damaged or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -3,9 +3,9 @@
     RUN/  config.toml  metrics.jsonl  checkpoint/  selection.safetensors  keep-0.8/  keep-0.5/
           result.json  report.html
 
-A run of `recover` has `model/` and neither sizes nor a selection. `result.json` holds the hashes
-of all files that a stage hands to the next, in the same write as the figures that belong to them: a
-stage whose files are recorded does not run again, and a file that has changed since is refused.
+A run of `recover` has `model/` and neither sizes nor a selection. `result.json` holds the hashes of
+all files that a stage hands to the next, written together with their figures. A stage whose files
+are recorded does not run again; a file that has changed since is refused.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from disp_llm.runs.results import PUT_BACK, OriginalResult, RunFigures, as_json,
 from disp_llm.runs.sums import SUMS, changed_files, folder_problems, sha256
 
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
-"""What to do about a file of a run that is not what it was. An exported folder that was deleted is
-made again too, or forgotten where `export` had made it."""
+"""What to do about a file of a run that has changed. A deleted exported folder is made again too,
+or forgotten if `export` had made it."""
 
 NOT_MADE_AGAIN = {
     "config.toml": "put it back; `anyway` takes what it says now",
@@ -32,10 +32,10 @@ NOT_MADE_AGAIN = {
 
 
 class Run:
-    """One run folder: its paths, its figures, and whether its files are still what they were.
+    """One run folder: its paths, its figures, and whether its files are unchanged.
 
     Args:
-        anyway: whether files that have changed are used all the same.
+        anyway: whether changed files are used all the same.
     """
 
     def __init__(self, folder: Path, anyway: bool = False):
@@ -51,21 +51,21 @@ class Run:
 
     @property
     def log(self) -> tuple[Path, ...]:
-        """The log of the steps; none of a run that takes none."""
+        """The log of the steps; empty if the run takes none."""
         return (self.metrics_file,) if self.metrics_file.exists() else ()
 
     def drop_checkpoints(self) -> None:
         """Deletes what only an unfinished run needs: weights and moments take several times the
-        room of the model."""
+        model's room."""
         for path in self.checkpoint_folder.glob("step-*.safetensors"):
             path.unlink()
 
     def size_folder(self, size: str) -> Path:
-        """Where `prune` writes a size: `keep-0.8`, or `bytes-0.6` under another budget."""
+        """Returns the folder of a size: `keep-0.8`, or `bytes-0.6` under another budget."""
         return self.folder / (f"keep-{size}" if size[0].isdigit() else size)
 
     def result(self) -> dict[str, Any]:
-        """What has been measured so far; empty before anything has."""
+        """Returns what has been measured so far; empty before anything has."""
         if not self.result_file.exists():
             return {}
         values = read_checked_json(self.result_file, PUT_BACK, self.anyway)
@@ -74,24 +74,24 @@ class Run:
 
     @property
     def figures(self) -> RunFigures | None:
-        """The same, typed; None before anything has been measured."""
+        """Figures of the run, typed; None before anything has been measured."""
         values = self.result()
         return run_figures(values, str(self.result_file)) if values else None
 
     @property
     def original(self) -> OriginalResult | None:
-        """The figures of the model as it came, once they are measured."""
+        """Figures of the original; None before they are measured."""
         found = self.figures
         return found.original if found else None
 
     @property
     def files(self) -> dict[str, str]:
-        """Hashes of the recorded files, by their names in the folder."""
+        """Hashes of the recorded files, by name in the folder."""
         return self.result().get("files", {})
 
     @property
     def identity(self) -> str:
-        """Hash of the settings, the model and the texts, which all that is half done carries."""
+        """Hash of settings, model and texts, which all half-done work carries."""
         if not self.config_file.exists():
             return ""
         source = self.result().get("source", {})
@@ -99,9 +99,8 @@ class Run:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def update(self, *written: Path, **values: Any) -> dict[str, Any]:
-        """Adds values to `result.json`, and with them the hashes of files that were written; an
-        exported folder carries the sums of its files.
-        """
+        """Adds values to `result.json`, together with the hashes of written files; an exported
+        folder is recorded by its sums."""
         result = self.result() | as_json(values)
         if "status" not in result:  # a run that has not begun: a method was called by itself
             return {}
@@ -113,9 +112,9 @@ class Run:
 
     @contextlib.contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
-        """Yields a temporary path; what is there at the end takes the place of a recorded file.
+        """Yields a temporary path, whose content at the end replaces a recorded file.
 
-        The hashes of both are on record meanwhile, so that a kill leaves a file that is known.
+        Both hashes are on record meanwhile, so that a kill leaves a known file.
         """
         with atomic(path) as new:
             yield new
@@ -134,8 +133,8 @@ class Run:
             write_checked_json(self.result_file, result)
 
     def forget_deleted(self, made: Iterable[str]) -> None:
-        """The same for sizes whose folder, or its copy in another format, was deleted since, but
-        for those that an attempt makes again."""
+        """Takes off the record sizes whose folder, or copy in another format, was deleted, except
+        those that an attempt makes again (`made`)."""
         found, kept = self.figures, set(made)
         sizes = [one for one in found.models if one.size not in kept] if found else []
         folders = [self.size_folder(one.size) for one in sizes]
@@ -143,15 +142,15 @@ class Run:
         self.forget(*(folder for folder in folders if not folder.exists()))
 
     def has(self, path: Path) -> bool:
-        """Whether an earlier attempt has finished a file or an exported folder of this run, which
-        is refused if it has changed since."""
+        """Returns whether an earlier attempt finished a file or an exported folder of this run;
+        refuses it if it has changed since."""
         if self._name(path) not in self.files or not path.exists():
             return False
         self.require_whole(path)
         return True
 
     def problems(self, *paths: Path) -> list[InputError]:
-        """What is not as it was recorded: of these files and exported folders, or of all."""
+        """Returns what differs from the record: of these files and exported folders, or of all."""
         files, replacing = self.files, self.result().get("replacing", {})
         found: list[InputError] = []
         for name in [self._name(path) for path in paths] or files:
@@ -168,19 +167,18 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has finished and nothing of it was deleted."""
+        """Whether the run has finished and none of its files was deleted."""
         there = all((self.folder / name).exists() for name in self.files)
         return there and self.result().get("status") == "done"
 
     def require_whole(self, *paths: Path) -> None:
-        """Refuses files and exported folders that are not what they were when they were written."""
+        """Refuses files and exported folders that have changed since they were written."""
         for problem in [] if self.anyway else self.problems(*paths):
             raise problem
 
     def require_same_source(self, source: dict[str, str], dtype: str) -> None:
-        """Refuses a model or text that is not the one that the run began with, and another data
-        type, which `auto` may be on another machine.
-        """
+        """Refuses another model or text than the run began with, and another data type, which
+        `auto` may be on another machine."""
         if self.anyway:
             return
         before = self.result()
@@ -193,9 +191,8 @@ class Run:
             )
 
     def finish(self, **last: Any) -> dict[str, Any]:
-        """Closes the run: done means that every file is on the disk as it was written. Scores that
-        were deleted since are taken off the record: nothing reads them any more.
-        """
+        """Closes the run: done means that every file is on the disk as it was written. Takes
+        deleted scores off the record, since nothing reads them any more."""
         if not self.scores_file.exists():
             self.forget(self.scores_file)
         self.update(**last)
@@ -203,19 +200,19 @@ class Run:
         return self.update(status="done")
 
     def _name(self, path: Path) -> str:
-        """What a file is recorded as; an exported folder is by the sums of its files."""
+        """Returns the name a file is recorded by; an exported folder has that of its sums file."""
         return (path / SUMS if path.is_dir() else path).relative_to(self.folder).as_posix()
 
 
 def require_same_source(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
-    """Refuses a model or text that is not the one that is recorded of a folder."""
+    """Refuses another model or text than a folder's record names."""
     for field, key in SOURCES.items():
         if key in before and key in now and before[key] != now[key]:
             raise other_source(field, folder, f"{before[key]}, now {now[key]}")
 
 
 def other_source(field: str, folder: Path, change: str) -> InputError:
-    """What is said of an input that is not the one that a folder was made of."""
+    """Returns the error about an input that is not the one a folder was made of."""
     return InputError(
         f"is not what {folder} was made of ({change})",
         field=field,
@@ -231,13 +228,13 @@ SOURCES = {
     "teacher": "teacher_revision",
     "weights_from": "weights_from_revision",
 }
-"""The setting that names each thing that a run is made of, and where results keep its hash."""
+"""Setting that names each input of a run, and the key of the input's hash in results."""
 
 
 @contextlib.contextmanager
 def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
-    """Adds the seconds that the context lasts to those of earlier attempts in `result.json`, if
-    this process is the `active` one, which writes."""
+    """Adds the seconds that the context lasts to those of earlier attempts in `result.json`. Only
+    an `active` process writes."""
     began = time.perf_counter()
     try:
         yield

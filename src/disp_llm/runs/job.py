@@ -1,4 +1,4 @@
-"""What a long task runs with: its settings, its folder, its processes, and who watches."""
+"""What a long task runs with: its settings, folder, processes and callbacks."""
 
 import time
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class Process:
     accelerator: Accelerator
     device: torch.device
     group: Any = None
-    """All processes, as a group that gives up soon when one of them does not answer; None = this
-    one is alone."""
+    """All processes, as a group that soon gives up on one that does not answer; None = only this
+    one."""
 
     @property
     def is_main(self) -> bool:
@@ -38,11 +38,11 @@ class Process:
 
     @property
     def count(self) -> int:
-        """How many processes there are."""
+        """Number of processes."""
         return self.accelerator.num_processes
 
     def track(self, of: str, figures: dict[str, Any], step: int) -> None:
-        """Hands numbers to the trackers of the accelerator, if it has any: `train/loss` or
+        """Hands numbers to the accelerator's trackers, if it has any, as `train/loss` or
         `keep-0.5/perplexity`."""
         numbers = {
             f"{of}/{key}": value
@@ -52,26 +52,26 @@ class Process:
         self.accelerator.log(numbers, step=step)
 
     def own(self, batch: Tensor) -> Tensor:
-        """This process's rows of what all processes have drawn alike."""
+        """Returns this process's rows of a batch that all processes drew alike."""
         return batch.chunk(self.count)[self.index]
 
     def wait(self) -> None:
-        """Returns when all processes have come here."""
+        """Waits until all processes have come here."""
         self.accelerator.wait_for_everyone()
 
     def least(self, value: float) -> float:
-        """The smallest of all processes' values."""
+        """Returns the smallest of all processes' values."""
         if self.group is None:
             return value
         found = torch.tensor(value, dtype=torch.float64, device=self.device)
         return float(self._reduced(found, torch.distributed.ReduceOp.MIN))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, which call it alike; it takes the place of the tensor."""
+        """Sums a tensor over all processes, in place, and returns it; all must call this."""
         return self._reduced(tensor, torch.distributed.ReduceOp.SUM)
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all processes, likewise."""
+        """Averages a tensor over all processes, likewise."""
         return self.sum(tensor).div_(self.count)
 
     def _reduced(self, tensor: Tensor, how: Any) -> Tensor:
@@ -81,11 +81,11 @@ class Process:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The task was asked to stop; what goes on from here has been written."""
+    """The task was asked to stop; what resuming needs has been written."""
 
 
 def never() -> bool:
-    """Nobody asks the task to stop."""
+    """Never asks the task to stop."""
     return False
 
 
@@ -98,16 +98,16 @@ class Job(Generic[Config]):
     process: Process
     progress: ProgressCallback = silent
     stop_requested: Callable[[], bool] = never
-    """Asked after every step: whether to write a checkpoint and end."""
+    """Called after every step; True = write a checkpoint and end."""
     command: str = "disp_llm"
-    """How the task was asked for, for provenance."""
+    """How the task was started, for provenance."""
     asked: Config | None = None
-    """The settings as they were given, which the run folder stores; the models may not be able to
-    follow all of them."""
+    """Settings as given, which the run folder stores; the models may not be able to follow all of
+    them."""
     began: float = field(default_factory=time.perf_counter)
     is_trial: bool = False
-    """Whether its steps are timed and thrown away: no checkpoint, no tracker."""
+    """Whether its steps are only timed and thrown away: no checkpoint, no tracker."""
 
     def count(self, stage: str) -> Ticks:
-        """What reports the progress of one stage."""
+        """Returns the progress callback of one stage."""
         return counting(self.progress, stage)

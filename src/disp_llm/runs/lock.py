@@ -1,7 +1,6 @@
-"""One process at a time in a folder of ours, or at a new output.
+"""Lets one process at a time work in a folder of ours, or at a new output.
 
-The system drops the lock of a process that ends, however it ends, so that a kill leaves a file but
-no lock.
+The system drops the lock of a process however it ends: a kill leaves a file but no lock.
 """
 
 import contextlib
@@ -26,11 +25,11 @@ from disp_llm.runs.ownership import (
 
 @contextlib.contextmanager
 def locked(folder: Path, kind: str) -> Iterator[None]:
-    """While the context lasts, no other process works in our folder of this kind.
+    """Keeps other processes out of our folder of this kind while the context lasts.
 
-    Makes the folder if there is none, marks it, removes what killed processes left half written in
-    it, and leaves everything as it was if nothing was put into it. Of several processes that work
-    together the first holds the folder.
+    Makes the folder if there is none, marks it, and removes what killed processes left half written
+    in it. If nothing was put into the folder, leaves everything as it was. Of several processes
+    that work together, the first holds the lock.
     """
     if int(os.environ.get("RANK", "0")) > 0:
         yield
@@ -51,9 +50,8 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def created(path: Path, field: str) -> Iterator[Path]:
-    """Yields a temporary path; what is there at the end becomes the new file or folder `path`,
-    which no other process makes meanwhile.
-    """
+    """Yields a temporary path, whose content at the end becomes the new file or folder `path`. No
+    other process makes `path` meanwhile."""
     _require_new(path, field)
     with _held(path.parent, f"{MARK}-{path.name}.lock", field):
         _require_new(path, field)
@@ -63,11 +61,11 @@ def created(path: Path, field: str) -> Iterator[Path]:
 
 
 LONGEST_NAME = 200
-"""Bytes of a name: file systems take 255, and what is written lies under a longer one at first."""
+"""Most bytes of a name: file systems take 255, and outputs are first written under longer ones."""
 
 
 def _require_new(path: Path, field: str) -> None:
-    """Refuses a place where something lies, or where nothing can be written."""
+    """Refuses a place that exists, or where nothing can be written."""
     if os.path.lexists(path):
         what = "is a folder" if path.is_dir() else "exists"
         raise InputError(f"{path} {what}", field=field, hint="give another name")
@@ -81,8 +79,8 @@ def _require_new(path: Path, field: str) -> None:
 
 @contextlib.contextmanager
 def _held(folder: Path, name: str, field: str, is_ours: bool = False) -> Iterator[None]:
-    """Holds the lock of a name in a folder, which is made if there is none. At the end the folder
-    is removed if it holds nothing and was made here, or by an earlier process of ours."""
+    """Holds a lock file in a folder, which is made if there is none. At the end, removes the folder
+    if it is empty and was made here, or by an earlier process of ours."""
     path, holder = folder / name, ""
     lock = FileLock(path, timeout=0)
     with contextlib.ExitStack() as stack:
@@ -98,7 +96,7 @@ def _held(folder: Path, name: str, field: str, is_ours: bool = False) -> Iterato
                 field=field,
                 hint="wait for it, stop it, or name another folder",
             ) from error
-        except (OSError, ValueError) as error:  # the latter is Python's word for a null character
+        except (OSError, ValueError) as error:  # ValueError: a null character in the path
             raise InputError(
                 f"{folder} cannot be written ({getattr(error, 'strerror', None) or error})",
                 field=field,
@@ -108,17 +106,17 @@ def _held(folder: Path, name: str, field: str, is_ours: bool = False) -> Iterato
 
 
 def _give_back(lock: FileLock, path: Path, is_ours: bool) -> None:
-    """Removes and releases a lock, if it is held."""
+    """Removes and releases a lock, if it is held, and our folder, if it is then empty."""
     if lock.is_locked:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is held: who waits for nothing cannot come in between
+            path.unlink()  # before the release: nobody waits for this file
             if is_ours:
-                path.parent.rmdir()  # fails where it holds something
+                path.parent.rmdir()  # fails if it is not empty
         lock.release()
 
 
 def _holder(path: Path) -> str:
-    """Who says in the file that it holds the lock."""
+    """Returns who holds the lock, as its file says."""
     try:
         return path.read_text() or "another process"
     except (OSError, ValueError):

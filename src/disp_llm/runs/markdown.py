@@ -1,4 +1,4 @@
-"""Text that came from outside -> Markdown in which it is nothing but text."""
+"""Text that came from outside -> Markdown that shows it as plain text."""
 
 import re
 from typing import Any
@@ -9,20 +9,19 @@ MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^#(?=[#\s]|$)|^[-+=
 """Characters that could be markup where they stand; a name like `org/my_model` has none."""
 
 NUMBER = re.compile(r"^(\d+)([.)])(?=\s|$)")
-"""What would begin a list."""
+"""A number that would begin a list."""
 
 HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown, also in a table, and HTML show as it is, in one line."""
+    """Escapes text so that Markdown, also in a table, and HTML show it as it is, in one line."""
     text = MARKUP.sub(r"\\\g<0>", printable(text).strip())
     return NUMBER.sub(r"\1\\\2", text).translate(HTML)
 
 
 def all_escaped(value: Any, code: tuple[str, ...] = ()) -> Any:
-    """Anything that a JSON file can hold, with all of its text escaped; `code` are the keys of text
-    that is shown as code."""
+    """Escapes all text in a JSON value; `code` holds the keys of text that is shown as code."""
     if isinstance(value, dict):
         return {
             escaped(key): in_code(part) if key in code else all_escaped(part, code)
@@ -34,5 +33,5 @@ def all_escaped(value: Any, code: tuple[str, ...] = ()) -> Any:
 
 
 def in_code(text: str) -> str:
-    """Text that stays inside of code, which no escape reaches and a backtick would end."""
+    """Makes text safe inside code, where no escape works and a backtick would end it."""
     return printable(text).replace("`", "'")

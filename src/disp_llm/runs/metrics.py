@@ -1,4 +1,4 @@
-"""The log of a run's steps: `metrics.jsonl`, a line a step."""
+"""The log of a run's steps: `metrics.jsonl`, one line per step."""
 
 import contextlib
 import hashlib
@@ -13,8 +13,8 @@ from disp_llm.runs.files import atomic
 
 
 class MetricsLog:
-    """A context manager, which closes the file. Of what was there it keeps the lines of so many
-    steps, if they are those of which the checkpoint has the digest."""
+    """A context manager that closes the file. Keeps the lines of the first `step` steps; refuses
+    them if they differ from the checkpoint's `digest`."""
 
     def __init__(self, path: Path, step: int, digest: str | None):
         self._path = path
@@ -39,7 +39,7 @@ class MetricsLog:
             self._file.close()
 
     def settle(self) -> str:
-        """Waits until all lines so far are on the disk; their SHA-256."""
+        """Waits until all lines so far are on the disk; returns their SHA-256."""
         with self._writing():
             os.fsync(self._file.fileno())
         return self._digest.hexdigest()

@@ -1,11 +1,11 @@
-"""What is ours: told by a mark, before anything is locked, swept, replaced or written.
+"""Tells by a mark what is ours, before anything is locked, swept, replaced or written.
 
-    FOLDER/.disp-llm         the mark of a folder: what it is, and a number of its own
+    FOLDER/.disp-llm         the mark of a folder: its kind, and its own number
     FOLDER/.disp-llm.lock    while a process works there
-    .disp-llm-NUMBER-XXXX/   what is half written, in the folder whose number it bears
+    .disp-llm-NUMBER-XXXX/   what is half written, in the folder of that number
 
-A page says in its first bytes that we wrote it, a model folder by its `card.json`.
-Whatever bears no mark is somebody else's: it is never deleted, renamed or replaced.
+A page of ours says so in its first bytes, a model folder by its `card.json`. What has no mark is
+somebody else's: it is never deleted, renamed or replaced.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ from pathlib import Path
 from disp_llm.config.errors import InputError
 
 MARK = ".disp-llm"
-"""Name of the mark, and how the names of all begin that we put beside what we were asked for."""
+"""Name of the mark, and prefix of all names that we put beside an output."""
 
 LOCK = f"{MARK}.lock"
 
 FACTS = "card.json"
-"""The file by which an exported folder is known, wherever it lies."""
+"""File that identifies an exported folder, wherever it lies."""
 
 PAGE = b'<meta name="generator" content="disp-llm">'
-"""What a page of ours has among its first bytes."""
+"""Signature among the first bytes of our pages."""
 
 HEAD = 4096
-"""How many bytes these are."""
+"""Number of these first bytes."""
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder is by its mark, such as `prune`; empty where it has none of ours."""
+    """Returns what a folder is by its mark, such as `prune`; empty if it has no mark of ours."""
     return _mark(folder)[0]
 
 
 def _mark(folder: Path) -> tuple[str, str]:
-    """Kind and number in the mark of a folder, likewise."""
+    """Returns kind and number in a folder's mark; empty if it has none."""
     try:
         content = (folder / MARK).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def _mark(folder: Path) -> tuple[str, str]:
 
 
 def _content(kind: str, number: str) -> str:
-    """What a mark says, with a sum by which it is known to be whole."""
+    """Returns the content of a mark, with a checksum that shows it is whole."""
     said = f"disp-llm {kind} {number}"
     return f"{said} {hashlib.sha256(said.encode()).hexdigest()[:8]}\n"
 
@@ -58,7 +58,7 @@ def mark(folder: Path, kind: str) -> None:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder is not there or holds nothing but what killed processes of ours left."""
+    """Returns whether a folder is missing or holds only what killed processes of ours left."""
     if not os.path.lexists(folder):
         return True
     ours = {folder / MARK, folder / LOCK} if kind_of(folder) else {folder / LOCK}
@@ -82,14 +82,14 @@ def require_ours(folder: Path, kind: str) -> None:
 
 
 def damaged_mark(folder: Path) -> InputError:
-    """What is said of a folder of ours whose mark is damaged or missing."""
+    """Returns the error about a folder of ours whose mark is damaged or missing."""
     hint = "put it back, or begin in a new `output_dir`"
     return InputError("is damaged or missing", field=str(folder / MARK), hint=hint)
 
 
 def require_replaceable(path: Path, signature: bytes = b"") -> None:
-    """Refuses to replace what does not say that it is ours: by a signature among its first bytes
-    or, without one, by lying in a folder of ours."""
+    """Refuses to replace what is not ours. A file is ours by a signature in its first bytes or, if
+    none is given, by its folder; a folder by its mark or card."""
     if os.path.lexists(path) and not _is_ours(path, signature):
         kind = "folder" if path.is_dir() else "file"
         raise InputError(
@@ -111,22 +111,22 @@ def _is_ours(path: Path, signature: bytes) -> bool:
 
 
 def _owner(path: Path) -> str:
-    """The number of our folder that a file lies in, or in a folder of which; else empty."""
+    """Returns the number of our folder that holds a file, at most one level down; else empty."""
     above = (path.parent, path.parent.parent)
-    if above[1].name.startswith(f"{MARK}-"):  # what is being written there
+    if above[1].name.startswith(f"{MARK}-"):  # being written there
         return above[1].name.split("-")[2]
     return next(filter(None, (_mark(parent)[1] for parent in above)), "")
 
 
 def temporary_prefix(path: Path) -> str:
-    """How the name of the temporary folder begins in which a file or folder is written."""
+    """Returns the name prefix of the temporary folder in which a file or folder is written."""
     own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return f"{MARK}-{_owner(path) or own}-"
 
 
 def sweep(path: Path) -> None:
-    """Removes what killed processes left half written of an output or, of the mark of a folder, of
-    anything in it."""
+    """Removes what killed processes left half written of an output or, given a folder's mark, of
+    anything in that folder."""
     for left in _half_written(path):
         shutil.rmtree(left, ignore_errors=True)
 

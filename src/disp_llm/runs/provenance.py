@@ -18,11 +18,11 @@ LIBRARIES = ("disp-llm", "torch", "transformers", "accelerate", "safetensors", "
 CPU_INFO = Path("/proc/cpuinfo")
 
 CHECKOUT = Path(__file__).parents[3]
-"""Where this file lies in a git checkout: three folders above `src/disp_llm/runs`."""
+"""Root of the git checkout: three folders above `src/disp_llm/runs`."""
 
 
 def provenance(seed: int, command: str) -> Provenance:
-    """Versions, commit, hardware and seed of this process, how it was asked for, and the time."""
+    """Returns versions, commit, hardware and seed of this process, its command, and the time."""
     return {
         "command": command,
         "seed": seed,
@@ -35,8 +35,8 @@ def provenance(seed: int, command: str) -> Provenance:
 
 @cache  # the code that runs is that of the first call, whatever is checked out afterwards
 def commit() -> str:
-    """The commit of disp-llm, with `-dirty` where its code has changed since; empty outside of a
-    git checkout."""
+    """Returns the commit of disp-llm, with `-dirty` if its code has changed since; empty outside of
+    a git checkout."""
     if not (CHECKOUT / ".git").exists():
         return ""
     found = _git("rev-parse", "HEAD")
@@ -44,7 +44,7 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the checkout; empty where there is no git, or it refuses."""
+    """Returns what git says of the checkout; empty if git is missing or refuses."""
     try:
         done = subprocess.run(
             ["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=False
@@ -55,12 +55,12 @@ def _git(*arguments: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what comes out."""
+    """Returns the versions of the libraries that influence results."""
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def hardware() -> Hardware:
-    """What the figures were measured on."""
+    """Returns the machine that figures are measured on."""
     info: Hardware = {
         "cpu": cpu_facts().get("model name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -72,17 +72,17 @@ def hardware() -> Hardware:
 
 
 def cpu_facts() -> dict[str, str]:
-    """What Linux tells of the first processor (`model name`, `flags`, ...); empty elsewhere."""
+    """Returns what Linux tells of the first CPU (`model name`, `flags`, ...); empty elsewhere."""
     try:
         lines = CPU_INFO.read_text().splitlines()
     except (OSError, ValueError):
         return {}
-    pairs = (line.partition(":") for line in reversed(lines))  # so that the first one stays
+    pairs = (line.partition(":") for line in reversed(lines))  # the first processor stays
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory that this process has held: of the GPU that it works on, else resident."""
+    """Returns the most memory that this process has held: of its GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,6 +1,6 @@
 """Figures with what they were measured over, as `result.json` and `compare.json` hold them.
 
-`as_json` writes a result as it is nested; `as_type` reads it back, and checks every value.
+`as_json` writes a nested result; `as_type` reads it back, and checks every value.
 """
 
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -11,24 +11,24 @@ from disp_llm.config.schema import Amount, AtLeastOne, Count, Positive, as_type
 from disp_llm.runs.scores import Perplexity, Scores
 
 PUT_BACK = "put it back, or begin in a new `output_dir`"
-"""What to do about a damaged `result.json`, which says what all else has to be."""
+"""What to do about a damaged `result.json`, against which all other files are checked."""
 
 
 Phase = Literal["prefill", "decode"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""What is timed: a prompt, or one token after as many cached ones."""
+"""What is timed: a whole prompt, or one token after cached ones."""
 
 
 def workload_said(phase: Phase, length: int, batch: int) -> str:
-    """`prefill, 512 tokens`, or `decode after 512 tokens, batch 1`."""
+    """Returns `prefill, 512 tokens`, or `decode after 512 tokens, batch 1`."""
     if phase == "prefill":
         return f"prefill, {length} tokens"
     return f"decode after {length} tokens, batch {batch}"
 
 
 class Hardware(TypedDict):
-    """What figures were measured on."""
+    """Machine that figures were measured on."""
 
     cpu: str
     threads: AtLeastOne
@@ -42,25 +42,25 @@ class Provenance(TypedDict):
     command: str
     seed: int
     date: str
-    """UTC, as ISO 8601 has it."""
+    """UTC, in ISO 8601."""
     commit: str
-    """Of disp-llm, with `-dirty` where its code had changed since; empty = not from a checkout."""
+    """Commit of disp-llm, with `-dirty` if its code had changed since; empty = no checkout."""
     versions: dict[str, str]
     hardware: Hardware
 
 
 @dataclass(frozen=True)
 class MeasuredResult:
-    """A model at some time, measured on the evaluation text and on a suite."""
+    """A model at one time, measured on the evaluation text and on a suite."""
 
     measured: Perplexity
     scores: Scores | None = None
-    """Against the original's; None without a suite."""
+    """Suite scores, against the original's if these are known; None without a suite."""
 
 
 @dataclass(frozen=True)
 class OriginalResult:
-    """The model as it came."""
+    """The original model, as it came."""
 
     measured: Perplexity
     parameters: AtLeastOne
@@ -71,12 +71,12 @@ class OriginalResult:
     sample: str = ""
     """What the model writes after them."""
     scores: Scores | None = None
-    """On the suite of the run, where it has one."""
+    """Suite scores; None without a suite."""
 
 
 class Timing(TypedDict):
-    """What was timed in which program, the measured share of the original's time, what the model
-    itself took (not known in older results), and all attempts."""
+    """What was timed in which program, the measured share of the original's time, the model's own
+    time (missing in older results), and all attempts."""
 
     work: str
     program: NotRequired[str]
@@ -93,7 +93,7 @@ class SizeResult:
     """Its name in the run."""
     budget: BudgetKind
     share_asked: Amount
-    """Of what the budget limits."""
+    """Asked share of what the budget limits."""
     keep: Amount
     """Share of block parameters that is kept."""
     keep_total: Amount
@@ -106,7 +106,7 @@ class SizeResult:
     kv_cache: Amount
     """Size of the KV cache as a share of the original's."""
     heads_pruned: bool
-    """Whether some blocks have fewer KV heads than others."""
+    """Whether attention that stays has lost KV heads in some block."""
     scaled: bool
     """Whether scales are folded into the weights."""
     biased: bool
@@ -114,24 +114,23 @@ class SizeResult:
     adapter_rank: Count
     """Rank of the adapters that are added to the weights; 0 = none."""
     widths_full: dict[str, AtLeastOne]
-    """Width of every site in the original, of the block where it is widest."""
+    """Largest width of every site in the original's blocks."""
     folder: str = ""
     converted: str = ""
-    """The same in the format that `for` names; "" = in none."""
+    """Folder of the same model in the format that `for` names; "" = none."""
     formats: list[Format] = field(default_factory=list)
-    """Of single programs, that can hold it."""
+    """Formats of single programs that can hold it."""
     asked: str | None = None
-    """`6GB` or `80ms`, of which `share_asked` is what it means for this original; None where a
-    share was asked for."""
+    """Amount asked for, such as `6GB` or `80ms`; `share_asked` is its share of this original. None
+    if a share was asked for."""
     tokens: Count = 0
-    """Of the original's vocabulary that it has; 0 = all."""
+    """Number of the original's tokens that it has; 0 = all."""
     usual_blocks: bool = True
     """Whether every block has attention and a dense MLP, or one of them: no hybrid, no mixture."""
     learned_weights: bool = False
     """Whether the weights themselves were learned beside the masks."""
     measured: Perplexity | None = None
-    """None where the size was exported without running it; neither are the next three then known.
-    """
+    """Perplexity; None if the size was not run at export. The next three are then unknown too."""
     perplexity_masked: Positive | None = None
     logit_errors: dict[str, Amount] = field(default_factory=dict)
     """`max_logit_error` and the same by data type: max|Δlogit| / max|logit| against the masked
@@ -139,62 +138,61 @@ class SizeResult:
     sample: str | None = None
     """What it writes after the beginning of the evaluation text."""
     dropped: dict[str, Count] = field(default_factory=dict)
-    """Number of blocks that have lost their `attention`, and their `mlp`, where whole branches may
-    be pruned."""
+    """Number of blocks that lost their `attention`, and their `mlp`, if whole branches may be
+    pruned."""
     latency: Timing | None = None
-    """Where time is the budget."""
+    """Timing, if the budget is latency."""
     other_parameters: dict[str, Count] = field(default_factory=dict)
-    """Of a wrapper the parameters of each part beside its language model, which stay as they are.
-    """
+    """Parameters of each part of a wrapper beside its language model; these stay as they are."""
     speed: dict[str, Positive] = field(default_factory=dict)
     """`prefill_ms`, `prefill_original_ms`, `prefill_speedup`, its quartiles `prefill_speedup_low`
-    and `prefill_speedup_high`, and the same of decode, where the model was timed beside the
-    original on the machine of the run."""
+    and `prefill_speedup_high`, and the same for decode. Empty unless the model was timed beside the
+    original, on the machine of the run."""
     timed_in: str = "transformers"
-    """The program that these times are of."""
+    """Program that these times were measured in."""
     scores: Scores | None = None
-    """On the suite of the run, against the original's; None where it has none."""
+    """Suite scores against the original's; None without a suite."""
     provenance: Provenance | None = None
 
     @property
     def share_measured(self) -> float:
-        """Share of what the budget limits: measured where that is time, else counted."""
+        """Share of what the budget limits: measured for latency, else counted."""
         return self.latency["measured_share"] if self.latency else self.share_of_budget
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to store a model in the room that there is."""
+    """One way to store a model in the size asked for."""
 
     bits: Bits
     keep: Positive
     """Share of block parameters."""
     expected: Positive
-    """Times the original's perplexity, before anything was learned."""
+    """Perplexity ratio to the original that was predicted before learning."""
     bytes: AtLeastOne | None = None
-    """Of what was written."""
+    """Bytes of the written weights."""
     ratio: Positive | None = None
-    """Times the original's perplexity on the held-out end of the learning text."""
+    """Perplexity ratio to the original on the end of the learning text, which was learned from."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How what was asked for is met."""
+    """How the asked size is met."""
 
     asked: str
     limit: Positive
-    """Bytes or parameters."""
+    """Asked size in bytes or parameters."""
     tokens: Count
-    """That stay; 0 = all."""
+    """Number of tokens that stay; 0 = all."""
     choices: list[Choice]
-    """The one that is expected to be best first."""
+    """Choices, the one predicted to be best first."""
     chosen: Bits | None = None
     measured: Perplexity | None = None
-    """Of the folder that was chosen."""
+    """Perplexity of the chosen folder."""
 
     @property
     def folder_name(self) -> str:
-        """What that folder is called in the run."""
+        """Name of that folder in the run."""
         return f"fit-{self.asked}"
 
 
@@ -207,7 +205,7 @@ class Source(TypedDict):
     eval_text: str
     text_sha256: NotRequired[str]
     eval_text_sha256: NotRequired[str]
-    """Both are missing from tables that were measured before they were recorded."""
+    """Both hashes are missing from tables that were measured before they were recorded."""
     base_model: NotRequired[str]
     license: NotRequired[str]
     teacher_revision: NotRequired[str]
@@ -226,9 +224,9 @@ class TrainedResult:
     bytes: AtLeastOne
     folder: str
     converted: str = ""
-    """The same in the format that `for` names; "" = in none."""
+    """Folder of the same model in the format that `for` names; "" = none."""
     scores: Scores | None = None
-    """On the suite of the run, against the original's; None where it has none."""
+    """Suite scores, against the original's if these are known; None without a suite."""
 
 
 @dataclass(frozen=True)
@@ -243,58 +241,58 @@ class RunFigures:
     versions: dict[str, str]
     hardware: Hardware
     date: str = ""
-    """When it began."""
+    """When the run began."""
     commit: str = ""
     resumed: list[Provenance] = field(default_factory=list)
-    """Attempts to go on with other code or on another kind of machine than those it began with."""
+    """Resumed attempts with other code, libraries or hardware than the attempt recorded before."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
     replacing: dict[str, str] = field(default_factory=dict)
-    """The same of files that were being replaced when the run was killed: either hash is right."""
+    """Hashes of files that were being replaced when the run was killed: either hash is right."""
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
-    """SHA-256 of the files on this machine that it was made of, by setting and path."""
+    """SHA-256 of local files and in-memory texts that it was made of, by setting and path."""
     source: Source | None = None
     processes: AtLeastOne | None = None
-    """Among how many the windows of a step were divided when the run was begun."""
+    """Processes that divided the windows of a step when the run began."""
     original: OriginalResult | None = None
     models: list[SizeResult] = field(default_factory=list)
     before: MeasuredResult | None = None
-    """This one and the next three are those of `recover`."""
+    """This field and the next three are those of `recover`."""
     original_scores: Scores | None = None
-    """What the original scores on the suite, where there is one."""
+    """The original's suite scores; None before they are known, and without a suite."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
     fit: Fit | None = None
-    """Of a run of `--fit`."""
+    """How `--fit` was met; None unless it decided tokens and bits."""
     steps: AtLeastOne | None = None
-    """Optimiser steps, where time fixed them."""
+    """Optimiser steps, if time fixed their number."""
     keep_by_penalty: Amount | None = None
     tokens_seen: Count | None = None
     tokens_before: Count | None = None
-    """That earlier recoveries had trained the weights on with which one began."""
+    """Tokens that earlier recoveries had trained the starting weights on."""
     writing_s: Amount | None = None
     choosing_s: Amount | None = None
     measuring_original_s: Amount | None = None
-    """Of its perplexity."""
+    """Seconds that measuring its perplexity took."""
     scoring_original_s: Amount | None = None
-    """Of its scores, where the run has a suite."""
+    """Seconds that measuring its suite scores took."""
     seconds: Amount | None = None
     late_s: Amount | None = None
-    """By which a run has taken longer than its `minutes`."""
+    """Seconds that a run took beyond its `minutes`."""
     peak_memory_bytes: Count | None = None
 
 
 def run_figures(values: dict[str, Any], file: str = "result.json") -> RunFigures:
-    """The figures of a run."""
+    """Returns the figures of a run, typed and checked."""
     return as_type(values, RunFigures, field=file, hint=PUT_BACK)
 
 
 NOT_MEASURED = "not measured"
-"""Stands for a figure of a size that was exported without running it."""
+"""Text in place of a figure of a size that was exported without running it."""
 
 
 def dropped_said(size: SizeResult) -> str:
-    """`3 attentions, 1 MLP`: the branches that are pruned as wholes; empty where none is."""
+    """Returns the branches pruned as wholes, such as `3 attentions, 1 MLP`; empty if none is."""
     words = {"attention": ("attention", "attentions"), "mlp": ("MLP", "MLPs")}
     parts = [
         f"{number} {words[name][number > 1]}" for name, number in size.dropped.items() if number
@@ -303,7 +301,7 @@ def dropped_said(size: SizeResult) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Results as plain values; what has its default is left out."""
+    """Converts results to plain values; leaves out what has its default."""
     if is_dataclass(value):
         told = {entry: getattr(value, entry.name) for entry in fields(value)}
         return {entry.name: as_json(of) for entry, of in told.items() if of != _default(entry)}

@@ -23,10 +23,10 @@ class Perplexity:
     window: AtLeastOne
     stride: AtLeastOne
     window_losses: list[Finite] = field(default_factory=list)
-    """Mean −ln p of each window, to six decimals, which another model's can be paired with; empty
-    in results that are older."""
+    """Mean −ln p of each window, to six decimals, to be paired with another model's; empty in older
+    results."""
     window_tokens: list[AtLeastOne] = field(default_factory=list)
-    """Tokens that each window scores; empty where all score as many."""
+    """Tokens that each window scores; empty if all score as many."""
 
     def __str__(self) -> str:
         return with_error(self.perplexity, self.perplexity_stderr)
@@ -44,8 +44,8 @@ class TextScore:
     """The files or the data set."""
     text_sha256: str
     windows_sha256: str
-    """The hash of the ids in all windows (8 bytes each): only over the same ones are perplexities
-    compared."""
+    """Hash of the ids in all windows (8 bytes each): perplexities are compared only over the same
+    windows."""
     losses: Annotated[list[Amount], Meta(min_length=1)]
     """Mean −ln p of each window, to six decimals."""
     perplexity_stderr: Amount | None = None
@@ -63,34 +63,34 @@ class TaskScore:
     """Accuracy on one task; with `original`, against the original's."""
 
     stderr: Amount | None
-    """Of the accuracy by `metric`; None for a single question."""
+    """Standard error of the accuracy by `metric`; None for a single question."""
     n: AtLeastOne
     """Number of questions."""
     metric: Literal["acc", "acc_norm"]
     chance: Annotated[float, Meta(ge=0, lt=1)]
     questions_sha256: str
     right: Annotated[str, Meta(pattern="^[01]+$")]
-    """A digit a question, 1 where it was answered right by `metric`."""
+    """One digit per question: 1 if it was answered right by `metric`."""
     acc: Share | None = None
     acc_norm: Share | None = None
     original: Share | None = None
     """The original's accuracy on the same questions."""
     kept: Finite | None = None
-    """`(accuracy − chance) / (original − chance)`; None where the original is not above chance."""
+    """`(accuracy − chance) / (original − chance)`; None if the original is not above chance."""
     kept_stderr: Amount | None = None
     """None for a single question."""
     shots: Count = 0
-    """Solved questions in front of each."""
+    """Solved questions before each question."""
 
     @property
     def accuracy(self) -> float:
-        """That of `metric`."""
+        """Accuracy by `metric`."""
         return float(getattr(self, self.metric))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model scores on a suite."""
+    """Scores of a model on a suite."""
 
     suite: str
     texts: dict[str, TextScore] = field(default_factory=dict)
@@ -104,8 +104,8 @@ class Scores:
 
 
 def with_error(value: float | None, error: float | None, decimals: int = 2) -> str:
-    """`53.29 ± 7.51`, large ones `11,147 ± 2,698`; a single window has no standard error. Empty
-    where there is no value."""
+    """Returns `53.29 ± 7.51`, or `11,147 ± 2,698` for large values; a single window has no error.
+    Empty if there is no value."""
     if value is None:
         return ""
     form = ",.0f" if value >= 1000 else f".{decimals}f"
@@ -113,22 +113,22 @@ def with_error(value: float | None, error: float | None, decimals: int = 2) -> s
 
 
 def percent_with_error(share: float | None, error: float | None) -> str:
-    """`87.1 ± 1.2 %`; empty where there is no share."""
+    """Returns `87.1 ± 1.2 %`; empty if there is no share."""
     if share is None:
         return ""
     return f"{100 * share:.1f}" + (f" ± {100 * error:.1f} %" if error is not None else " %")
 
 
 def ratio_said(scores: Scores | None) -> str:
-    """`×1.234 ± 0.010`; empty where there are no texts or no original to compare with."""
+    """Returns `×1.234 ± 0.010`; empty without texts or an original to compare with."""
     return paired_said(scores.general_ratio, scores.general_ratio_stderr) if scores else ""
 
 
 def kept_said(scores: Scores | None) -> str:
-    """`87.1 ± 1.2 %`; empty where there are no tasks or no original to compare with."""
+    """Returns `87.1 ± 1.2 %`; empty without tasks or an original to compare with."""
     return percent_with_error(scores.kept, scores.kept_stderr) if scores else ""
 
 
 def paired_said(ratio: float | None, error: float | None) -> str:
-    """`×1.234 ± 0.010`; empty where there is nothing to pair with."""
+    """Returns `×1.234 ± 0.010`; empty if there is nothing to pair with."""
     return "" if ratio is None else "×" + with_error(ratio, error, 3)

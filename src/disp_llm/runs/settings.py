@@ -1,4 +1,4 @@
-"""The settings of a run: stored when it begins, compared when it goes on."""
+"""The settings of a run: stored when it begins, compared when it resumes."""
 
 import os
 import tomllib
@@ -21,11 +21,11 @@ Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
 
 
 FREE_TO_CHANGE = ("resume", "anyway", "output_dir", "track", "shard")
-"""Settings that a resumed run may have otherwise than its first attempt."""
+"""Settings that a resumed run may change."""
 
 
 def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
-    """The configuration of an earlier attempt at a command."""
+    """Returns the configuration of an earlier attempt at a command."""
     path = folder / "config.toml"
     command, found = "prune" if kind is PruneConfig else "recover", kind_of(folder)
     hint = f"name the `output_dir` of an earlier `disp-llm {command}`"
@@ -45,13 +45,13 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
 
 
 def stored_settings(folder: Path) -> PruneConfig | RecoverConfig:
-    """The configuration of a run of either command."""
+    """Returns the configuration of a run of either command."""
     return stored_config(folder, RecoverConfig if kind_of(folder) == "recover" else PruneConfig)
 
 
 def available(config: Stored) -> Stored:
-    """The settings, with a `resume` of "auto" decided, if the run folder can be used; creates
-    nothing."""
+    """Returns the settings, with a `resume` of "auto" decided; refuses a run folder that cannot be
+    used. Creates nothing."""
     run = Run(config.output_dir, config.anyway)
     require_ours(run.folder, "prune" if isinstance(config, PruneConfig) else "recover")
     if config.resume == "auto":
@@ -89,13 +89,13 @@ def _require_same_settings(run: Run, config: PruneConfig | RecoverConfig) -> Non
 
 
 def _from_root(value: Any) -> Any:
-    """What a name would have been stored as while it named something here."""
+    """Returns a name as the absolute path that is stored while it names something here."""
     return os.path.abspath(value) if isinstance(value, str) and value else value
 
 
 def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -> None:
-    """Writes the settings of a run that begins, and records where its figures come from; of one
-    that goes on with other code or on another kind of machine, that it has done so."""
+    """Writes a new run's settings, and records where its figures come from. For a resumed run,
+    records that again if code, libraries or hardware have changed."""
     run, now = Run(config.output_dir, config.anyway), provenance(config.machine.seed, command)
     if not config.resume:
         stored = replace(config, anyway=False)

@@ -1,7 +1,7 @@
 """Hashes of files: what a folder held when it was written, in the form that `sha256sum` reads.
 
-An exported folder carries `SHA256SUMS`, so that `sha256sum --check SHA256SUMS` tells, without this
-package, whether it arrived whole. The sums tell damage and mistakes; they are no signature.
+An exported folder carries `SHA256SUMS`: `sha256sum --check SHA256SUMS` tells, without this package,
+whether it arrived whole. The sums reveal damage and mistakes; they are no signature.
 """
 
 import hashlib
@@ -15,17 +15,17 @@ SUMS = "SHA256SUMS"
 """Name of the file in an exported folder."""
 
 THREADS = 4
-"""Files that are hashed side by side; hashing releases the interpreter."""
+"""Files that are hashed in parallel; hashing releases the interpreter lock."""
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of the content of a file."""
+    """Returns the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(paths: list[Path]) -> dict[Path, str]:
-    """The same of several files."""
+    """Returns the SHA-256 of several files."""
     with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(paths, pool.map(sha256, paths), strict=True))
 
@@ -39,9 +39,8 @@ def write_sums(folder: Path) -> None:
 
 
 def sums_text(sums: dict[str, str]) -> str:
-    """A line a file, under one with the hash of them all, which `sha256sum` passes over: a list
-    that lost a line is known by it.
-    """
+    """Returns one line per file, below the hash of all lines. `sha256sum` skips that head, which
+    reveals a list that lost a line."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     return f"{HEAD}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}"
 
@@ -50,7 +49,7 @@ HEAD = "# disp-llm, sha256 of the lines below: "
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Hashes by name of file; empty where a folder has none, or an empty file of them."""
+    """Returns hashes by file name; empty if the folder has no sums file, or an empty one."""
     path = folder / SUMS
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -65,11 +64,11 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 CHANGED_FOLDER = "copy or export the folder again"
-"""What to do about a model folder that is not what it was."""
+"""What to do about a model folder that has changed."""
 
 
 def require_sums(folder: Path) -> dict[str, str]:
-    """Hashes by name of file; a folder without them is refused."""
+    """Returns hashes by file name; refuses a folder without them."""
     sums = read_sums(folder)
     if not sums:
         raise InputError(
@@ -83,15 +82,14 @@ def require_sums(folder: Path) -> dict[str, str]:
 def folder_problems(
     folder: Path, but: tuple[str, ...] = (), hint: str = CHANGED_FOLDER
 ) -> list[InputError]:
-    """Files of a folder, but for some names, that are missing or not as its sums say."""
+    """Returns errors for files, except `but`, that are missing or differ from a folder's sums."""
     sums = require_sums(folder)
     return changed_files(folder, {name: sums[name] for name in sums if name not in but}, hint)
 
 
 def extra_files(folder: Path) -> list[str]:
-    """Names of files and links that lie in a folder and are not among its sums; none of hidden
-    ones, which hubs and file managers add.
-    """
+    """Returns names of files and links in a folder that are not among its sums. Ignores hidden
+    ones, which hubs and file managers add."""
     sums = {*read_sums(folder), SUMS}
     found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = (path.relative_to(folder) for path in found)
@@ -100,7 +98,7 @@ def extra_files(folder: Path) -> list[str]:
 
 
 def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[InputError]:
-    """Files of a folder that are missing or differ from their hash; `hint` says what to do."""
+    """Returns errors, with this `hint`, for files that are missing or differ from their hash."""
 
     def problem(name: str) -> str:
         path = folder / name

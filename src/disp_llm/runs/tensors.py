@@ -1,4 +1,4 @@
-"""Safetensors files: written whole or tensor by tensor, read and held against what is expected."""
+"""Safetensors files: written whole or tensor by tensor, read, and checked."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ ORDER = {
     torch.float16: "F16",
     torch.bool: "BOOL",
 }
-"""Data types in the order in which tensors of them lie in a file, with the names that it gives."""
+"""Data types in the order in which a file holds their tensors, with their names in the file."""
 
 
 def write_tensors(
@@ -41,11 +41,11 @@ def write_lazily(
     make: Callable[[str], Tensor],
     metadata: dict[str, str],
 ) -> None:
-    """Writes, to the byte, what `save_file` does, with one tensor at a time in memory.
+    """Writes the same bytes as `save_file`, with one tensor at a time in memory.
 
     Args:
         shapes: shape and data type of every tensor; they may lie on the meta device.
-        make: gives a tensor by its name, when its turn comes.
+        make: returns a tensor by its name, when its turn comes.
     """
     types = list(ORDER)
     names = sorted(shapes, key=lambda name: (types.index(shapes[name].dtype), name))
@@ -71,8 +71,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def tensors_sha256(tensors: dict[str, Tensor], floats: torch.dtype | None = None) -> str:
-    """SHA-256 of names, data types, shapes and numbers of tensors, with floating-point numbers as
-    they are or in the data type `floats`."""
+    """Returns the SHA-256 of names, data types, shapes and numbers of tensors. Floating-point
+    numbers count as they are, or in the data type `floats`."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()
@@ -85,7 +85,7 @@ def tensors_sha256(tensors: dict[str, Tensor], floats: torch.dtype | None = None
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors file holds; all complaints about it name the file and what to do."""
+    """Contents of a safetensors file; all errors about it name the file and what to do."""
 
     path: Path
     hint: str
@@ -104,8 +104,8 @@ class TensorFile:
         dtype: torch.dtype = torch.float32,
         finite: bool = True,
     ) -> Tensor:
-        """The tensor of a name, which has this shape and data type and, unless it need not be
-        `finite`, no infinity or NaN."""
+        """Returns a tensor by name. Refuses another shape or data type and, if it must be `finite`,
+        infinity and NaN."""
         self.require(name in self.tensors, f"there is no {name}")
         tensor = self.tensors[name]
         found, wanted = f"{tensor.dtype} {tuple(tensor.shape)}", f"{dtype} {shape}"
@@ -115,7 +115,7 @@ class TensorFile:
 
 
 def read_tensors(path: Path, hint: str, only: str = "") -> TensorFile:
-    """All tensors of a file, or the one that is named if it is there."""
+    """Reads all tensors of a file, or the one named `only` if it is there."""
     with opened(path, hint) as file:
         names = {*file.keys()} & {only} if only else file.keys()
         tensors = {name: file.get_tensor(name) for name in names}
@@ -124,8 +124,8 @@ def read_tensors(path: Path, hint: str, only: str = "") -> TensorFile:
 
 @contextlib.contextmanager
 def opened(path: Path, hint: str) -> Iterator[Any]:
-    """A safetensors file, of which nothing but what is asked for is read; `hint` says what to do
-    if it cannot be."""
+    """Opens a safetensors file, of which only what is asked for is read; `hint` says what to do if
+    that fails."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
