@@ -11,12 +11,16 @@ import transformers
 from conftest import must_refuse, must_run, run_command, tiny_model
 from test_fewer_tokens import place as place_of_words
 
+from disp_llm.commands.fitting import HeldOut
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.room import expected_loss, expected_range, stored
 from disp_llm.config.names import SITES
+from disp_llm.config.parts import MachineConfig
+from disp_llm.data.windows import Corpus
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
+from disp_llm.models.loading import load
 
 place = place_of_words
 
@@ -176,6 +180,24 @@ def test_bytes_are_foretold(place, bits, tied, tmp_path):
     assert json.loads(done.stdout)["parameters"] == model.num_parameters()  # tied ones once
     foretold = way.rest + way.blocks + way.token * len(tokenizer)
     assert 0 <= foretold - weight_bytes(folder) <= 3 * 256 * len(model.state_dict())
+
+
+def test_what_decides_is_not_learned_from(wide):
+    """The held-out end and the text before it share no token, of a text with room for both."""
+    loaded = load(str(wide), MachineConfig(device="cpu"))
+    lengths = (6000, 300, 100)
+    ends = [start + length for start, length in zip((0, 10_000, 20_000), lengths, strict=True)]
+    streams = tuple(
+        torch.arange(end - length, end) for length, end in zip(lengths, ends, strict=True)
+    )
+    held = HeldOut.of(Corpus(streams, weights=(1.0, 1.0, 1.0)), loaded)
+    learned = [set(stream.tolist()) for stream in held.before.streams]
+    read = set(held.stream.tolist())
+    assert held.context == 64
+    assert [len(one) for one in learned] == [5400, 300 - 64, 100]
+    assert not read & learned[0]
+    assert not read & learned[1]
+    assert read & learned[2], "too short to part"
 
 
 def test_the_expected_range_is_that_of_the_models():

@@ -1,11 +1,10 @@
 """From a size such as 100 MB to a smaller model: chooses how many tokens stay, in how many bits
 weights are stored, and how much of the blocks is then kept.
 
-Before learning, measures the cost of fewer tokens and of rounding on the end of the learning text,
-and predicts the cost of a smaller share of the blocks. That decides the tokens, and one size to
-learn for each promising number of bits. All these models are written and measured on the same end,
-and the best one is the answer. That end is held out only while vocabularies are measured: tokens
-and masks are then chosen on all of the text.
+Holds out the end of the learning text. Before learning, measures the cost of fewer tokens and of
+rounding on that end, and predicts the cost of a smaller share of the blocks. That decides the
+tokens, and one size to learn for each promising number of bits. All these models are written and
+measured on the same end, and the best one is the answer.
 """
 
 import logging
@@ -53,7 +52,7 @@ WINDOW, WINDOWS = 512, 16
 """Tokens of a window of that end, and how many are read."""
 
 
-def fitted(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> tuple[Job[PruneConfig], Fit]:
+def fitted(job: Job[PruneConfig], loaded: Loaded, held: "HeldOut") -> tuple[Job[PruneConfig], Fit]:
     """Returns the job with a vocabulary and sizes of block parameters in place of the asked size,
     and what led to them.
 
@@ -62,14 +61,14 @@ def fitted(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> tuple[Job[P
     """
     config = job.config
     found = job.run.figures
-    fit = found.fit if found is not None and found.fit is not None else _fit(job, loaded, corpus)
+    fit = found.fit if found is not None and found.fit is not None else _fit(job, loaded, held)
     keeps = tuple(dict.fromkeys(choice.keep for choice in fit.choices))
     kept = replace(config.vocabulary, vocabulary=fit.tokens)
     config = replace(config, keep=keeps, budget=BudgetConfig(), vocabulary=kept)
     return replace(job, config=config), fit
 
 
-def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
+def _fit(job: Job[PruneConfig], loaded: Loaded, held: "HeldOut") -> Fit:
     config = job.config
     target = PrunableModel.of(loaded, sites_of(config, loaded.family))
     room = Room.of(config, target, target.head_weight.element_size())
@@ -78,7 +77,6 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, corpus: Corpus) -> Fit:
     least, asked = least_keep(job, loaded), _rungs(config.vocabulary.vocabulary, loaded, whole)
     if all(room.keep(bits, min(asked)) < least for bits in room.ways):
         raise room.too_small(least, min(asked))  # before anything is measured
-    held = HeldOut.of(corpus, loaded)
     before = held.loss(loaded)
     ladder = list(_ladder(job, loaded, held, before, asked))
     found = dict[tuple[Bits, int], Choice]()
@@ -120,7 +118,8 @@ class HeldOut:
     stream: Stream
     context: int
     before: Corpus
-    """Learning text before that end, on which tokens are counted meanwhile."""
+    """Learning text before that end, from which everything is learned. A text too short to part is
+    in both."""
 
     @classmethod
     def of(cls, corpus: Corpus, loaded: Loaded) -> "HeldOut":
@@ -143,11 +142,13 @@ class HeldOut:
         context = min(context, *(len(stream) for stream, _ in texts))
         total, windows = sum(weight for _, weight in texts), list[Tensor]()
         for stream, weight in texts:
-            end = stream[-max(int(HELD_OUT * len(stream)), context) :]
+            end = stream[-_ending(stream, context) :]
             count = max(round(WINDOWS * weight / total), 1)
             windows.append(end.unfold(0, context, context)[:count])
         before = tuple(
-            stream[: -int(HELD_OUT * len(stream)) or None] if isinstance(stream, Tensor) else stream
+            stream[: -_ending(stream, context)]
+            if isinstance(stream, Tensor) and len(stream) >= 2 * context
+            else stream
             for stream in corpus.streams
         )
         return cls(torch.cat(windows).flatten(), context, replace(corpus, streams=before))
@@ -165,6 +166,11 @@ class HeldOut:
     @property
     def _windows(self) -> PerplexityConfig:
         return PerplexityConfig(self.context, windows=0)
+
+
+def _ending(stream: Tensor, context: int) -> int:
+    """Returns how many tokens of a text are held out: one window at least."""
+    return max(int(HELD_OUT * len(stream)), context)
 
 
 def _rungs(asked: int, loaded: Loaded, whole: int) -> list[int]:
@@ -218,7 +224,7 @@ def _lost_by_rounding(loaded: Loaded, held: HeldOut, bits: Bits, before: float) 
         return held.loss(loaded) - before
 
 
-def settle(opened: "Opened", fit: Fit) -> None:
+def settle(opened: "Opened", fit: Fit, held: HeldOut) -> None:
     """Writes the sizes in their bits, measures them on the end of the learning text, and keeps the
     best."""
     job = opened.problem.job
@@ -226,7 +232,6 @@ def settle(opened: "Opened", fit: Fit) -> None:
     if job.run.has(folder):
         return
     job.run.forget(folder)
-    held = HeldOut.of(opened.texts.corpus, opened.original)
     before = held.loss(opened.original)
     machine = opened.loaded.machine(job.config.machine, job.process.device)
     made = list[Choice]()

@@ -172,7 +172,7 @@ class Choice:
     bytes: AtLeastOne | None = None
     """Bytes of the written weights."""
     ratio: Positive | None = None
-    """Perplexity ratio to the original on the end of the learning text, which was learned from."""
+    """Perplexity ratio to the original on the held-out end of the learning text."""
 
 
 @dataclass(frozen=True)
