@@ -1,6 +1,6 @@
 """Text -> streams of tokens -> windows.
 
-The way from a flag to windows: `sources` (what settings name), `reading` (files), `tokens` (streams
-and what is held out), `windows`. Beside it: `in_memory` (what a program hands over), `examples`,
-`synthetic` (text that the model writes), `spelling` (text in fewer tokens), named random streams.
+From a flag to windows: `sources` (texts that settings name), `reading` (files), `tokens` (streams
+and the held-out part), `windows`. Also: `in_memory` (input from a program), `examples`, `synthetic`
+(text that the model writes), `spelling` (text in a smaller vocabulary), `randomness` (generators).
 """

@@ -1,20 +1,18 @@
-"""Rows of a prompt and its answer, or of a conversation -> examples -> their tokens, of which those
-of answers count.
+"""Rows of prompt and answer, or of a conversation -> examples -> tokens; only answers count.
 
-The forms that data sets for instruction tuning have:
+Supported forms of instruction-tuning data:
 
     {"prompt": "…", "answer": "…"}          also "completion" or "response"
     {"instruction": "…", "input": "…", "output": "…"}          Alpaca; "input" may be missing
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
 
-A prompt and its answer, which ends with EOS, are tokenised such that no token belongs to both; or
-both as the chat template of the tokenizer writes them, whose text is cut where the assistant's
-turns begin and end.
+Without a chat template, no token belongs to both prompt and answer, and EOS ends the answer. With
+one, the template writes the text, which is split where the assistant's turns begin and end.
 
-Training windows are filled with one example after the other, drawn at random; the last is cut off.
-Of examples with a loss of their own, which needs all their tokens, the last that does not fit is
-left out. A model that can be told the places of tokens reads each without those before it; of what
-other models read, the first example of a window counts alone (`Windows.of_first_example`).
+Training windows are filled with randomly drawn examples; the last is cut off. An example with its
+own loss needs all its tokens, so its loss is dropped if it does not fit. A model that keeps
+examples apart by position ids reads each example alone. For other models only the first example of
+a window counts (`Windows.of_first_example`).
 
 N tokens of an example.
 """
@@ -38,11 +36,11 @@ from disp_llm.data.reading import Unusable, base_name, naming, read_each, rows_o
 from disp_llm.data.windows import StatesLoss, TaskPart, Windows, joined, usual_bos
 
 HELD_OUT = 0.1
-"""Share of what is learned from, at its end, that is only measured on when nothing else is given
-for that; of synthetic text it is as many as are measured on."""
+"""Share of the learning data that is held out when no evaluation data is given: the end of a text,
+every tenth example. Synthetic text holds out as many tokens as evaluation reads."""
 
 ANSWERS = ("answer", "completion", "response")
-"""Keys that an answer to a `prompt` is found under."""
+"""Keys that may hold the answer to a `prompt`."""
 
 ASSISTANT = "assistant"
 
@@ -54,64 +52,64 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation; what the assistant says is what is learned and measured."""
+    """A conversation; only the assistant's turns are learned and measured."""
 
     messages: tuple[dict[str, str], ...]
-    """As chat templates take them: role and content."""
+    """Role and content of each, as chat templates expect."""
     place: str
-    """Where it stands, such as "train.jsonl, line 3"."""
+    """Its origin, such as "train.jsonl, line 3"."""
     is_chat: bool = False
-    """Whether it was given as messages; else it is one prompt and its answer."""
+    """True if it was given as messages, False if as one prompt and its answer."""
     between: str = ""
-    """What stands between prompt and answer where no template puts anything there."""
+    """Text between prompt and answer where no chat template is used."""
 
 
 @dataclass(frozen=True)
 class TaskExample:
-    """Tokens that a model reads at once, and what it loses on them: for a program that has heads of
-    its own on the model, whose loss is to teach the masks."""
+    """One input sequence and its loss. For programs that put their own head on the model and want
+    that head's loss to train the masks."""
 
     tokens: tuple[int, ...]
-    """Ids, with BOS where the model wants one."""
+    """Ids, including BOS if the model needs one."""
     loss: Callable[[Any], Any]
-    """Final hidden states (N, D) of the tokens, float32 -> the mean loss of the choices that are
-    made there, a scalar tensor through which a gradient flows back to the states."""
+    """Maps the final hidden states (N, D), float32, to the mean loss over the choices: a scalar
+    tensor that is differentiable with respect to the states."""
     choices: int = 1
-    """How many the loss is the mean of; perplexity is e to the mean loss of a choice."""
+    """Number of choices that `loss` averages over; perplexity is exp(mean loss per choice)."""
     place: str = "an example in memory"
-    """Where it was read, for messages."""
+    """Its origin, for messages."""
 
 
 @dataclass(frozen=True)
 class GivenExamples:
-    """Examples that were read, or handed over in memory."""
+    """Examples read from files or given in memory."""
 
     examples: tuple[Example | TaskExample, ...]
     field: str = "examples"
-    """The setting that they were given in."""
+    """The setting that named them."""
     named: str = ""
-    """What their files are called; "" = they lay in memory."""
+    """Names of their files; "" if they were in memory."""
     template: str = "auto"
 
     @property
     def name(self) -> str:
-        """What results call them."""
+        """Their name in results."""
         found = f"{len(self.examples):,} examples"
         return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
 
     @property
     def have_own_losses(self) -> bool:
-        """Whether they have losses of their own in place of answers."""
+        """True if they have their own losses in place of answers."""
         return any(isinstance(example, TaskExample) for example in self.examples)
 
     @property
     def measured_name(self) -> str:
-        """What results call them where answers or choices alone are measured."""
+        """Their name in results that measure only answers or choices."""
         return f"{'choices' if self.have_own_losses else 'answers'} in {self.name}"
 
     def parted(self) -> tuple["GivenExamples", "GivenExamples"]:
-        """What is left to learn from, and every tenth, which are only measured on: the last of
-        them would be of few kinds where a file is sorted by answers."""
+        """Returns learning examples, and every tenth for evaluation. The last tenth would hold few
+        kinds of examples if a file is sorted by answers."""
         held_out = set(range(len(self.examples))[:: -round(1 / HELD_OUT)])
         if len(self.examples) < 2:
             raise InputError(
@@ -130,7 +128,7 @@ class GivenExamples:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the turns, or of the token ids, as JSON, a line an example."""
+        """Hash of the messages or token ids, as one line of JSON per example."""
         digest = hashlib.sha256()
         for example in self.examples:
             content = (
@@ -141,7 +139,7 @@ class GivenExamples:
 
 
 def read_examples(paths: Sequence[Path], template: str, field: str = "examples") -> GivenExamples:
-    """The examples of tables (.jsonl, .json, .csv, .parquet), and of those in folders."""
+    """Reads examples from tables (.jsonl, .json, .csv, .parquet) and folders of them."""
 
     def read(file: Path) -> Iterator[Example]:
         return (example_of(row, place, file.name) for place, row in rows_of(file))
@@ -151,10 +149,10 @@ def read_examples(paths: Sequence[Path], template: str, field: str = "examples")
 
 
 def example_of(row: Any, place: str, file: str = "") -> Example:
-    """The example of a row at a place such as "line 3".
+    """Returns the example in a row; `place` is its origin, such as "line 3".
 
     Raises:
-        Unusable: it is none.
+        Unusable: the row is not an example.
     """
     if not isinstance(row, Mapping):
         raise Unusable(f"has no example but {reprlib.repr(row)} in {place}", FORMS)
@@ -204,53 +202,53 @@ def _text(row: Mapping, key: str, place: str, may_be_empty: bool = False) -> str
 
 @dataclass(frozen=True)
 class Tokenized:
-    """One example."""
+    """One tokenised example."""
 
     tokens: Int[Tensor, " N"]
     counted: Bool[Tensor, " N"]
     place: str
-    """Where it was read, for messages."""
+    """Its origin, for messages."""
     answer: str = ""
-    """What its last answer says, as the template writes it where there is one."""
+    """Text of its last answer, as the chat template writes it if one is used."""
     loss: StatesLoss | None = None
-    """Its own, where no token counts."""
+    """Its own loss; no token counts then. None if its answers count."""
     choices: int = 0
-    """How many its own loss is the mean of."""
+    """Number of choices that `loss` averages over."""
 
     def task_from(self, first: int) -> list[TaskPart]:
-        """Its own loss, if it has one, where its tokens begin at that place of a window."""
+        """Returns its own loss, if any, for tokens that begin at position `first` of a window."""
         end = first + len(self.tokens)
         return [TaskPart(first, end, self.loss, self.choices)] if self.loss else []
 
     @property
     def prompt(self) -> Int[Tensor, " N"]:
-        """What stands before its last answer."""
+        """Tokens before its last answer; all tokens if none counts."""
         return self.tokens[: int(self.counted.logical_not().nonzero()[-1]) + 1]
 
 
 @dataclass(frozen=True)
 class ExampleStream:
-    """What a text's stream of tokens is for examples."""
+    """Tokenised examples: the counterpart of a text's token stream."""
 
     examples: tuple[Tokenized, ...]
     field: str = "examples"
-    """The setting that they were given in."""
+    """The setting that named them."""
 
     def __len__(self) -> int:
-        """Tokens of all examples together."""
+        """Number of tokens of all examples together."""
         return sum(len(example.tokens) for example in self.examples)
 
     def first(self, count: int) -> "ExampleStream":
-        """So many from the start; 0 = all."""
+        """Returns the first `count` examples; 0 = all."""
         return ExampleStream(self.examples[: count or None], self.field)
 
     @cached_property
     def longest(self) -> Tokenized:
-        """The example with most tokens."""
+        """The example with the most tokens."""
         return max(self.examples, key=lambda example: len(example.tokens))
 
     def require_length(self, tokens: int, setting: str) -> None:
-        """Refuses an example that is longer than a window, whose length that setting says."""
+        """Refuses examples longer than a window of `tokens`, the value of `setting`."""
         longer = sum(len(example.tokens) > tokens for example in self.examples)
         if longer:
             others = f" ({longer:,} examples are too long)" if longer > 1 else ""
@@ -262,7 +260,7 @@ class ExampleStream:
             )
 
     def random_windows(self, count: int, length: int, noise: torch.Generator) -> Windows:
-        """Windows that are filled with examples, each drawn anew."""
+        """Returns windows filled with examples, drawn with replacement."""
         return joined([self._random_window(length, noise) for _ in range(count)])
 
     def _random_window(self, length: int, noise: torch.Generator) -> Windows:
@@ -282,14 +280,14 @@ class ExampleStream:
         )
 
     def alone(self) -> Iterator[Windows]:
-        """Every example as a window of its own, in order."""
+        """Yields every example as its own window, in order."""
         for example in self.examples:
             own = tuple(example.task_from(0))
             tasks = (own,) if own else ()
             yield Windows(example.tokens[None], example.counted[None], tasks=tasks)
 
     def within(self, most_tokens: int) -> "ExampleStream":
-        """As many from the start as have no more tokens than these, but one at least; 0 = all."""
+        """Returns the first examples with at most so many tokens, but at least one; 0 = all."""
         ends = itertools.accumulate(len(example.tokens) for example in self.examples)
         return self.first(max(sum(end <= most_tokens for end in ends), 1)) if most_tokens else self
 
@@ -297,7 +295,7 @@ class ExampleStream:
 def stream_of_examples(
     given: GivenExamples, tokenizer: Any, bos_token_id: int | None = None
 ) -> ExampleStream:
-    """The tokens of examples, each of which begins with that BOS where the model needs one."""
+    """Tokenises examples. Conversations begin with the BOS given; None leaves it to tokenizers."""
     found = []
     for example in given.examples:
         with naming(f"{example.place},", given.field):
@@ -343,7 +341,7 @@ def _tokenized(
 
 
 def _is_chat(example: Example, template: str, tokenizer: Any) -> bool:
-    """Whether the tokenizer's chat template writes an example."""
+    """Returns whether the tokenizer's chat template writes the example."""
     can = bool(getattr(tokenizer, "chat_template", None))
     if not example.is_chat and (template == "plain" or (template == "auto" and not can)):
         return False
@@ -356,7 +354,7 @@ def _is_chat(example: Example, template: str, tokenizer: Any) -> bool:
 
 
 def _in_template(example: Example, tokenizer: Any) -> Iterator[tuple[str, bool]]:
-    """The text of a conversation in parts, and which of them are answers."""
+    """Yields the text of a conversation in parts, and whether each part is an answer."""
     written = ""
     for number, message in enumerate(example.messages):
         if message["role"] != ASSISTANT:
@@ -369,7 +367,7 @@ def _in_template(example: Example, tokenizer: Any) -> Iterator[tuple[str, bool]]
                 "split it into several with one answer each",
             )
         yield before[len(written) :], False
-        end = len(after.rstrip())  # what a template puts behind the end is not to be learned
+        end = len(after.rstrip())  # a template's white space behind it is not learned
         yield after[len(before) : end], True
         written = after[:end]
 
@@ -384,10 +382,10 @@ def _applied(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any)
 
 
 def ids_of(tokenizer: Any, text: str, before: str) -> list[int]:
-    """The tokens of a part of an example.
+    """Returns the tokens of `text`, a part of an example that follows `before`.
 
-    Some tokenizers put a space before whatever they read. The part gets none of its own, since it
-    is read together with what stands before it; where a token would belong to both, alone.
+    Some tokenizers put a space before any input. So the part is tokenised together with `before`,
+    or alone if the tokens of `before` would change.
     """
 
     def read(text: str) -> list[int]:

@@ -1,5 +1,4 @@
-"""What a program hands over in memory -> text or examples; anything else is refused, not guessed
-at."""
+"""Objects from a program -> text or examples. Other objects are refused, not guessed at."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -17,21 +16,21 @@ from disp_llm.data.reading import KINDS, Unusable, beginning, kind_of_file
 from disp_llm.data.sources import EVERYTHING, GivenText, texts_of
 
 WITHOUT_LENGTH = 50_000_000
-"""Most characters that are read of an iterable without a length, which may have no end."""
+"""Most characters read from an iterable without a length, since it may be endless."""
 
 
 def read_input(
     text: Any, field: str = "text", column: str = "text"
 ) -> tuple[Path, ...] | GivenText:
-    """Files and folders, or text in memory.
+    """Returns paths of files and folders, or text in memory.
 
     Args:
-        text: one path or several, also `self` or `speeches` where it is learned from; strings; a
-            `datasets.Dataset`, or any iterable of strings or of rows; token ids as a list, a nested
-            list or a tensor.
+        text: one path or several, or names such as `self` and `speeches` if `field` is "text";
+            strings; a `datasets.Dataset`, or any iterable of strings or rows; token ids as a list,
+            a nested list or a tensor.
 
     Raises:
-        InputError: it is none of these.
+        InputError: `text` is none of these, or names a file that does not exist.
     """
     parts = [text] if isinstance(text, str | Path) else text
     known = isinstance(parts, Iterable) and type(parts).__name__ != "DataFrame"
@@ -62,11 +61,11 @@ def read_input(
 
 
 _NO_TEXT = (Mapping, bytes, bytearray, set, frozenset, io.IOBase)
-"""What can be iterated over, but gives names of columns or splits, numbers, or parts of texts."""
+"""Iterables that yield names of columns or splits, numbers, or parts of texts, so are refused."""
 
 
 def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
-    """All of them as paths where they name files or folders; none where they are texts."""
+    """Returns the parts as paths, or () if they are texts; refuses names of missing files."""
     texts = NAMED_TEXTS if field == "text" else ()
     unknown = [
         part for part in parts if not (isinstance(part, Path) or part in texts or _exists(part))
@@ -84,7 +83,7 @@ def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
 
 
 def _path(part: str | Path) -> Path:
-    """A `Path` is always a file: from the root where it would be taken for the name of a text."""
+    """Makes a path absolute if it equals the name of a text: a `Path` always means a file."""
     if isinstance(part, str):
         return named_path(part)
     return part.absolute() if str(part) in NAMED_TEXTS else part
@@ -93,12 +92,12 @@ def _path(part: str | Path) -> Path:
 def _exists(text: str) -> bool:
     try:
         return bool(text) and Path(text).exists()
-    except (OSError, ValueError):  # longer than a name may be, or with a null character
+    except (OSError, ValueError):  # too long for a file name, or with a null character
         return False
 
 
 def _token_ids(ids: Any, field: str) -> Int[Tensor, " N"]:
-    """Ids of a tensor (N) or (B, T), of a list, or of lists that follow each other."""
+    """Returns the ids of a tensor (N) or (B, T), of a list, or of concatenated lists."""
     if isinstance(ids, Tensor):
         whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
         if ids.ndim <= 2 and whole and not (ids < 0).any():
@@ -118,10 +117,10 @@ def _token_ids(ids: Any, field: str) -> Int[Tensor, " N"]:
 def read_input_examples(
     given: Any, template: str, field: str = "examples"
 ) -> tuple[Path, ...] | GivenExamples:
-    """Files and folders, or examples in memory: rows as a file has them, or `TaskExample`s.
+    """Returns paths of files and folders, or examples in memory (rows as in files, `TaskExample`s).
 
     Raises:
-        InputError: it is none of these, or a row is no example.
+        InputError: the input is none of these, mixes the kinds, or has a row that is no example.
     """
     parts = [given] if isinstance(given, str | Path) else given
     if isinstance(parts, Sequence) and parts and all(isinstance(x, str | Path) for x in parts):

@@ -1,15 +1,15 @@
-"""Files and folders -> documents, one after the other, by the kind that a file's suffix names.
+"""Files and folders -> documents, one at a time. A file's suffix gives its kind:
 
     .jsonl      one object a line
     .json       an array of objects or of strings; one object; or one object a line
-    .csv        comma-separated, the columns named in the first line
+    .csv        comma-separated, column names in the first line
     .parquet    rows
     any other   plain text: one document
 
-Each may be compressed. No more of a file is in memory than who reads its documents has taken, and
-one line, cell or value. What is no text is refused by its place, not learned as a word.
-(`datasets` reads tables in blocks: it takes a column of dates for dates, fills a short row of .csv
-up in silence, has no limit for a line, and needs a cache that can be written.)
+Each may be compressed. Reading is lazy: memory holds the documents taken, and one line, cell, batch
+of rows or .json file. A value that is not text is refused with its place, not learned. (`datasets`
+is not used: it reads tables in blocks, parses dates, silently pads short rows of .csv, has no limit
+on line length, and needs a writable cache.)
 """
 
 import bz2
@@ -36,21 +36,21 @@ Read = TypeVar("Read")
 TABLES = (".jsonl", ".json", ".csv", ".parquet")
 
 KINDS = (".txt", ".raw", ".md", *TABLES)
-"""What a folder may hold. A file that is named itself may have any suffix."""
+"""Suffixes of files that a folder may hold. A file named directly may have any suffix."""
 
 LONGEST = 2**26
-"""Characters of a line, a cell or a JSON value, which are read at once; Python's own limit of a
-cell is 131,072."""
+"""Most characters of a line, a .csv cell or a .json file, each read at once. Python's default
+limit of a cell is 131,072."""
 
 PIECE = 2**20
-"""Characters of plain text that are looked at together."""
+"""Characters of plain text read at a time."""
 
 BATCH, BUFFER = 32, 2**20
-"""Rows of a .parquet file that are unpacked together, and bytes of it that are read at once."""
+"""Rows of a .parquet file decoded at a time, and bytes of its read buffer."""
 
 
 class Unusable(Exception):
-    """What is wrong with a text and what to do, without the name of the file or setting."""
+    """States a problem of a text and its fix; `naming` adds the file and the setting."""
 
     def __init__(self, what: str, hint: str):
         super().__init__(what)
@@ -59,7 +59,7 @@ class Unusable(Exception):
 
 @contextlib.contextmanager
 def naming(path: Path | str, field: str) -> Iterator[None]:
-    """Says of which file of which setting an error is."""
+    """Adds the file and the setting to an error: raises it as an `InputError`."""
     try:
         yield
     except Unusable as error:
@@ -75,8 +75,7 @@ def naming(path: Path | str, field: str) -> Iterator[None]:
 def read_each(
     paths: Sequence[Path], field: str, read: Callable[[Path], Iterable[Read]]
 ) -> Iterator[Read]:
-    """What a function reads of files, and of those in folders, in order; an empty one is
-    refused."""
+    """Yields what `read` finds in files and in files of folders, in order; refuses empty files."""
     for path in paths:
         with naming(path, field):
             files = files_under(path)
@@ -91,12 +90,12 @@ def read_each(
 
 
 def files_under(path: Path) -> list[Path]:
-    """The file itself, or the files of a folder and the folders in it, in order of their names.
+    """Returns the file itself, or all files below a folder, sorted by path.
 
-    Hidden files are left out; a link to a folder is refused.
+    Skips hidden files and refuses links to folders.
 
     Raises:
-        Unusable: a folder without a file, or with one of a kind that is not known.
+        Unusable: the folder has no files, or one of an unknown kind.
     """
     if not path.is_dir():
         return [path]
@@ -119,19 +118,19 @@ def files_under(path: Path) -> list[Path]:
 
 
 def kind_of_file(path: Path) -> str:
-    """The suffix that says what a file holds, without that of a compression."""
+    """Returns the suffix of a file's content, before that of a compression."""
     suffix = path.suffix.lower()
     return path.with_suffix("").suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
 def base_name(path: Path) -> str:
-    """What results, which are shared, call a file or a folder: where it lies is not said."""
+    """Returns the name of a file or folder without its location, since results are shared."""
     name = os.path.basename(os.path.abspath(path))
     return f"{name}/" if path.is_dir() else name
 
 
 def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
-    """The documents of a file; plain text goes on in another after so many characters."""
+    """Yields the documents of a file; plain text is split after so many characters."""
     if kind_of_file(path) in TABLES:
         for place, row in rows_of(path, column):
             yield text_of(row, column, place)
@@ -141,14 +140,17 @@ def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
 
 
 def rows_of(path: Path, column: str = "") -> Iterator[tuple[str, Any]]:
-    """The rows of a table, each with its place, such as "line 3", of which that column is wanted;
-    what is no other table has a JSON object a line."""
+    """Yields rows of a table with places such as "line 3"; other files hold a JSON object per line.
+
+    Args:
+        column: required column of .csv and .parquet, the only one read from .parquet; "" = none.
+    """
     kind = kind_of_file(path)
     with _opened(path) as file:
         if kind == ".parquet":
             yield from _parquet(file, column)
             return
-        # It may begin with a byte order mark, and has its own line ends.
+        # The file may begin with a byte order mark; its own line ends are kept.
         with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
             if kind == ".csv":
                 yield from _csv(text, column)
@@ -165,12 +167,12 @@ def _open_zstd(path: Path) -> Any:
 COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd,
 }  # fmt: skip
-"""Suffixes behind that of the kind, as in notes.txt.gz, and what opens such a file."""
+"""Suffixes of compressions, as in notes.txt.gz, and the functions that open such files."""
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A file as bytes, decompressed."""
+    """Opens a file as bytes, decompressed."""
     require_file(path)
     if not path.stat().st_size:
         raise _empty()
@@ -179,7 +181,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with opener(path) if opener else path.open("rb") as file:
             yield file
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if getattr(error, "errno", None) is not None:  # of the system, not of a decompressor
+        if getattr(error, "errno", None) is not None:  # raised by the system, not by a decompressor
             raise
         raise Unusable(f"is damaged ({said_by(error)})", "make or fetch it again") from error
 
@@ -191,11 +193,11 @@ def _empty() -> Unusable:
 def _plain(file: io.TextIOBase, characters: int) -> Iterator[str]:
     while document := "".join(_pieces(file, characters)):
         yield document
-        characters = PIECE  # who has so many takes no more, and sees that there is more
+        characters = PIECE  # `beginning` takes no more; one piece tells it that there is more
 
 
 def _pieces(file: io.TextIOBase, characters: int) -> Iterator[str]:
-    """The next characters, so many or as many as there are."""
+    """Yields the next characters in pieces, until so many are read or the file ends."""
     while characters > 0 and (piece := file.read(min(PIECE, characters))):
         characters -= len(piece)
         yield _as_text(piece)
@@ -280,7 +282,7 @@ def _parquet(file: Any, column: str) -> Iterator[tuple[str, Any]]:
 
 
 def _require_once(column: str, columns: list[str]) -> list[str]:
-    """The columns of a table, which has the one that is wanted once."""
+    """Returns the columns; refuses a table without `column`, or with several of that name."""
     if column and column not in columns:
         raise no_column(column, columns)
     if columns.count(column) > 1:
@@ -289,10 +291,10 @@ def _require_once(column: str, columns: list[str]) -> list[str]:
 
 
 def text_of(row: Any, column: str, place: str) -> str:
-    """The text of a row at a place such as "line 3": itself, or in a column.
+    """Returns the text of a row at a place such as "line 3": a mapping's column, or the row itself.
 
     Raises:
-        Unusable: there is no such column, or something else than text in it.
+        Unusable: the column is missing, or its value is not text.
     """
     value, where = row, ""
     if isinstance(row, Mapping):
@@ -308,16 +310,16 @@ def text_of(row: Any, column: str, place: str) -> str:
 
 
 def no_column(column: str, columns: Iterable[Any], place: str = "") -> Unusable:
-    """What is wrong with a table without that column."""
+    """Returns the error for a table without that column."""
     has = ", but " + ", ".join(map(repr, columns)) if columns else ""
     return Unusable(f"has no column '{column}'{place}{has}", "name the right `text_field`")
 
 
 def whole_text(text: str, place: str) -> str:
-    """The text, without halves of surrogate pairs, which JSON can escape and no tokenizer reads.
+    """Returns the text unchanged.
 
     Raises:
-        Unusable: there is one.
+        Unusable: it has a lone surrogate, which JSON can escape but no tokenizer reads.
     """
     if HALF.search(text):
         what = f"has half a character (a lone surrogate) in {place}"
@@ -329,8 +331,8 @@ HALF = re.compile("[\ud800-\udfff]")
 
 
 def beginning(documents: Iterable[str], characters: int, field: str, name: str = "") -> list[str]:
-    """Documents from the start, until they hold so many characters; where they have a name, it is
-    said that there are more."""
+    """Returns the first documents, until they hold so many characters. Warns if there are more,
+    unless `name` is empty."""
     found: list[str] = []
     read = 0
     for document in documents:

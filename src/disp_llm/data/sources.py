@@ -1,5 +1,5 @@
-"""What settings name, or a program hands over, as text -> documents and examples, before there are
-tokens: files, folders, hub data sets, mixtures of them, the embedded speeches."""
+"""Files, folders, hub data sets, mixtures of them, embedded speeches, data in memory -> documents
+and examples, not yet tokenised."""
 
 import hashlib
 import itertools
@@ -28,36 +28,36 @@ from disp_llm.data.reading import (
 from disp_llm.models.embedded import speech_files
 
 LEAST, EVERYTHING = 2**24, 2**30
-"""Characters that are read of a source, where it has as many: however few tokens are wanted, and
-where all of it is."""
+"""Characters read from a source that has as many: the least, however few tokens are wanted, and
+the most."""
 
 A_TOKEN = 8
-"""Characters that are read for each token that is wanted: few texts have more than 6, and a tenth
-may be held out."""
+"""Characters read for each wanted token: few texts have more than 6 a token, and a tenth may be
+held out."""
 
 OF_MIXTURE, LEAST_OF_MIXTURE = 5, 1_000_000
-"""Characters that are read of a data set of a mixture: for each token, and at least, since windows
-are to differ."""
+"""Characters read from a data set of a mixture: for each wanted token, and the least, so that
+windows differ."""
 
 
 @dataclass(frozen=True)
 class GivenText:
-    """Text that was read, or handed over in memory, known by its content.
+    """Text read from files or given in memory, identified by its content.
 
     Raises:
-        InputError: it is empty.
+        InputError: the text is empty.
     """
 
     documents: list[str] | None = None
     tokens: Int[Tensor, " N"] | None = None
-    """Ids of a tokenizer, in place of documents."""
+    """Token ids, in place of documents."""
     field: str = "text"
-    """The setting that it was given in."""
+    """The setting that named it."""
     named: str = ""
-    """What the files or the data set are called; "" = it lay in memory."""
+    """Name of the files or the data set; "" if it was in memory."""
     held_out: int | None = None
-    """Tokens at its end that are for evaluation, where there is no other text for it; None = the
-    usual share."""
+    """Tokens at its end that are held out if there is no other evaluation text; None = the usual
+    share."""
 
     def __post_init__(self) -> None:
         if self.tokens is None and not any(text.strip() for text in self.documents or ()):
@@ -67,20 +67,20 @@ class GivenText:
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """Its name in results."""
         tokens, documents = self.tokens, self.documents or ()
         found = f"{len(documents):,} documents" if tokens is None else f"{len(tokens):,} token ids"
         return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
 
     @property
     def measured_name(self) -> str:
-        """What results call it where it is measured on."""
+        """Its name in results as an evaluation text."""
         return self.name
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the documents, each with its length in front (8 bytes, little-endian), or of
-        the ids (8 bytes each)."""
+        """Hash of the documents, each after its length in bytes (8 bytes, little-endian), or of the
+        ids (8 bytes each, little-endian)."""
         digest = hashlib.sha256()
         for content in map(str.encode, self.documents or ()):
             digest.update(len(content).to_bytes(8, "little"))
@@ -91,24 +91,24 @@ class GivenText:
 
 
 Given = GivenText | GivenExamples
-"""What is learned from or measured on."""
+"""Data to learn from or to measure on."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """How many tokens of synthetic text a task reads."""
+    """Number of tokens of synthetic text that a task reads."""
 
     learning: int
-    """Those that steps and calibration read; where time is the limit, the least of them."""
+    """Tokens for steps and calibration; a minimum if time is the limit."""
     held_out: int
-    """Those that are only measured on."""
+    """Tokens for evaluation only."""
     seconds: float = 0.0
-    """How long more of them are written than these; 0 = none are."""
+    """Writing goes on beyond these tokens until so many seconds have passed; 0 = it stops there."""
 
 
 def held_out(text: TextConfig, evaluation: PerplexityConfig, learning: int) -> int:
-    """How many tokens of synthetic text are only measured on: those of the evaluation windows, or
-    the usual share beside what is learned from; none where there is another text for it."""
+    """Returns how many tokens of synthetic text are held out: those of the evaluation windows, or
+    the usual share besides `learning` if windows are unlimited; 0 if other data is measured on."""
     if text.has_evaluation:
         return 0
     return evaluation.tokens or math.ceil(learning * HELD_OUT / (1 - HELD_OUT))
@@ -116,27 +116,27 @@ def held_out(text: TextConfig, evaluation: PerplexityConfig, learning: int) -> i
 
 @dataclass(frozen=True)
 class Source:
-    """One text, or examples, to learn from."""
+    """One text or set of examples to learn from."""
 
     text: Given | None
-    """None is what the model has still to write."""
+    """None if the model has yet to write it."""
     group: int = 0
-    """Which of the texts that the settings name it is part of."""
+    """Index of the text in the settings that it belongs to."""
     share: float = 1.0
-    """How much of that one it is."""
+    """Its share of that text."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Text as it was found, before there are tokens."""
+    """Learning and evaluation data, not yet tokenised."""
 
     learning: tuple[Source, ...]
     evaluation: Given | None
-    """None = the end of the learning text."""
+    """None = the end of the learning text is held out."""
 
     @property
     def writes(self) -> bool:
-        """Whether the model writes some of it."""
+        """True if the model writes some of the learning text."""
         return any(source.text is None for source in self.learning)
 
 
@@ -149,9 +149,9 @@ def read_sources(
     """Reads the texts that the settings name, or takes those in memory.
 
     Args:
-        in_memory: what a program handed over, by the setting in whose place.
-        tokens: how many are learned from, so that large texts are read no further.
-        measured: how many are measured on; 0 = all of a text that is for it alone.
+        in_memory: data from a program, by the setting that it replaces.
+        tokens: number of tokens to learn from; large texts are read no further.
+        measured: number of tokens to measure on; 0 = all of a separate evaluation text.
     """
     held = in_memory or {}
     names = config.eval_text, config.eval_dataset
@@ -176,15 +176,15 @@ def read_sources(
 
 
 def named_examples(config: Any, field: str) -> GivenExamples | None:
-    """The examples of the files that a setting names; None where it names none."""
+    """Reads the examples of the files that a setting names; returns None if it names none."""
     paths = getattr(config, field)
     return read_examples(paths, config.template, field) if paths else None
 
 
 def characters_for(tokens: int) -> int:
-    """How much is read of a source of which so many tokens are wanted; 0 = all of it is.
+    """Returns how many characters to read from a source for so many tokens; 0 tokens = everything.
 
-    In doublings, so that runs that want about as much read the same.
+    Doubles from a minimum, so that runs with similar needs read the same text.
     """
     characters = LEAST if tokens else EVERYTHING
     while characters < A_TOKEN * tokens:
@@ -193,7 +193,7 @@ def characters_for(tokens: int) -> int:
 
 
 def _learning_sources(config: TextConfig, tokens: int, characters: int) -> list[Source]:
-    """The texts of every name; of those that are not mixtures, so many characters."""
+    """Returns the sources of all named texts; reads so many characters of files or a data set."""
     found: list[Source] = []
     for group, paths in enumerate(_groups(config)):
         if len(paths) == 1 and is_mixture(paths[0]):
@@ -209,7 +209,7 @@ def _learning_sources(config: TextConfig, tokens: int, characters: int) -> list[
 
 
 def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
-    """The names that belong to each source: with weights each to its own, else all files to one."""
+    """Groups the names by source: with weights each is its own source, else all files are one."""
     names = config.learns_from
     if config.weights and names:
         return [(name,) for name in names]
@@ -220,7 +220,7 @@ def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
 
 
 def embedded_text() -> GivenText:
-    """The embedded speeches."""
+    """Reads the embedded speeches."""
     files, name = speech_files()
     return GivenText(read_documents(files, "text"), named=name)
 
@@ -233,12 +233,12 @@ def read_given(
     field: str = "text",
     characters: int = EVERYTHING,
 ) -> GivenText | None:
-    """The text of a hub data set or of files; None where neither is named.
+    """Reads the text of a hub data set or of files; returns None if neither is named.
 
     Args:
-        split: of a data set that names none.
-        field: the setting that the files were named in.
-        characters: after which reading ends, with a warning.
+        split: split to read if `dataset` names none.
+        field: setting that named the files.
+        characters: limit at which reading ends, with a warning.
     """
     if dataset:
         of_data_set = field.replace("text", "dataset")
@@ -257,7 +257,7 @@ def read_given(
 def read_documents(
     paths: Sequence[Path], column: str, field: str = "text", characters: int = EVERYTHING
 ) -> list[str]:
-    """The documents of text files, and of those in folders, in order; arguments as above."""
+    """Reads the documents of files, and of files in folders, in order; arguments as above."""
     read = partial(documents_of, column=column, characters=characters)
     return beginning(read_each(paths, field, read), characters, field, _names(paths))
 
@@ -277,15 +277,15 @@ def read_dataset(
     streams: bool = False,
     rows: int = 0,
 ) -> GivenText:
-    """The rows of a column of a hub data set NAME:CONFIG[:SPLIT].
+    """Reads a column of the hub data set NAME[:CONFIG[:SPLIT]], one document per row.
 
     Args:
         revision: commit, tag or branch; "" = the newest.
-        streams: fetches rows from the start, as many as are read, and keeps none.
-        rows: most that are read; 0 = all.
+        streams: fetches only the rows that are read, and caches none.
+        rows: most rows to read; 0 = all.
 
     Raises:
-        InputError: not found, not reachable, or something else than text in the column.
+        InputError: the data set cannot be loaded, or the column holds something other than text.
     """
     import datasets
 
@@ -319,13 +319,13 @@ def read_dataset(
 
 
 def texts_of(rows: Iterable[Any], column: str) -> Iterator[str]:
-    """The text that a column holds, of each row."""
+    """Yields the text in a column of each row."""
     return (text_of(row, column, f"row {number}") for number, row in enumerate(rows, start=1))
 
 
 def _read_mixture(path: Path, tokens: int, group: int) -> Iterator[Source]:
-    """The texts of a mixture, of which so many tokens are learned from; of a data set, so many
-    characters unless it says how many itself."""
+    """Yields the texts of a mixture, each read far enough for its share of `tokens`; a data set may
+    state its own number of characters."""
     from disp_llm.config.texts import at_place, load_mixture
 
     mixture = load_mixture(path)

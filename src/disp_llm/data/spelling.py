@@ -1,11 +1,11 @@
 """Text in the tokens of a smaller vocabulary.
 
-A token that has been cut falls apart into those that spell it. Where tokens differ, so do their
-mean losses: the loss of a window is the sum over all pieces, and counts as its whole tokens do.
-The tokenizer of the smaller vocabulary splits text alike but for about one token in ten thousand,
-where the next token would take over a piece (docs/experiment-log.md).
+A removed token is spelled by kept ones, its pieces. Mean losses per token are not comparable across
+vocabularies, so the loss of a window is the sum over its pieces, divided by its original tokens.
+The smaller vocabulary's tokenizer splits text the same way, except for about one token in ten
+thousand, where the next token would take over a piece (docs/experiment-log.md).
 
-N tokens of the whole vocabulary, M pieces, V tokens that there were, W = V + 1.
+N tokens of the whole vocabulary, M pieces, P pieces of all V tokens together, W = V + 1.
 """
 
 from dataclasses import dataclass, replace
@@ -22,25 +22,25 @@ from disp_llm.data.windows import Corpus, Stream, eval_windows
 from disp_llm.models.vocabulary import BYTES, SPACE
 
 END_OF_WORD = "</w>"
-"""What some byte-pair tokenizers (BioGPT's) put in the place of the space behind a word."""
+"""Suffix that some byte-pair tokenizers (BioGPT's) use for the space behind a word."""
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """What spells every token of a whole vocabulary."""
+    """The pieces that spell every token of a whole vocabulary."""
 
     pieces: Int[Tensor, " P"]
-    """Those of all tokens, one token's behind the other's."""
+    """Pieces of all tokens, concatenated in the order of token ids."""
     bounds: Int[Tensor, " W"]
-    """Where those of each token begin, and where the last one's end."""
+    """Start of each token's pieces, and the end of the last one's."""
     tokenizer: Any
-    """Of the smaller vocabulary."""
+    """The tokenizer of the smaller vocabulary."""
     bos_token_id: int | None
-    """The token of the whole vocabulary that windows begin with, where the model needs one."""
+    """BOS in the whole vocabulary that every window begins with; None if the model needs none."""
 
     @classmethod
     def between(cls, whole: Any, small: Any, bos_token_id: int | None = None) -> "Spelling | None":
-        """That of a tokenizer in the tokens of another; None where both have the same."""
+        """Returns the spelling of `whole` in tokens of `small`; None if their tokens are equal."""
         numbers, has = whole.get_vocab(), small.get_vocab()
         if numbers == has:
             return None
@@ -54,11 +54,11 @@ class Spelling:
         return cls(flat, bounds, small, bos_token_id)
 
     def lengths(self, tokens: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
-        """How many pieces spell each token."""
+        """Returns how many pieces spell each token."""
         return self.bounds[tokens + 1] - self.bounds[tokens]
 
     def __call__(self, tokens: Int[Tensor, " N"]) -> Int[Tensor, " M"]:
-        """The pieces of a text."""
+        """Returns the pieces of a text."""
         lengths = self.lengths(tokens)
         before = lengths.cumsum(0) - lengths
         shift = (self.bounds[tokens] - before).repeat_interleave(lengths)
@@ -66,29 +66,29 @@ class Spelling:
 
     @property
     def first(self) -> Int[Tensor, " V"]:
-        """The piece that each token begins with."""
+        """The first piece of each token."""
         return self.pieces[self.bounds[:-1].clamp(max=len(self.pieces) - 1)]
 
     def corpus(self, corpus: Corpus, bos_token_id: int | None) -> Corpus:
-        """Text to learn from, in pieces."""
+        """Returns learning text in pieces."""
         streams = tuple(map(self.stream, corpus.streams))
         return replace(corpus, streams=streams, bos_token_id=bos_token_id)
 
     def stream(self, stream: Stream) -> Stream:
-        """A text, or examples, in pieces; an answer is made of those of its tokens."""
+        """Returns a text or examples in pieces; the pieces of answer tokens are the answer."""
         if isinstance(stream, Tensor):
             return self(stream)
         return self.examples(stream)
 
     def longest_window(self, stream: Stream, config: PerplexityConfig) -> int:
-        """Pieces of the longest window that is measured on."""
+        """Returns the number of pieces in the longest evaluation window."""
         if isinstance(stream, Tensor):
             windows = eval_windows(stream, config)
             return int(self.lengths(windows).sum(1).max())
         return len(self.examples(stream).longest.tokens)
 
     def examples(self, stream: ExampleStream) -> ExampleStream:
-        """Examples in pieces."""
+        """Returns examples in pieces; refuses examples with their own loss."""
         if any(one.loss for one in stream.examples):
             raise InputError(
                 "examples with a loss of their own name tokens of the whole vocabulary",
@@ -109,7 +109,7 @@ class Spelling:
 
 
 def byte_lengths(tokenizer: Any) -> Int[Tensor, " V"]:
-    """Bytes of the text that each token stands for; none of a special one."""
+    """Returns the bytes of text that each token stands for; 0 for special tokens."""
     added, numbers = tokenizer.get_added_vocab(), tokenizer.get_vocab()
     special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -120,7 +120,7 @@ def byte_lengths(tokenizer: Any) -> Int[Tensor, " V"]:
             continue
         if token in BYTES:
             found[number] = 1
-        elif byte_level and token not in added:  # each of its characters stands for a byte
+        elif byte_level and token not in added:  # each of its characters stands for one byte
             found[number] = len(token)
         else:
             found[number] = len(token.replace(SPACE, " ").replace(END_OF_WORD, " ").encode())

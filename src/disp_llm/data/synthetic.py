@@ -1,13 +1,13 @@
-"""A model -> text that it writes itself, to learn from where no data is given (data-free
+"""A model -> text that it writes itself, used for learning if no data is given (data-free
 distillation, LLM-QAT, arXiv 2305.17888).
 
 Tokens are sampled at temperature 1: true samples of the model, on which the squared gradients are
 its Fisher information. Every sequence begins with the token that separates documents. In half of
-them a random token follows, so that they reach code, other languages and rare subjects. Nothing
-ends a sequence: after EOS the model itself begins the next document. The text lies in
-`RUN/synthetic.safetensors`, and an interrupted attempt writes it again.
+them a random token follows, to reach code, other languages and rare subjects. Nothing ends a
+sequence: after EOS the model begins the next document. `RUN/synthetic.safetensors` stores the
+text; an interrupted attempt starts over.
 
-B sequences of a batch, T tokens of each, V tokens of the vocabulary.
+B sequences of a batch, T tokens of each, t tokens so far, V tokens of the vocabulary.
 """
 
 import math
@@ -31,22 +31,22 @@ from disp_llm.runs.job import Interrupted, Job
 from disp_llm.runs.tensors import read_tensors, write_tensors
 
 STAGE = "writing text"
-"""What progress calls it."""
+"""Name of the stage in progress reports."""
 
 FILE, PARTS = "synthetic.safetensors", ("learning", "held_out")
-"""The file in the run folder, and its two tensors of tokens, int32."""
+"""File in the run folder, and its two int32 tensors of token ids."""
 
 CPU_BATCH, GPU_BATCH = 32, 128
-"""Sequences that are written side by side, where memory allows it."""
+"""Sequences per batch; halved whenever memory runs out."""
 
 
 def synthetic_text(
     job: Job, loaded: Loaded, needs: Needs, noise: torch.Generator, share: float = 1.0
 ) -> GivenText:
-    """Text of a model: that of the run folder, or else written now.
+    """Returns text that the model writes: that in the run folder if there is one, else new text.
 
     Args:
-        share: of the learning text that it is.
+        share: share of the learning text that the model writes.
     """
     path = job.run.folder / FILE
     if job.run.has(path):
@@ -67,7 +67,7 @@ def synthetic_text(
 def _write(
     job: Job, loaded: Loaded, needs: Needs, noise: torch.Generator, share: float
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " M"]]:
-    """The tokens that are learned from, and those that are only measured on."""
+    """Returns the tokens to learn from and the held-out tokens."""
     length = fitting(loaded.model, job.config.training.length)
     asked = job.config.text.self_tokens
     least = max(1, math.ceil((asked or share * (needs.learning + needs.held_out)) / length))
@@ -103,14 +103,14 @@ def sample(
     noise: torch.Generator,
     on_token: Callable[[int], None] = lambda place: None,
 ) -> Int[Tensor, "B T"]:
-    """Sequences that are written side by side.
+    """Samples one batch of `count` sequences.
 
     Args:
-        on_token: called after every token, with how many each of them has.
+        on_token: called after every token with the number of tokens of each sequence so far.
     """
     start = torch.full((count, 1), _first_token(tokenizer), device=model.device)
     devices = [model.device] if model.device.type == "cuda" else []
-    # A model may come with penalties and beams, which settings of a call leave as they are.
+    # The model's own penalties and beams would survive settings of a call, so replace all of them.
     writer: Any = model
     own = model.generation_config
     writer.generation_config = GenerationConfig(
@@ -131,10 +131,11 @@ def sample(
 
 
 def _first_token(tokenizer: Any) -> int:
-    """What a document begins with: the token that separated documents in training, or BOS, or EOS.
+    """Returns a document's first token: BOS if the tokenizer adds it, else the token that separated
+    documents in training, else BOS, EOS or 0.
 
-    Chat models may have the opening of a turn as their BOS: after it alone they write the name of a
-    speaker, and no document.
+    BOS of a chat model may open a turn: after it alone the model writes the name of a speaker, not
+    a document.
     """
     adds_bos = usual_bos(tokenizer) is not None
     separator = None if adds_bos else tokenizer.get_vocab().get(SEPARATOR)
@@ -146,7 +147,8 @@ SEPARATOR = "<|endoftext|>"
 
 
 class _Writing(LogitsProcessor):
-    """Leaves out tokens that only the model knows, and starts every other sequence at random."""
+    """Bans ids beyond the tokenizer, and draws the second token of every other sequence uniformly,
+    without special tokens."""
 
     def __init__(self, tokenizer: Any, on_token: Callable[[int], None]):
         known = tokenizer.added_tokens_decoder.items()

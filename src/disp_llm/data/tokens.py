@@ -1,18 +1,18 @@
-"""Sources -> streams of tokens, and what of them is held out.
+"""Sources -> streams of tokens for learning and a held-out stream for evaluation.
 
-A stream begins with one BOS where the tokenizer uses one, and has none inside. (The paper's
-released code puts one at every line, which the model never saw in training.)
+A stream begins with one BOS if the tokenizer uses one, and has none inside. (The paper's released
+code puts one at every line, which the model never saw in training.)
 
-A tokenizer takes about 150 bytes a character while it works, so a long text is read in pieces that
-overlap. Two pieces are cut and joined at a token that both have, with the same tokens around it:
+A tokenizer needs about 150 bytes per character, so a long text is tokenised in overlapping pieces.
+Two pieces are joined at a token that both have, with the same tokens around it:
 
-- between two words, as the tokenizer parts them before it looks at its vocabulary: what follows is
-  then read alike whatever stands before;
-- inside a word that is longer than the overlap, where the model is BPE: tokens are those of the
-  whole text exactly if every two neighbours are those of their own text, and all neighbours are.
+- between two words of the pre-tokenizer: the tokens that follow do not depend on what precedes; or
+- inside a word longer than the overlap, if the tokenizer is BPE. A sequence is the tokenisation of
+  the whole text exactly if every pair of neighbours is the tokenisation of the pair's own text.
+  The joint keeps all such pairs.
 
-Where there is no such token (white space or a word of thousands of characters), the text is read
-again in longer pieces, at last in one. The stream is always that of one call over the joined text.
+If there is no such token (white space or a word of thousands of characters), the text is tokenised
+again in longer pieces, at last in one. The stream always equals one call over the joined text.
 
 N tokens of the stream.
 """
@@ -35,34 +35,34 @@ from disp_llm.data.sources import HELD_OUT, Given, GivenText, Source, Sources, r
 from disp_llm.data.windows import Corpus, Stream, require_length, usual_bos
 
 SEPARATOR = "\n\n"
-"""Between documents; the usual perplexity text of WikiText joins its rows with it too."""
+"""Joins documents; the usual WikiText perplexity also joins rows with it."""
 
 PIECE = 2**17
-"""Characters that are read at once at first."""
+"""Characters of a piece in the first attempt."""
 
 OVERLAP = 1 / 32
-"""Share of a piece that it has in common with the next one."""
+"""Share of a piece that overlaps the next one."""
 
 GROWTH = 8
-"""How much longer pieces become where two cannot be joined."""
+"""Factor by which pieces grow if two cannot be joined."""
 
 AGREED = 16
-"""Tokens on each side of a cut that both pieces have."""
+"""Tokens on each side of a cut that must agree in both pieces."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Learning text and evaluation text of one task; the two share no token."""
+    """Learning text and evaluation text of one task: separate or held-out data."""
 
     corpus: Corpus
     evaluation: Stream
     names: dict[str, str]
-    """Where they came from, `text` and `eval_text`, without the folders that they lie in; and the
-    SHA-256 of what was read, `text_sha256` and `eval_text_sha256`: of the documents (`GivenText`),
-    and of the ids where they are given or held out."""
+    """`text`, `eval_text`: names of the sources, without their folders. `text_sha256`,
+    `eval_text_sha256`: SHA-256 of the documents (`GivenText`), of ids that are given or held out,
+    or of the examples."""
 
     def longest_window(self, config: PerplexityConfig) -> int:
-        """Tokens of the longest window that is measured on."""
+        """Returns the number of tokens in the longest evaluation window."""
         if isinstance(self.evaluation, Tensor):
             return min(config.context, len(self.evaluation))
         self.evaluation.require_length(config.context, "context")
@@ -77,12 +77,12 @@ def load_tokens(
     write: Callable[[float], GivenText] | None = None,
     context: int = PerplexityConfig.context,
 ) -> Texts:
-    """Tokenises the texts that the settings name, and makes the model write what is missing.
+    """Tokenises the texts that the settings name, and lets the model write missing ones.
 
     Args:
-        bos_token_id: first token of every window, where the model needs one.
-        write: lets the model write that share of what is learned from.
-        context: tokens of a window that is measured on.
+        bos_token_id: first token of every window; None if the model needs none.
+        write: lets the model write a given share of the learning text.
+        context: tokens of an evaluation window.
     """
     sources = sources or read_sources(config)
     texts: list[Given] = []
@@ -116,8 +116,8 @@ def load_tokens(
 
 
 def _parted(text: Given, stream: Stream) -> tuple[Tensor, Tensor]:
-    """What is left to learn from, and the end, which is only measured on."""
-    assert isinstance(text, GivenText)  # beside examples, some of these are held out
+    """Splits a stream into its learning part and its held-out end."""
+    assert isinstance(text, GivenText)  # with examples, evaluation data always exists
     assert isinstance(stream, Tensor)
     held_out, tokens = text.held_out, len(stream)
     left = int(tokens * (1 - HELD_OUT)) if held_out is None else tokens - held_out
@@ -125,9 +125,9 @@ def _parted(text: Given, stream: Stream) -> tuple[Tensor, Tensor]:
 
 
 def _in_turn(ends: Sequence[Tensor], weights: Sequence[float], context: int) -> Tensor:
-    """The ends of several texts in pieces as long as a window is, in turn, so that as many windows
-    from the start as are read are of every text what its weight says. Pieces that fill no window
-    come last, for windows behind them would each be of two texts."""
+    """Interleaves the held-out ends of several texts, one window at a time, so that any prefix has
+    each text in proportion to its weight. Pieces shorter than a window come last: every window
+    behind one would straddle two texts."""
     pieces = [
         (len(piece) < context, number / weight if weight else math.inf, piece)
         for end, weight in zip(ends, weights, strict=True)
@@ -139,8 +139,8 @@ def _in_turn(ends: Sequence[Tensor], weights: Sequence[float], context: int) -> 
 def _weights(
     config: TextConfig, sources: Sequence[Source], streams: Sequence[Stream]
 ) -> tuple[float, ...]:
-    """How often each source is drawn: as asked or, where nothing is, by the length of what it is
-    part of."""
+    """Returns how often each source is drawn: its share of its text's weight, which is the setting
+    or, by default, the text's length."""
     whole: list[float] = list(config.weights)
     if not whole:
         whole = [0.0] * (1 + max(source.group for source in sources))
@@ -151,21 +151,21 @@ def _weights(
 
 
 def joint_sha256(texts: Sequence[Given]) -> str:
-    """The hash of several sources in their order; of a single one, its own."""
+    """Returns the hash of several sources in order; for a single one, its own."""
     if len(texts) == 1:
         return texts[0].sha256
     return hashlib.sha256(b"".join(bytes.fromhex(text.sha256) for text in texts)).hexdigest()
 
 
 def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> Stream:
-    """The tokens of a text, or of examples, each of which begins with that BOS if any."""
+    """Returns the tokens of a text, or of examples, each of which begins with the given BOS."""
     if isinstance(given, GivenText):
         return stream_of_text(given, tokenizer)
     return stream_of_examples(given, tokenizer, bos_token_id)
 
 
 def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
-    """The tokens of a text, two at least; ids that the tokenizer does not have are refused."""
+    """Returns the tokens of a text; refuses fewer than two, and ids beyond the tokenizer."""
     found = given.tokens
     if found is None:
         found = tokenize(given.documents or (), tokenizer)
@@ -180,11 +180,11 @@ def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Int[Tensor, " N"]:
-    """One stream: an initial BOS where the tokenizer adds one, then the documents, joined."""
+    """Returns one stream: BOS if the tokenizer adds one, then the joined documents."""
     text = SEPARATOR.join(documents)
     bos = usual_bos(tokenizer)
     first = torch.tensor([] if bos is None else [bos], dtype=torch.long)
-    # Other tokenizers do not say where in the text a token stands.
+    # Other tokenizers do not give the offsets of tokens.
     size = PIECE if isinstance(tokenizer, PreTrainedTokenizerFast) else len(text)
     while size < len(text):
         parts = _stitched(text, tokenizer, size)
@@ -196,7 +196,7 @@ def tokenize(documents: Iterable[str], tokenizer: Any) -> Int[Tensor, " N"]:
 
 
 def _stitched(text: str, tokenizer: Any, size: int) -> list[Tensor] | None:
-    """The ids of all pieces, without what two have in common; None where two cannot be joined."""
+    """Returns the ids of all pieces without overlaps; None if two pieces cannot be joined."""
     overlap = round(size * OVERLAP)
     step = size - overlap
     is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
@@ -216,7 +216,7 @@ def _stitched(text: str, tokenizer: Any, size: int) -> list[Tensor] | None:
 
 class _Token(NamedTuple):
     place: tuple[int, int, int]
-    """Where it begins and ends in the whole text, and its id."""
+    """Its begin and end in the whole text, and its id."""
     begins_word: bool
 
 
@@ -225,7 +225,7 @@ def _ids(tokens: list[_Token]) -> Int[Tensor, " N"]:
 
 
 def _tokens_of(text: str, start: int, tokenizer: Any) -> list[_Token]:
-    """Of a piece of the text that starts there."""
+    """Tokenises a piece of the text that begins at `start`."""
     found = tokenizer(
         text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
     )  # fmt: skip
@@ -241,11 +241,10 @@ def _tokens_of(text: str, start: int, tokenizer: Any) -> list[_Token]:
 def _cut(
     left: list[_Token], right: list[_Token], both: range, is_bpe: bool
 ) -> tuple[int, int] | None:
-    """The first token that two pieces can be joined at, by its number in each; None = there is
-    none.
+    """Returns the index, in each piece, of the first token where they can be joined, or None.
 
     Args:
-        both: the characters that both have.
+        both: range of the characters that both pieces have.
     """
     of_left, of_right = _common(left, both), _common(right, both)
     has = [token.place for token in left[of_left]]
@@ -265,6 +264,6 @@ def _cut(
 
 
 def _common(tokens: list[_Token], both: range) -> slice:
-    """Those that begin at one of these characters."""
+    """Returns the slice of the tokens that begin in the range."""
     found = [number for number, token in enumerate(tokens) if token.place[0] in both]
     return slice(found[0], found[-1] + 1) if found else slice(0, 0)

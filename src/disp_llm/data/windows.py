@@ -1,7 +1,7 @@
-"""Streams of tokens -> windows, which a model reads at once, and which of their tokens a loss
-counts.
+"""Streams of tokens -> windows that a model reads at once, and which of their tokens count.
 
-B windows, T tokens of a window, N tokens of a stream or an example, D hidden.
+B windows, T tokens of a window, S = T − 1, P counted tokens of all windows, N tokens of a stream or
+an example, D hidden.
 """
 
 import warnings
@@ -22,45 +22,44 @@ if TYPE_CHECKING:
 
     Stream = Tensor | ExampleStream
 else:
-    Stream = Any  # examples are made into windows of this module
-"""The tokens of a text, (N), or those of examples."""
+    Stream = Any  # `examples` imports this module
+"""The tokens of a text, (N), or tokenised examples."""
 
 StatesLoss = Callable[[Float[Tensor, "N D"]], Tensor]
-"""What a model loses on an example, from the final hidden states of its tokens in float32: the mean
-over what is chosen there, a scalar that has a gradient."""
+"""Loss of one example: final hidden states, float32 -> the mean over its choices, a differentiable
+scalar."""
 
 
 @dataclass(frozen=True)
 class TaskPart:
-    """An example in a window that has a loss of its own, in place of that of next tokens."""
+    """An example in a window with its own loss in place of next-token prediction."""
 
     first: int
-    """Of its tokens in the window."""
+    """Position of its first token in the window; `end` is behind its last."""
     end: int
     loss: StatesLoss
     choices: int
-    """How many the loss is the mean of."""
+    """Number of choices that `loss` averages over."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Of running text, in which every token but the first of a window counts; or of examples, in
-    which answers count and prompts do not, or which have a loss of their own."""
+    """Windows of running text, where all tokens but the first count; or of examples, where only
+    answers count, or the examples' own losses."""
 
     tokens: Int[Tensor, "B T"]
     counted: Bool[Tensor, "B T"] | None = None
-    """Which tokens count; None = all. The first of a window, which nothing predicts, never does."""
+    """Which tokens count; None = all. The first of a window never does: nothing predicts it."""
     places: Int[Tensor, "B T"] | None = None
-    """The place of every token in its own example, from 0; None = windows hold one text each."""
+    """Position of every token in its own example, from 0; None = each window is one text."""
     tasks: tuple[tuple[TaskPart, ...], ...] = ()
-    """Of every window, its examples with a loss of their own, none where tokens count; () = there
-    are none in any window."""
+    """Each window's examples with their own loss, none if tokens count; () = no such window."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Tensor) -> "Windows":
-        """Some of the windows, in the order that is asked for."""
+        """Returns the selected windows, in the order of `rows`."""
         tasks: tuple[tuple[TaskPart, ...], ...] = ()
         if self.tasks:
             chosen = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
@@ -73,7 +72,7 @@ class Windows:
         )
 
     def to(self, device: torch.device) -> "Windows":
-        """On a device."""
+        """Returns the windows on a device."""
         return replace(
             self,
             tokens=self.tokens.to(device),
@@ -82,14 +81,14 @@ class Windows:
         )
 
     def tensor_split(self, parts: int) -> list["Windows"]:
-        """As `torch.tensor_split`."""
+        """Splits the windows as `torch.tensor_split` does."""
         bounds = torch.arange(len(self)).tensor_split(parts)
         return [self[rows] for rows in bounds]
 
     @property
     def of_first_example(self) -> "Windows":
-        """The same, in which only the first example of each window counts: for a model that cannot
-        keep examples apart, whose later ones would be read after strangers."""
+        """The windows with only the first example of each counting, for a model that cannot keep
+        examples apart: it would read later ones after unrelated text."""
         if self.places is None:
             return self
         steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
@@ -100,25 +99,24 @@ class Windows:
 
     @property
     def choices(self) -> int:
-        """How many tokens or, where examples have a loss of their own, choices count."""
+        """Number of counted tokens, plus choices of examples with their own loss."""
         own = sum(part.choices for parts in self.tasks for part in parts)
         return own + int(self.predicted.sum())
 
     @property
     def predicted(self) -> Bool[Tensor, "B S"]:
-        """Which of the S = T − 1 tokens behind the first count."""
+        """Which of the S tokens behind the first count."""
         if self.counted is None:
             return torch.ones_like(self.tokens[:, 1:], dtype=torch.bool)
         return self.counted[:, 1:]
 
     def of_predicted(self, values: Tensor) -> Tensor:
-        """Those of the S tokens that count, one window's behind the other's: (B, S, …) -> (P, …).
-        All of running text are taken without looking which, which a GPU would wait for."""
+        """Selects the values of counted tokens, window by window: (B, S, …) -> (P, …). Running text
+        takes all without computing indices, which a GPU would wait for."""
         return values.flatten(0, 1) if self.counted is None else values[self.predicted]
 
     def means(self, losses: Float[Tensor, " P"]) -> Float[Tensor, " B"]:
-        """The mean loss of every window, from those of its counted tokens, one window's behind the
-        other's."""
+        """Returns each window's mean loss from those of its counted tokens, ordered by window."""
         if self.counted is None:
             return losses.view(len(self), -1).mean(-1)
         counts = self.predicted.sum(1)
@@ -127,8 +125,8 @@ class Windows:
 
 
 def joined(parts: list[Windows]) -> Windows:
-    """Windows of the same length, one after the other; where some are of examples, all of the
-    tokens of the others count, and their places are those in the window."""
+    """Concatenates windows of the same length. Beside examples, all tokens of running text count,
+    and their places are positions in the window."""
     tokens = torch.cat([part.tokens for part in parts])
     if all(part.counted is None for part in parts):
         return Windows(tokens)
@@ -151,20 +149,20 @@ def random_windows(
     generator: torch.Generator,
     bos_token_id: int | None = None,
 ) -> Int[Tensor, "B T"]:
-    """Windows at uniformly drawn places of a text."""
+    """Returns windows of a text at uniformly drawn positions."""
     starts = torch.randint(len(stream) - length + 1, (count,), generator=generator)
     windows = torch.stack([stream[start : start + length] for start in starts.tolist()])
     return with_bos(windows, bos_token_id)
 
 
 def usual_bos(tokenizer: Any) -> int | None:
-    """The BOS token that a tokenizer puts before every text, if it puts any."""
+    """Returns the BOS token that a tokenizer puts before every text; None if it adds none."""
     bos = tokenizer.bos_token_id
     return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
 
 
 def with_bos(windows: Int[Tensor, "B T"], bos_token_id: int | None) -> Int[Tensor, "B T"]:
-    """Windows with that token in place of their first; as they are without one."""
+    """Replaces the first token of every window by BOS; None leaves the windows as they are."""
     if bos_token_id is None:
         return windows
     return torch.cat([torch.full_like(windows[:, :1], bos_token_id), windows[:, 1:]], 1)
@@ -172,20 +170,20 @@ def with_bos(windows: Int[Tensor, "B T"], bos_token_id: int | None) -> Int[Tenso
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text to learn from, one stream of tokens a source."""
+    """Learning text, one stream of tokens per source."""
 
     streams: tuple[Stream, ...]
     weights: tuple[float, ...] = (1.0,)
     """Share of the windows that come from each source; they sum to 1."""
     bos_token_id: int | None = None
-    """A token that takes the place of the first of every window; None = none does."""
+    """BOS that replaces the first token of every window of text; None = no BOS."""
     field: str = "text"
-    """The setting that the text was given in."""
+    """The setting that named the text."""
     names: tuple[str, ...] = ()
-    """What the sources are called."""
+    """Names of the sources."""
 
     def require_length(self, tokens: int, setting: str) -> None:
-        """Refuses a source that cannot fill one window, whose length that setting says."""
+        """Refuses texts shorter, and examples longer, than a window of `tokens` (see `setting`)."""
         for i, stream in enumerate(self.streams):
             if isinstance(stream, Tensor):
                 name = self.names[i] if self.names else "the text"
@@ -195,15 +193,15 @@ class Corpus:
                 stream.require_length(tokens, setting)
 
     def windows(self, source: int, count: int, length: int, noise: torch.Generator) -> Windows:
-        """Windows at random places of one source."""
+        """Returns random windows of one source."""
         stream = self.streams[source]
         if isinstance(stream, Tensor):
             return Windows(random_windows(stream, count, length, noise, self.bos_token_id))
         return stream.random_windows(count, length, noise)
 
     def draw(self, count: int, length: int, noise: torch.Generator) -> Windows:
-        """Windows in a random order: of every source as many as its weight says, to the next whole
-        number above or below, so that a step is not all of a kind."""
+        """Returns windows of all sources in random order. Each source gets its share by weight,
+        rounded up or down, so that a step mixes the sources."""
         if len(self.streams) == 1:
             return self.windows(0, count, length, noise)
         weights = torch.tensor(self.weights, dtype=torch.float64)
@@ -217,13 +215,13 @@ class Corpus:
     def draw_own(
         self, count: int, length: int, noise: torch.Generator, process: Process
     ) -> Windows:
-        """The part of one process, so many windows, of a batch that all draw alike."""
+        """Returns this process's `count` windows of a batch that all processes draw identically."""
         windows = self.draw(count * process.count, length, noise)
         return windows[process.own(torch.arange(len(windows)))]
 
 
 def opening(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
-    """The first tokens of a text, or the prompt of the first example."""
+    """Returns the first tokens of a text, or the prompt of the first example."""
     return stream[:tokens] if isinstance(stream, Tensor) else stream.examples[0].prompt
 
 
@@ -240,7 +238,7 @@ def require_length(
 def eval_windows(
     stream: Int[Tensor, " N"], config: PerplexityConfig, bos_token_id: int | None = None
 ) -> Int[Tensor, "B T"]:
-    """Windows in order from the start; a stream shorter than one window gives what it has."""
+    """Returns windows in order from the start; a stream shorter than one becomes one window."""
     context = min(config.context, len(stream))
     windows = stream.unfold(0, context, context)
     if config.windows and len(windows) < config.windows:

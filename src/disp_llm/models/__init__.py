@@ -1,5 +1,5 @@
-"""Models as transformers has them: the table of architectures, loading, where a model comes from.
+"""Models of transformers: the table of architectures, loading, and provenance.
 
-Others use `family_of` and `register_architecture` (rows of the tables), `load` and `load_model`,
-`resolve_device` and `free_memory`, `required_bos` and `require_positions`, and `hooks`.
+Used elsewhere: `family_of` and `register_architecture` (rows of the table), `load`, `load_model`,
+`resolve_device`, `free_memory`, `required_bos`, `require_positions`, and `hooks`.
 """

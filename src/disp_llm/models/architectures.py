@@ -1,9 +1,8 @@
-"""Which row a model has of the table of architectures.
+"""A configuration -> its row in the table of architectures.
 
-An architecture is one row of data and nothing else, in `architectures.toml`. The row is enough to
-mask a model, to count what an entry of a mask costs, to cut the model and to load what was cut: no
-other file names an architecture. Another package adds rows of its own by entry points or by
-`register_architecture`, which takes wrappers too.
+An architecture is one row of data in `architectures.toml` and nothing else. The row suffices to
+mask a model, to cost mask entries, to cut the model and to load the cut one: no other file names an
+architecture. Other packages add rows by entry points, rows and wrappers by `register_architecture`.
 """
 
 import tomllib
@@ -23,11 +22,11 @@ _REASONS = _TABLE.pop("reasons")
 _TOWERS = _TABLE.pop("wrappers")
 _HEADS = _TABLE.pop("wrapper_heads")
 ROW_OF = _TABLE.pop("wrapped")
-"""Whose row language models have that exist inside of wrappers alone."""
+"""Maps language models that exist only inside wrappers to the architecture whose row they use."""
 
 
 def _rows() -> dict[str, Family]:
-    """What is left of the table: each row with the columns of the one that it is like."""
+    """Returns all rows, each completed with the columns of the row that it is `like`."""
     columns: dict[str, dict[str, Any]] = {}
     found: dict[str, Family] = {}
     for name, row in _TABLE.items():
@@ -62,32 +61,32 @@ def _branch(row: dict[str, Any]) -> Branch:
 
 
 FAMILIES = _rows()
-"""The rows that come with this package, and those of `register_architecture`."""
+"""Rows shipped with this package and rows added by `register_architecture`."""
 
 WRAPPERS = {
     name: Wrapper(tower, (_HEADS[name],) if name in _HEADS else ())
     for tower, names in _TOWERS.items()
     for name in names.split()
 }
-"""By the `model_type` of the wrapper; which language model it has, its configuration says."""
+"""Wrappers by their `model_type`; a wrapper's configuration names its language model."""
 
 PRUNED_PREFIX = "disp_"
-"""What `model_type` begins with in a folder that this package has written."""
+"""Prefix of `model_type` in folders that this package has written."""
 
 ARCHITECTURES = "disp_llm.architectures"
-"""The group of entry points through which another package adds rows: the name of each is a
+"""Group of entry points through which other packages add rows. The name of an entry point is a
 `model_type`, its object a `Family`."""
 
 on_registration: list[Callable[[str], None]] = []
-"""Functions that are called with every `model_type` that is registered from now on."""
+"""Functions called with every `model_type` registered from now on."""
 
 
 def register_architecture(model_type: str, row: Family | Wrapper) -> None:
-    """Adds a row or a wrapper for this process, or replaces one.
+    """Adds or replaces a row or a wrapper in this process.
 
     Args:
-        model_type: that of the configuration of an architecture that transformers has; of a
-            wrapper `AutoModelForMultimodalLM`, and its language model needs a row of its own.
+        model_type: of the configuration of an architecture in transformers. A wrapper must be one
+            that `AutoModelForMultimodalLM` loads, and its language model needs its own row.
     """
     table: dict[str, Any] = WRAPPERS if isinstance(row, Wrapper) else FAMILIES
     table[model_type] = row
@@ -96,21 +95,21 @@ def register_architecture(model_type: str, row: Family | Wrapper) -> None:
 
 
 def model_types() -> tuple[str, ...]:
-    """The `model_type` of every row; nothing of another package is imported to say so."""
+    """Returns the `model_type` of every row, without importing other packages."""
     return tuple(dict.fromkeys([*FAMILIES, *added_names(ARCHITECTURES)]))
 
 
 def row_of(model_type: str) -> Family | None:
-    """The row of an architecture, ours before another package's; None where there is none."""
+    """Returns the row of an architecture, ours before another package's; None if there is none."""
     return FAMILIES.get(model_type) or added(ARCHITECTURES, model_type, Family, "model")
 
 
 def family_of_any(config: Any) -> Family:
-    """The row of a dense or a pruned model's configuration, of a wrapper that of its language
-    model.
+    """Returns the row of a dense or pruned model, for a wrapper that of its language model; refuses
+    unsupported architectures.
 
-    It is without a mixture where the configuration has no experts: what is refused or slower for
-    mixtures need not be for it.
+    Drops the mixture if the configuration has no experts, so that refusals and slower paths for
+    mixtures do not apply.
     """
     model_type = _type_of(config).removeprefix(PRUNED_PREFIX)
     wrapper = WRAPPERS.get(model_type)
@@ -133,8 +132,8 @@ def family_of_any(config: Any) -> Family:
 
 
 def family_of(config: Any) -> Family:
-    """The row of a configuration that can be pruned: of an architecture of transformers' own, not
-    pruned yet, and no refused variant."""
+    """Returns the row of a model that can be pruned. Refuses a model that is pruned already, whose
+    class is not transformers' own, or whose variant the row refuses."""
     model_type = _type_of(config)
     if model_type.startswith(PRUNED_PREFIX):
         raise InputError(

@@ -1,7 +1,7 @@
-"""The tensors of a model that is not loaded, read one at a time from its safetensors files.
+"""Reads the tensors of a model one at a time from its safetensors files, without loading it.
 
-Only files that call each tensor what the model calls it are read so. What transformers renames,
-merges or unpacks while it loads is loaded as a whole.
+This needs files that name each tensor as the model does. A model whose tensors transformers
+renames, merges or unpacks on loading is loaded as a whole.
 """
 
 import logging
@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where every tensor of a model lies."""
+    """Locations of all tensors of a model."""
 
     model: str
     places: dict[str, tuple[Path, str]]
-    """The file, and what it calls the tensor, by the name in the model."""
+    """By name in the model: the file, and the tensor's name in it."""
     like: dict[str, Tensor]
-    """The tensors of the empty model."""
+    """Tensors of the model on the meta device, by name."""
 
     def read(self, name: str) -> Tensor:
-        """A tensor, in the data type that the model has it in."""
+        """Reads one tensor, in its data type in the model; refuses values that are not finite."""
         path, stored = self.places[name]
         with opened(path, AGAIN) as file:
             tensor = file.get_tensor(stored)
@@ -44,8 +44,8 @@ class Checkpoint:
 
 
 def load_unread(name: str, machine: PlaceConfig) -> tuple[Loaded, Checkpoint | None]:
-    """A dense model without its weights, and its files; or, where its tensors cannot be read one by
-    one, the model in memory and None."""
+    """Returns an empty dense model and its checkpoint. If its tensors cannot be read one by one,
+    returns the model in memory and None."""
     if not is_packed(name):
         empty = load(name, machine, dense_only=True, empty=True)
         checkpoint = checkpoint_of(empty)
@@ -56,8 +56,8 @@ def load_unread(name: str, machine: PlaceConfig) -> tuple[Loaded, Checkpoint | N
 
 
 def checkpoint_of(empty: Loaded) -> Checkpoint | None:
-    """The files of an empty model; None where they do not hold its tensors as they are."""
-    model, place = empty.model, path_of(empty.source["model"])  # a GGUF file is unpacked as a whole
+    """Returns an empty model's checkpoint; None if files do not hold its tensors as they are."""
+    model, place = empty.model, path_of(empty.source["model"])  # a GGUF file has no folder
     folder = place if place.is_dir() else cached_folder(place, empty.source["revision"])
     if folder is None or getattr(model.config, "quantization_config", None):
         return None
@@ -71,20 +71,20 @@ def checkpoint_of(empty: Loaded) -> Checkpoint | None:
     first = {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
     places: dict[str, tuple[Path, str]] = {}
     for name, like in state.items():
-        # The head-less model, as GPT-2 is published, has no prefix.
+        # Published without its head, as GPT-2 is, a model has no prefix.
         bare = name.removeprefix(f"{model.base_model_prefix}.")
         key = name if name in stored else bare
         path, shape = stored.get(key, (folder, None))
         if shape == tuple(like.shape):
             places[name] = path, key
-        elif name in first:  # else it is tied to one that is there
+        elif name in first:  # else it is tied to a tensor that was found
             return None
     return Checkpoint(empty.source["model"], places, state)
 
 
 def _tie(model: Any, stored: dict[str, tuple[Path, tuple[int, ...]]]) -> None:
-    """Ties weights that the files hold twice and alike: transformers leaves empty ones apart, and
-    ties those that it has read."""
+    """Ties weights that the files hold twice with equal values: transformers ties such weights when
+    it reads them, but not on an empty model."""
     for pair in model.all_tied_weights_keys.items():
         if all(name in stored for name in pair):
             tensors = []

@@ -1,4 +1,4 @@
-"""Which device, dtype and process work is done on."""
+"""Chooses the device, data type and process to work with."""
 
 import os
 from datetime import timedelta
@@ -19,14 +19,14 @@ from disp_llm.runs.job import Process
 from disp_llm.runs.provenance import cpu_facts
 
 LONGEST_WAIT = timedelta(days=1)
-"""How long the other processes wait for the main one while it lets the model write its own text or
-measures; torch gives up after ten minutes on GPUs."""
+"""How long the other processes wait while the main one measures or lets the model write text; torch
+would give up after ten minutes on GPUs."""
 PATIENCE = timedelta(minutes=30)
-"""How long they wait for each other within a step."""
+"""How long processes wait for each other within a step."""
 
 
 def start_process(machine: PlaceConfig) -> Process:
-    """This process, alone or one of several under `accelerate launch`, and its device."""
+    """Returns this process, alone or one of several under `accelerate launch`, and its device."""
     accelerator = Accelerator(
         cpu=machine.device == "cpu" or not torch.cuda.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
@@ -38,7 +38,7 @@ def start_process(machine: PlaceConfig) -> Process:
 
 
 def require_tracker(tracker: Tracker) -> None:
-    """Refuses a tracker that is not installed, before anything else is done."""
+    """Refuses a tracker that is not installed, before any work is done."""
     if tracker != "none" and tracker not in {str(found) for found in get_available_trackers()}:
         raise InputError(
             f"{tracker} is not installed", field="track", hint=f"run `pip install {tracker}`"
@@ -48,11 +48,11 @@ def require_tracker(tracker: Tracker) -> None:
 def start_tracking(
     process: Process, tracker: Tracker, folder: Path, settings: dict[str, Any]
 ) -> None:
-    """Makes steps and figures be logged to a tracker too, through accelerate.
+    """Starts logging steps and figures to a tracker, through accelerate.
 
     Args:
-        folder: where a tracker that writes files writes them; its name is the run's.
-        settings: by their places, as the tracker is to show them.
+        folder: for files of the tracker; the run takes its name.
+        settings: settings by dotted name, as the tracker shows them.
     """
     if tracker != "none":
         accelerator = process.accelerator
@@ -67,10 +67,10 @@ def start_tracking(
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` -> the first GPU, else the CPU.
+    """Returns the named device; `auto` is the first GPU, or the CPU if there is none.
 
     Raises:
-        InputError: no such device here.
+        InputError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,23 +85,23 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` -> bfloat16 where the hardware computes in it, else float32."""
+    """Returns the data type; `auto` is bfloat16 if the hardware computes in it, else float32."""
     if name == "auto":
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:  # where the system does not tell, no
+        else:  # without known CPU flags: no
             native = "avx512_bf16" in cpu_facts().get("flags", "").split()
         name = "bfloat16" if native else "float32"
     return getattr(torch, name)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16`, as settings and results call a data type."""
+    """Returns the name of a data type in settings and results, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that can still be taken on a device."""
+    """Returns the bytes of free memory on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -1,4 +1,4 @@
-"""Weights of a model of the hub into the library's cache, with progress where that is shown."""
+"""Downloads weights of a hub model into the library's cache and reports progress."""
 
 import contextlib
 import io
@@ -11,15 +11,15 @@ from disp_llm.models.source import HUB_ERRORS
 from disp_llm.runs.progress import downloads
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
-"""What transformers reads of a repository; others hold the same weights in other formats too."""
+"""Files that transformers reads; repositories may hold the same weights in other formats too."""
 
 
 def fetch(name: str, revision: str | None) -> None:
-    """Downloads what is not in the cache yet, if progress is watched; else loading does it, under
-    bars of its own. What fails here fails there too, and is said then.
+    """Downloads files that are not cached yet, if progress is watched. Otherwise loading downloads
+    them, with its own progress bars. Errors are ignored: loading meets and reports them.
 
     Args:
-        name: of a model, which may be local.
+        name: of a model; a local one needs no download.
         revision: commit, branch or tag.
     """
     watching = downloads.get()
@@ -30,13 +30,13 @@ def fetch(name: str, revision: str | None) -> None:
     from tqdm.asyncio import tqdm_asyncio
 
     class Bar(tqdm_asyncio):
-        """Hands on what the library would draw."""
+        """Reports progress in place of drawing a bar."""
 
         def __init__(self, *values: Any, **options: Any) -> None:
             super().__init__(*values, **options | {"disable": False, "file": io.StringIO()})
 
         def display(self, *_: Any, **__: Any) -> None:
-            """Bytes that have come, of all that are to come."""
+            """Reports downloaded and total megabytes."""
             if self.unit == "B" and self.total:
                 come, total = (math.ceil(number / 1e6) for number in (self.n, self.total))
                 watching(f"downloading {name}, MB", come, total, {})

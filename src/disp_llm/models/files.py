@@ -1,4 +1,4 @@
-"""The files of a local model: which of them are the model."""
+"""Finds the files that make up a local model."""
 
 import hashlib
 import logging
@@ -21,7 +21,7 @@ PROCESSOR = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
     "chat_template.json",
 )
-"""What transformers reads of a folder to make the processor of a model that sees or hears."""
+"""Files that transformers reads to build the processor of a multimodal model."""
 
 READ = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -29,22 +29,22 @@ READ = (
     *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja"),
     *PROCESSOR,
 )
-"""What transformers reads of a folder besides its weights."""
+"""Files that transformers reads from a folder besides weights."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""The one file of weights of a model, or the index of several."""
+"""A model's only weight file, or the index of several."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder of several files of weights says of them."""
+    """The index of a folder with several weight files."""
 
     weight_map: dict[str, Annotated[str, msgspec.Meta(pattern=r"^[^/]+\.safetensors$")]]
-    """The file of every weight; transformers would unpickle one of another kind."""
+    """File of every weight. Only .safetensors: transformers would unpickle other kinds."""
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a local model consists of, sorted; a GGUF file is one. None of a place that
+    """Returns the files of a local model, sorted; a GGUF file is the whole model. Empty if the path
     does not exist."""
     if not path.is_dir():
         return [path] if path.is_file() else []
@@ -53,8 +53,8 @@ def files_of(path: Path) -> list[Path]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model folder that its weights are read from, sorted: as transformers chooses
-    them, whatever else lies there. None where there is no such folder."""
+    """Returns the weight files that transformers would read from a model folder, sorted. Empty if
+    there is no such folder."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     path = folder / INDEX
@@ -65,11 +65,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 over the names and the whole content of the files of a local model; empty where there
-    is none.
+    """Returns the SHA-256 of the names and contents of a local model's files; "" if there are none.
 
     Raises:
-        InputError: the folder has sums of its files, and one is not as they say.
+        InputError: the folder has SHA256SUMS, and a file is missing or differs from them.
     """
     sums = read_sums(path) if path.is_dir() else {}
     if (path / FACTS).is_file() and not sums:
@@ -85,7 +84,7 @@ def fingerprint(path: Path) -> str:
 
 
 def hub_place(name: str) -> tuple[str, str]:
-    """The repository and the revision that a name means: `ORG/NAME@REVISION`, by default `main`; a
-    local path means itself."""
+    """Splits `ORG/NAME@REVISION` into repository and revision, by default `main`. A local path is
+    returned whole."""
     repository, at, revision = name.partition("@")
     return (name, "main") if not at or Path(name).exists() else (repository, revision)

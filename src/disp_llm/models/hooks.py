@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 @contextlib.contextmanager
 def hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Removes hooks that were just registered when the context ends."""
+    """Removes the given registered hooks when the context ends."""
     registered = list(handles)
     try:
         yield

@@ -1,5 +1,5 @@
-"""A model that a program hands over: whether it is what its configuration says, and that it is left
-as it was."""
+"""A model object from a program: checks that it matches its configuration, and restores its state
+after use."""
 
 import contextlib
 import copy
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 Place = TypeVar("Place", bound=PlaceConfig)
 
 _at_work: set[nn.Module] = set()
-"""The models that tasks work with."""
+"""Models in use by a task."""
 
 
 def loaded(name: str, model: PreTrainedModel, tokenizer: Any, dense_only: bool = False) -> Loaded:
-    """The model as if it had been loaded, known by the numbers of all its tensors."""
+    """Returns the model as `load` would; its revision is a hash of all its tensors."""
     family = family_of(model.config) if dense_only else family_of_any(model.config)
     require_finite(name, model)
     source = {"model": name, "revision": fingerprint_of(model)}
@@ -41,8 +41,8 @@ def loaded(name: str, model: PreTrainedModel, tokenizer: Any, dense_only: bool =
 
 
 def machine_of(model: PreTrainedModel, machine: Place) -> Place:
-    """The machine settings: the model stays on its device and in its data type, in which it is then
-    loaded again where a later command needs it."""
+    """Replaces `auto` in the machine settings by the model's device and data type, so that a later
+    command loads it the same way."""
     if machine.device == "auto":
         machine = replace(machine, device=str(model.device))
     dtype: Any = dtype_name(model.dtype)
@@ -53,11 +53,11 @@ def machine_of(model: PreTrainedModel, machine: Place) -> Place:
 
 @contextlib.contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """While the context lasts, the model has no dropout and takes no gradients; then every module
-    and parameter is as it was.
+    """Puts the model in eval mode without gradients, and restores every module and parameter when
+    the context ends.
 
     Raises:
-        InputError: another task works with the model.
+        InputError: another task uses the model.
     """
     if model in _at_work:
         hint = "wait for that, or give each task a copy (`copy.deepcopy`)"
@@ -77,10 +77,10 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 
 
 def require_loaded(model: PreTrainedModel) -> None:
-    """Refuses a model that predicts no tokens, or has no weights.
+    """Refuses a model that cannot predict tokens.
 
     Raises:
-        InputError: it has no head, or lies on the meta device.
+        InputError: the model has no output head, or weights on the meta device.
     """
     if model.get_output_embeddings() is None:
         what = f"is a {type(model).__name__}, without the head that predicts tokens"
@@ -92,17 +92,17 @@ def require_loaded(model: PreTrainedModel) -> None:
 
 
 def require_as_configured(model: PreTrainedModel) -> None:
-    """Refuses a model that cannot be learned from, or was changed by hand, so that what is made of
-    it would not load: whose modules and parameters are not those that its configuration makes.
+    """Refuses a model that is unsupported, quantised, or other than what its configuration builds:
+    exports of a model changed by hand would not load.
 
     Raises:
-        InputError: naming the first module or parameter that differs.
+        InputError: names the first module or parameter that differs.
     """
     family_of_any(model.config)
     require_unquantised("the model", model.config)
     config = copy.deepcopy(model.config)
-    if config._attn_implementation != "sdpa":  # classes of vision towers are chosen by it
-        config._attn_implementation = "eager"  # none may be fetched
+    if config._attn_implementation != "sdpa":  # it selects the classes of vision towers
+        config._attn_implementation = "eager"  # no kernel may be fetched from the hub
     found, made = _parts(model), _parts(empty_model(config))
     for path in chain(made, found):
         if found.get(path) != made.get(path):
@@ -115,8 +115,8 @@ def require_as_configured(model: PreTrainedModel) -> None:
 
 
 def _parts(model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """Of all modules and parameters the class, the shape, and the first of the paths that it has,
-    by every path."""
+    """Maps every path of a module or parameter to its class, its shape, and the first of its paths,
+    which shows ties."""
     first: dict[int, str] = {}
     modules = model.named_modules(remove_duplicate=False)
     return {

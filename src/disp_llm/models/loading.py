@@ -1,7 +1,7 @@
 """A hub id, a folder or the embedded default -> model, tokenizer and row of the table.
 
-transformers loads the models as they are, whole or not at all, and nothing that lies in a model's
-folder is run. Weights are frozen and dropout is off.
+transformers loads a model whole or not at all, and no code from its folder is run. Weights are
+frozen and dropout is off.
 """
 
 import contextlib
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
-"""Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
+"""Newer transformers keep GGUF weights packed unless told otherwise; older ones always unpack."""
 
 UNPACKED = {"mxfp4": partial(quantization_config.Mxfp4Config, dequantize=True)}
-"""Ways to quantise in which originals are published (gpt-oss), with what tells transformers to
-unpack their weights."""
+"""Quantisations of published originals (gpt-oss), and the configurations that make transformers
+unpack them."""
 
 COMPRESSED = "compressed-tensors"
-"""The way to quantise in which `convert` writes folders, and the package that reads it."""
+"""Quantisation format that `convert` writes; also the name of the package that reads it."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,25 @@ class Loaded:
     source: dict[str, str]
     """Name and revision, for provenance."""
     dtype: torch.dtype
-    """The data type that it was loaded in."""
+    """Data type that it was loaded in."""
     processor: tuple[Path, ...] = ()
-    """Files of a wrapper's processor, which travel with what is made of the model."""
+    """Files of a wrapper's processor, copied into every export."""
     sharding: "Sharding | None" = None
-    """What divides its weights among processes; None = they all lie here."""
+    """Divides its weights among processes; None = this process has all of them."""
 
     @property
     def bos_token_id(self) -> int | None:
-        """The token that every window begins with, where the model needs one."""
+        """BOS that every window must begin with; None if the model needs none."""
         return required_bos(self.model, self.family)
 
     def machine(self, settings: PlaceConfig, device: torch.device | str) -> PlaceConfig:
-        """The settings for that device, and for the data type that the model was loaded in."""
+        """Returns the settings with this device and the data type that the model was loaded in."""
         dtype: Any = dtype_name(self.dtype)
         return replace(settings, device=str(device), dtype=dtype)
 
     def as_recorded(self, source: dict[str, str]) -> "Loaded":
-        """The same, known by its numbers where a record says that it lay in memory then."""
+        """Returns the model with a hash of its tensors as revision if `source` records a model in
+        memory. A model divided among processes keeps its revision."""
         recorded, now = source.get("revision", ""), self.source["revision"]
         if not recorded.startswith(IN_MEMORY) or now.startswith(IN_MEMORY) or self.sharding:
             return self
@@ -86,12 +87,12 @@ class Loaded:
 
 
 def load_config(name: str) -> transformers.PreTrainedConfig:
-    """The configuration of a model, without its weights."""
+    """Loads the configuration of a model, without its weights."""
     _require_place(name)
     with _one_line(name):
         config = transformers.AutoConfig.from_pretrained(**_arguments(name))
         borrowed = "/" in str(config._attn_implementation)
-    if borrowed:  # code of the hub, which transformers would fetch and run
+    if borrowed:  # transformers would fetch this code from the hub and run it
         raise InputError(
             f"'{name}' asks for attention of {config._attn_implementation}, which is never run",
             field="model",
@@ -104,7 +105,7 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
 
 
 def _require_place(name: str) -> None:
-    """Refuses what looks like a path and is none, and a run in place of one of its models."""
+    """Refuses a path that does not exist, and a folder of models (a run) in place of one."""
     path = path_of(hub_place(name)[0])
     is_path = path.is_absolute() or name.startswith(".") or len(path.parts) > 2
     if not path.exists() and (is_path or (len(path.parts) == 2 and path.parent.is_dir())):
@@ -122,13 +123,13 @@ LARGEST = {
     "head_dim": 2**12, "vocab_size": 2**25, "num_experts": 2**14, "num_local_experts": 2**14,
     "n_routed_experts": 2**14,
 }  # fmt: skip
-"""Of Llama 3.1 405B: 126 layers, hidden 16,384, intermediate 53,248. More would be counted for
-hours, before anything says that it does not fit."""
+"""Largest accepted sizes. Llama 3.1 405B has 126 layers, hidden 16,384, intermediate 53,248.
+Counting a larger model would take hours before anything reports that it does not fit."""
 
 
 def _require_possible(name: str, config: transformers.PreTrainedConfig) -> None:
-    """Refuses a configuration that says absurd sizes."""
-    written, found = config.to_dict(), {}  # as attributes some are none, where layers differ
+    """Refuses a configuration with absurd sizes."""
+    written, found = config.to_dict(), {}  # some attributes are None if layers differ
     for key in LARGEST:
         value = written.get(config.attribute_map.get(key, key))
         numbers = value if isinstance(value, list | tuple) else [value]
@@ -147,9 +148,8 @@ def load(name: str, machine: PlaceConfig, dense_only: bool = False, empty: bool 
     """Loads a model with its tokenizer.
 
     Args:
-        dense_only: whether a pruned or quantised model is refused.
-        empty: whether the model stays on the meta device, with the shapes and data types of its
-            weights and without their numbers.
+        dense_only: True refuses a pruned or quantised model.
+        empty: True leaves the model on the meta device, with shapes and data types but no values.
     """
     config = load_config(name)
     place = _arguments(name, of_one_commit=True)
@@ -172,13 +172,13 @@ def load(name: str, machine: PlaceConfig, dense_only: bool = False, empty: bool 
 
 
 def load_tokenizer(name: str, place: dict[str, Any] | None = None) -> Any:
-    """The tokenizer of a model alone."""
+    """Loads only the tokenizer of a model."""
     with _one_line(name, "the tokenizer of "):
         return transformers.AutoTokenizer.from_pretrained(**place or _arguments(name, True))
 
 
 def require_unquantised(name: str, config: transformers.PreTrainedConfig) -> None:
-    """Refuses a model whose weights are quantised, unless they are unpacked as they are loaded."""
+    """Refuses a model with quantised weights, unless loading unpacks them (`UNPACKED`)."""
     kind = _quantised(config)
     if kind not in (None, *UNPACKED):
         raise InputError(
@@ -189,7 +189,7 @@ def require_unquantised(name: str, config: transformers.PreTrainedConfig) -> Non
 
 
 def _quantised(config: transformers.PreTrainedConfig) -> str | None:
-    """How the weights of a model are quantised, "" where it does not say; None: they are not."""
+    """Returns how weights are quantised; "" if the method is not stated, None if they are not."""
     stated = getattr(config, "quantization_config", None)
     if not stated:
         return None
@@ -197,7 +197,7 @@ def _quantised(config: transformers.PreTrainedConfig) -> str | None:
 
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model alone, frozen and without dropout."""
+    """Loads only the model, frozen and without dropout."""
     config = load_config(name)
     return _whole_model(name, config, _arguments(name, of_one_commit=True), device, dtype)
 
@@ -209,10 +209,10 @@ def _whole_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """A model with all of its weights, each a finite number; on the meta device their shapes."""
+    """Loads a model; refuses missing and non-finite weights. On the meta device, only shapes."""
     packed, empty = is_packed(name), device.type == "meta"
     for file in weight_files(path_of(name)):
-        with opened(file, AGAIN):  # transformers would not say which one is damaged
+        with opened(file, AGAIN):  # transformers would not name the damaged file
             pass
     unpacking = partial(GGUF_CONFIG, dequantize=True) if packed and GGUF_CONFIG else None
     unpacking = UNPACKED.get(_quantised(config) or "", unpacking)
@@ -226,7 +226,7 @@ def _whole_model(
             dtype=dtype,
             use_safetensors=None if packed else True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them, and we refuse them
+            ignore_mismatched_sizes=True,  # the report names them, and `require_whole` refuses them
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise InputError(
@@ -240,7 +240,7 @@ def _whole_model(
     if packed or unpacking:  # so it is no longer quantised
         model.config.__dict__.pop("quantization_config", None)
     for parameter in model.parameters() if unpacking else ():
-        if parameter.dtype == torch.bfloat16:  # as older transformers unpack, whatever is asked for
+        if parameter.dtype == torch.bfloat16:  # older transformers always unpack to it
             parameter.data = parameter.data.to(dtype)
     if _quantised(config) == COMPRESSED and not empty:
         _unpack(model)
@@ -249,51 +249,52 @@ def _whole_model(
 
 
 def _unpack(model: Any) -> None:
-    """Unpacks weights, for which the library would wait until the model runs, and drops scales."""
+    """Unpacks weights now, not on the first forward pass as the library would; drops scales."""
     from compressed_tensors.offload import remove_dispatch
     from compressed_tensors.quantization import QuantizationMetadata
 
     model.hf_quantizer.compressor.decompress_model(model)
-    remove_dispatch(model)  # under which a weight that is assigned is copied
+    remove_dispatch(model)  # under a dispatch, assigned weights are copied
     for module in model.modules():
         QuantizationMetadata.clear_all_qparams(module)
-    if model.config.get_text_config().tie_word_embeddings:  # each was unpacked by itself
+    if model.config.get_text_config().tie_word_embeddings:  # each was unpacked separately
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
 
 def auto_class(config: transformers.PreTrainedConfig) -> Any:
-    """What makes the whole model; of some wrappers the causal class makes the language model."""
+    """Returns the auto class of the whole model; the causal class would build only the language
+    model of some wrappers."""
     if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
         return transformers.AutoModelForMultimodalLM
     return transformers.AutoModelForCausalLM
 
 
 def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: it has shapes and no weights."""
+    """Builds a configuration's model on the meta device: shapes without values."""
     with torch.device("meta"):
         return auto_class(config).from_config(config, trust_remote_code=False)
 
 
 def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:
-    """A dense model on the meta device, made from its configuration alone, and its row."""
+    """Returns a dense model on the meta device, built from its configuration, and its row."""
     config = load_config(name)
-    family = family_of(config)  # before what transformers says of a model that it cannot make
+    family = family_of(config)  # its error is clearer than transformers' own
     require_unquantised(name, config)
     with _one_line(name):
         return empty_model(config), family
 
 
 def is_packed(name: str) -> bool:
-    """Whether a model is a GGUF file, which is unpacked as a whole."""
+    """Returns whether a model is a GGUF file, which can only be unpacked as a whole."""
     return path_of(name).suffix == ".gguf"
 
 
 def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
-    """What `from_pretrained` needs to find a model; a GGUF file is named inside its folder.
+    """Returns arguments of `from_pretrained` that locate a model, or a GGUF file in its folder.
 
     Args:
-        of_one_commit: whether it is the commit that the configuration was just read from, not a
-            later one, or a conversion that somebody has proposed.
+        of_one_commit: True pins the commit that the configuration was just read from, against a
+            later commit, or a conversion that somebody has proposed.
     """
     repository, revision = hub_place(name)
     path = path_of(repository)
@@ -301,14 +302,14 @@ def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if of_one_commit:
-        cached = cached_folder(path_of(name))  # transformers no longer tells the commit
+        cached = cached_folder(path_of(name))  # transformers no longer reports the commit
         where |= {"revision": cached and cached.name}
     return {**where, "trust_remote_code": False}
 
 
 @contextlib.contextmanager
 def _one_line(name: str, part: str = "") -> Iterator[None]:
-    """Turns whatever transformers raises into one line: of a damaged file that can be anything."""
+    """Turns any error of transformers into one line; a damaged file can raise anything."""
     try:
         yield
     except InputError:

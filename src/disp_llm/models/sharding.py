@@ -1,9 +1,9 @@
-"""A model whose blocks are divided among processes (FSDP2): each holds a part of every weight, with
-its gradient where it is trained, and all of a block's weights only while the block runs.
+"""A model whose blocks are divided among processes (FSDP2).
 
-Embeddings, head and final norm stay whole in every process. What all do alike (a step of learning)
-needs nothing more. What the first does alone (measuring, exporting) it does inside of
-`Sharding.lead`: whenever it runs the model, the others hand it their parts.
+Each process holds a part of every block weight, with its gradient if trained, and a block's whole
+weights only while it runs. Embeddings, head and final norm stay whole everywhere. Work that all do
+alike (a learning step) needs nothing more. Work of the first process alone (measuring, exporting)
+runs inside `Sharding.lead`: the others supply their parts whenever it runs the model.
 """
 
 import contextlib
@@ -30,22 +30,22 @@ Result = TypeVar("Result")
 
 
 class Ended(RuntimeError):
-    """Another process of this run has failed, and says why."""
+    """Raised if another process of this run has failed; that process reports why."""
 
 
 @dataclass
 class Sharding:
-    """How models are divided, and all that are: the same ones in every process."""
+    """Divides models among processes; `models`, the divided ones, are the same in all processes."""
 
     process: Process
     mesh: DeviceMesh
     models: list[PreTrainedModel] = field(default_factory=list)
     leading: bool = False
-    """Whether the others wait for what this process tells them."""
+    """True while the other processes follow the commands of this one."""
 
     @classmethod
     def among(cls, process: Process) -> "Sharding":
-        """Among all processes."""
+        """Divides among all processes."""
         assert process.group is not None
         return cls(process, DeviceMesh.from_group(process.group, process.device.type))
 
@@ -59,15 +59,15 @@ class Sharding:
         """Loads a model of which every process holds only its part.
 
         Args:
-            prepare: says, on the empty model, which weights are trained and in which data type;
-                None = none. Gradients are then averaged over all processes.
+            prepare: marks on the empty model which weights are trained and in which data type;
+                their gradients are averaged over all processes. None = none are trained.
         """
         assert prepare is None or not self.leading, "the others do not know what is trained"
         self._tell("load", (name, machine, dense_only))
         loaded = self._filled(name, machine, dense_only, prepare)
         index = len(self.models)
         self.models.append(loaded.model)
-        self._run(index)  # what runs first is the root, and some heads call the blocks past it
+        self._run(index)  # FSDP's root must run first, but some heads call the blocks directly
         first = loaded.family.blocks_of(loaded.model)[0]
 
         def tell(block: nn.Module, args: Any) -> None:
@@ -77,14 +77,14 @@ class Sharding:
         return loaded
 
     def drop(self, model: PreTrainedModel) -> None:
-        """Lets go of the model that was loaded last."""
+        """Releases the model that was loaded last."""
         assert self.models[-1] is model
         self._tell("drop", None)
         self.models.pop()
 
     def lead(self, work: Callable[[], Result]) -> Result | None:
-        """Lets the first process work alone; the others take part when it runs a model, and return
-        None when it has done."""
+        """Runs `work` in the first process alone. The others take part when it loads, runs or drops
+        a model, and return None at its end."""
         if not self.process.is_main:
             self._follow()
             return None
@@ -92,7 +92,7 @@ class Sharding:
         try:
             result = work()
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # the work may have failed for want of another
+            with contextlib.suppress(RuntimeError):  # another process may be gone
                 self._tell("failed", None)
             raise
         else:
@@ -111,12 +111,12 @@ class Sharding:
 
     @torch.no_grad()
     def _run(self, index: int) -> None:
-        """Runs a model on two tokens: what matters is that this process gives its weights."""
+        """Runs a model on two tokens, only so that this process supplies its weights."""
         tokens = torch.zeros(1, 2, dtype=torch.long, device=self.process.device)
         self.models[index].base_model(input_ids=tokens, use_cache=False)
 
     def _follow(self) -> None:
-        """Takes part in what the first process does until it has done."""
+        """Follows the commands of the first process until its work ends."""
         told: Any = [None, None]
         while True:
             self._broadcast(told)
@@ -139,7 +139,7 @@ class Sharding:
         dense_only: bool,
         prepare: Callable[[Loaded], Any] | None,
     ) -> Loaded:
-        """The first process reads tensor by tensor, and gives each process its part."""
+        """Loads a divided model: the first process reads each tensor and distributes its parts."""
         empty = load(name, machine, dense_only, empty=True)
         model: Any = empty.model
         buffers = computed_buffers(model)
@@ -151,7 +151,7 @@ class Sharding:
         model.tie_weights()
         own = {key for key, _ in chain(model.named_parameters(), model.named_buffers())}
         for key, tensor in model.state_dict().items():
-            if key not in own:  # it is tied to another
+            if key not in own:  # it is tied to another tensor
                 continue
             given = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.process.device)
             if read is not None:
@@ -167,16 +167,16 @@ class Sharding:
         return replace(empty, sharding=self)
 
     def _reader(self, name: str, machine: PlaceConfig, empty: Loaded) -> Callable[[str], Tensor]:
-        """What gives the tensors of a model: its files or, where transformers converts these, the
-        whole model in the machine's memory."""
+        """Returns a function from name to tensor: it reads the files or, if transformers converts
+        them, the whole model in CPU memory."""
         checkpoint = checkpoint_of(empty)
         if checkpoint is not None:
             return checkpoint.read
         return load(name, empty.machine(machine, "cpu")).model.state_dict().__getitem__
 
     def _divide(self, empty: Loaded) -> None:
-        """Divides blocks, each a unit. One that is trained in float32 is gathered in the data type
-        of the model."""
+        """Shards every block as one unit. In training, blocks are gathered in the model's data type
+        and gradients reduced in float32."""
         base = empty.family.base_of(empty.model)
         blocks = empty.family.blocks_of(empty.model)
         inside = {parameter for block in blocks for parameter in block.parameters()}
@@ -189,7 +189,7 @@ class Sharding:
 
 
 def computed_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The numbers that no file holds and that a model computes, such as rotary frequencies."""
+    """Returns the buffers that a model computes and no file holds, such as rotary frequencies."""
     with accelerate.init_empty_weights(include_buffers=False):
         skeleton = auto_class(model.config).from_config(
             model.config, dtype=model.dtype, trust_remote_code=False

@@ -1,4 +1,4 @@
-"""Where a model comes from: revision, processor, base model, licence."""
+"""Provenance of a model: revision, processor, base model, licence."""
 
 import contextlib
 from itertools import chain
@@ -16,24 +16,24 @@ from disp_llm.models.files import PROCESSOR, fingerprint, hub_place
 from disp_llm.runs.tensors import tensors_sha256
 
 IN_MEMORY = "sha256:tensors:"
-"""How the revision of a model begins that lay in memory, wherever it came from."""
+"""Prefix of the revision of a model given in memory, whatever its origin."""
 
 HUB_ERRORS = (
     *(OSError, ValueError, KeyError, ImportError, RuntimeError),
     *(SafetensorError, YAMLError),
 )
-"""What is raised for a name or a network that is not right."""
+"""Errors raised for a wrong name or a failing network."""
 
 
 def source_of(name: str, commit: str | None) -> dict[str, str]:
-    """Name and revision of a model: its commit on the hub, or a hash of everything that is read of
-    a local one."""
+    """Returns name and revision of a model: its commit on the hub, or a hash of a local model's
+    files."""
     return {"model": name, "revision": commit or fingerprint(embedded.path_of(name))}
 
 
 def cached_folder(model: Path, revision: str | None = None) -> Path | None:
-    """Where the cache has a model of the hub: the folder `snapshots/COMMIT` that it was last loaded
-    from, or that of a revision; None of a local one, and where the cache does not have it."""
+    """Returns the cache folder `snapshots/COMMIT` of a hub model: of `revision`, or the one last
+    loaded. None if the model is local or not cached."""
     if model.exists():
         return None
     name, asked = hub_place(model.as_posix())
@@ -42,15 +42,15 @@ def cached_folder(model: Path, revision: str | None = None) -> Path | None:
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
-    """SHA-256 of the names, shapes and numbers of a model in memory; these as bfloat16 has them, so
-    that it is known again in whatever data type it is loaded."""
+    """Returns the SHA-256 of names, shapes and values of a model in memory. It takes the values in
+    bfloat16, so that it does not depend on the data type of loading."""
     tensors = dict(chain(model.named_parameters(), model.named_buffers()))
     return f"{IN_MEMORY}{tensors_sha256(tensors, torch.bfloat16)}"
 
 
 def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
-    """The files of a wrapper's processor, which travel with an exported folder as they are: in the
-    model's folder or, of one of the hub, fetched into the cache."""
+    """Returns the files of a wrapper's processor, which exports copy unchanged: from the model's
+    folder or, for a hub model, fetched into the cache."""
     if model.exists():
         return tuple(model / name for name in PROCESSOR if (model / name).is_file())
     found: list[Path] = []
@@ -63,9 +63,9 @@ def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
 
 
 def base_and_license(name: str) -> tuple[str, str]:
-    """The original's name on the hub and its licence, as far as its card says; else empty.
+    """Returns the original's hub name and its licence from the model card, each "" if unknown.
 
-    Asks the hub where the model is not local, so only what writes a card calls it.
+    Asks the hub if the model is not local, so only code that writes a card calls it.
     """
     if name == embedded.MODEL:
         return embedded.HUB_NAME, embedded.LICENSE

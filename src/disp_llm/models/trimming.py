@@ -1,9 +1,7 @@
-"""A model and its tokenizer with a smaller vocabulary: both of the classes that they had.
+"""A model and its tokenizer -> the same with a smaller vocabulary, in unchanged classes.
 
-Rows of the embedding and of the head are those of the tokens that stay; numbers of tokens in the
-configurations are theirs. All else is the same, so the logits of tokens that stay are, too.
-
-V tokens of the whole vocabulary, K that stay.
+Embedding and head keep only the rows of kept tokens, and configurations name these by new ids. All
+else is unchanged, and so are the logits of kept tokens. K kept tokens.
 """
 
 import copy
@@ -25,16 +23,18 @@ from disp_llm.models.vocabulary import cut, shared, tables_of
 
 TOKENIZER = "tokenizer.json"
 FROM_BEFORE = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-"""Files of older tokenizers, which would bring the whole vocabulary back."""
+"""Files of older tokenizer formats, which would restore the whole vocabulary."""
 
 
 def trimmed(loaded: Loaded, kept: Sequence[int]) -> Loaded:
-    """The model with the tokens that stay, in the order of their numbers; the weights that it does
-    not change are the other's own.
+    """Returns model and tokenizer with only the kept tokens; unchanged weights are shared.
+
+    Args:
+        kept: ids of the tokens to keep, ascending.
 
     Raises:
-        InputError: more of the model than its embedding and its head has a row for each token, or
-            its tokenizer is of a kind that cannot be cut.
+        InputError: weights other than embedding and head have a row per token, the model is
+            multimodal, or the tokenizer cannot be cut.
     """
     require_trimmable(loaded)
     tokenizer = trimmed_tokenizer(loaded.tokenizer, kept)
@@ -42,24 +42,24 @@ def trimmed(loaded: Loaded, kept: Sequence[int]) -> Loaded:
 
 
 def with_tokens(model: Any, kept: Sequence[int]) -> Any:
-    """The model with the embedding and the head of these tokens alone, under new numbers."""
+    """Returns the model with embedding and head of only these tokens, under new ids."""
     made = _with_rows(model, torch.tensor(kept, device=model.device))
     config, new = made.config.get_text_config(), {old: at for at, old in enumerate(kept)}
-    every = (made.config, config, made.generation_config)  # the second may be the first
+    every = (made.config, config, made.generation_config)  # the first two may be the same
     for described in {id(one): one for one in every}.values():
         renumber(described, new)
     config.vocab_size = len(kept)
     for module in made.modules():
-        if "vocab_size" in vars(module):  # a copy of what the configuration says
+        if "vocab_size" in vars(module):  # a copy of the configuration's value
             module.vocab_size = len(kept)
     return made
 
 
 def trimmed_like(loaded: Loaded, small: Any) -> Loaded:
-    """The model with the vocabulary of a tokenizer that was made from its own.
+    """Returns the model with the vocabulary of `small`, a tokenizer cut from its own.
 
     Raises:
-        InputError: that tokenizer was not.
+        InputError: `small` was not cut from the model's tokenizer.
     """
     if loaded.tokenizer.get_vocab() == small.get_vocab():
         return loaded
@@ -67,7 +67,7 @@ def trimmed_like(loaded: Loaded, small: Any) -> Loaded:
 
 
 def require_trimmable(loaded: Loaded) -> None:
-    """Refuses what cannot do with fewer tokens.
+    """Refuses a model whose vocabulary cannot be cut.
 
     Raises:
         InputError: as `trimmed`.
@@ -83,10 +83,10 @@ def require_trimmable(loaded: Loaded) -> None:
 
 
 def require_rows(model: Any) -> None:
-    """Refuses a model in which more than embedding and head has a row for each token.
+    """Refuses a model with weights other than embedding and head that have a row per token.
 
     Raises:
-        InputError: naming what else has.
+        InputError: names such a weight.
     """
     whole = model.config.get_text_config().vocab_size
     known = {id(part.weight) for part in _parts(model)}
@@ -100,15 +100,15 @@ def require_rows(model: Any) -> None:
 
 
 def _parts(model: Any) -> list[Any]:
-    """Embedding and head; where both share their weight, both."""
+    """Returns embedding and head, both even if they share their weight."""
     return [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part]
 
 
 def _with_rows(model: Any, kept: Int[Tensor, " K"]) -> Any:
-    """A copy of the model with these rows of embedding and head."""
+    """Returns a copy of the model with only these rows of embedding and head."""
     parts, memo = _parts(model), {}
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    memo |= shared  # a deep copy takes these over as they are
+    memo |= shared  # a deep copy shares these instead of copying
     for tensor in {id(part.weight): part.weight for part in parts}.values():
         memo[id(tensor)] = nn.Parameter(tensor.detach()[kept], tensor.requires_grad)
     made = copy.deepcopy(model, memo)
@@ -124,8 +124,7 @@ def _with_rows(model: Any, kept: Int[Tensor, " K"]) -> Any:
 
 
 def renumber(config: Any, new: dict[int, int]) -> None:
-    """Gives the tokens that a configuration names their new numbers; it no longer names those that
-    are gone."""
+    """Replaces token ids in a configuration by their new ids, and drops removed ones."""
     for name, value in vars(config).items():
         if name.endswith("token_id") or name in ("suppress_tokens", "begin_suppress_tokens"):
             setattr(config, name, _renumbered(value, new))
@@ -138,7 +137,7 @@ def _renumbered(value: Any, new: dict[int, int]) -> Any:
 
 
 def trimmed_tokenizer(tokenizer: Any, kept: Sequence[int]) -> Any:
-    """The same tokenizer of the tokens that stay."""
+    """Returns the tokenizer with only the kept tokens."""
     tables = tables_of(tokenizer)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -1,10 +1,10 @@
-"""A smaller vocabulary: which tokens of a tokenizer can stay alone, and the tokenizer of those.
+"""A smaller vocabulary: which tokens to keep, and the tokenizer of the kept tokens.
 
-A text whose tokens all stay is split as before. For that a byte-pair tokenizer needs, with a token,
-the tokens of every merge that makes it: what is merged on the way to a token that stays is then
-merged in the same order, and no other merge comes between, since none is new. A Unigram tokenizer
-takes the best sum of scores: what was best stays best among fewer. Any other text falls apart into
-tokens that stay, down to bytes or single characters, which always do.
+A text whose tokens are all kept is split as before. For this a byte-pair tokenizer must keep, with
+a token, the tokens of every merge that makes it: the merges towards it then happen in the same
+order, and no new merge comes between. A Unigram tokenizer maximises a sum of scores, and the best
+split stays best among fewer. Any other text is split into kept tokens, down to bytes or single
+characters, which are always kept.
 
 V tokens of the whole vocabulary.
 """
@@ -21,25 +21,25 @@ from transformers import PreTrainedTokenizerFast
 from disp_llm.config.errors import InputError
 
 Tables = dict[str, Any]
-"""What `tokenizer.json` holds."""
+"""Content of `tokenizer.json`."""
 
 KINDS = ("BPE", "Unigram")
 
 JOINED = ("continuing_subword_prefix", "end_of_word_suffix")
-"""What some byte-pair tokenizers add to parts of words, so that a merge makes another text."""
+"""Affixes of word parts in some byte-pair tokenizers; with them merges do not just concatenate."""
 
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-"""Tokens of SentencePiece that stand in for characters without a token of their own."""
+"""SentencePiece tokens for the bytes of characters that have no token."""
 
 SPACE = "\u2581"
-"""Its mark of a space. In bytes, decoders would not turn it back into one."""
+"""SentencePiece's mark of a space. Decoders would not turn its bytes back into a space."""
 
 
 def tables_of(tokenizer: Any) -> Tables:
-    """The tables of a tokenizer whose vocabulary can be cut.
+    """Returns the tables of a tokenizer whose vocabulary can be cut.
 
     Raises:
-        InputError: naming its kind.
+        InputError: it cannot be cut; names its kind.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise _uncuttable(type(tokenizer).__name__)
@@ -57,8 +57,8 @@ def _uncuttable(kind: str) -> InputError:
 
 
 def always_kept(tables: Tables) -> set[int]:
-    """Tokens that stay in any case: special and added ones, bytes, the unknown one, the mark of a
-    space and, where bytes do not stand in for unknown characters, all single characters."""
+    """Returns the tokens that are always kept: special and added ones, bytes, the unknown one, the
+    mark of a space and, without byte fallback, all single characters."""
     model, ids = tables["model"], ids_of(tables)
     kept = {token["id"] for token in tables["added_tokens"]}
     kept |= {ids[token] for token in (*BYTES, SPACE) if token in ids}
@@ -69,7 +69,7 @@ def always_kept(tables: Tables) -> set[int]:
 
 
 def ids_of(tables: Tables) -> dict[str, int]:
-    """The number of every token of the model, without added tokens that it does not have."""
+    """Returns the id of every token in the tokenizer's model, which may lack added tokens."""
     vocabulary = tables["model"]["vocab"]
     if isinstance(vocabulary, dict):
         return vocabulary
@@ -77,7 +77,7 @@ def ids_of(tables: Tables) -> dict[str, int]:
 
 
 def parts_of(tables: Tables) -> dict[int, set[int]]:
-    """The tokens of all merges that make a token; empty of a Unigram tokenizer."""
+    """Maps each token to the tokens of all merges that make it; empty for a Unigram tokenizer."""
     ids, found = ids_of(tables), defaultdict[int, set[int]](set)
     for left, right in _merges(tables):
         found[ids[left + right]] |= {ids[left], ids[right]}
@@ -85,7 +85,7 @@ def parts_of(tables: Tables) -> dict[int, set[int]]:
 
 
 def closed(wanted: Iterable[int], parts: dict[int, set[int]]) -> set[int]:
-    """The tokens with those that make them, and so on."""
+    """Returns the tokens and, recursively, those that make them."""
     found, open_ = set[int](), set(wanted)
     while open_:
         found |= open_
@@ -96,16 +96,17 @@ def closed(wanted: Iterable[int], parts: dict[int, set[int]]) -> set[int]:
 def most_used(
     used: Float[Tensor, " V"], size: int, tables: Tables, wanted: Iterable[int]
 ) -> list[int]:
-    """The tokens that stay: those wanted and those that always do, then the most used ones, each
-    with those that make it, as long as there is room. Of equally used ones the first stay, which
-    are the commonest of the text that the tokenizer was made from.
+    """Chooses the tokens to keep, in ascending order of ids.
+
+    Keeps `wanted` and `always_kept` tokens, then the most used, each with the tokens that make it,
+    while there is room. Ties go to the lower id, which was commoner when the tokenizer was made.
 
     Args:
-        used: how often each token comes.
-        size: how many stay.
+        used: number of occurrences of each token.
+        size: number of tokens to keep.
 
     Raises:
-        InputError: there is no room for those that stay in any case.
+        InputError: `size` is too small for the tokens that must stay.
     """
     parts = parts_of(tables)
     kept = closed(always_kept(tables) | set(wanted), parts)
@@ -124,14 +125,14 @@ def most_used(
 
 
 def shared(small: Any, whole: Any) -> list[int]:
-    """The tokens of a tokenizer that one with a smaller vocabulary was made from, by its numbers.
+    """Returns the ids in `whole` of the tokens of `small`, in the order of the latter's ids.
 
     Raises:
-        InputError: it was not made from that one.
+        InputError: `small` was not cut from `whole`.
     """
     numbers, has = whole.get_vocab(), small.get_vocab()
     found = [numbers.get(token, -1) for token in sorted(has, key=has.__getitem__)]
-    added = whole.get_added_vocab().keys()  # they stay in whatever is made of it
+    added = whole.get_added_vocab().keys()  # every cut keeps them
     if -1 in found or found != sorted(found) or not added <= has.keys():
         raise InputError(
             "its vocabulary is no part of the original's",
@@ -142,10 +143,10 @@ def shared(small: Any, whole: Any) -> list[int]:
 
 
 def cut(tables: Tables, kept: Iterable[int]) -> Tables:
-    """The tokenizer of the tokens that stay, numbered anew in their order.
+    """Returns the tables of the kept tokens, renumbered in order.
 
     Args:
-        kept: closed, and with those that stay in any case.
+        kept: ids, `closed` and including `always_kept`.
     """
     new = {old: number for number, old in enumerate(sorted(kept))}
     model, ids = dict(tables["model"]), ids_of(tables)
@@ -165,14 +166,14 @@ def cut(tables: Tables, kept: Iterable[int]) -> Tables:
 
 
 def _merges(tables: Tables) -> list[tuple[str, str]]:
-    """Pairs, which older files hold as text with a space between."""
+    """Returns merges as pairs; older files hold them as text with a space between."""
     merges = tables["model"].get("merges", [])
     pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
     return [(left, right) for left, right in pairs]
 
 
 def _renumbered(processor: Any, new: dict[int, int]) -> Any:
-    """A post-processor with the new numbers of the special tokens that it adds."""
+    """Returns a post-processor with new ids of the special tokens that it adds."""
     if isinstance(processor, list):
         return [_renumbered(part, new) for part in processor]
     if not isinstance(processor, dict):
@@ -183,7 +184,7 @@ def _renumbered(processor: Any, new: dict[int, int]) -> Any:
             name: token | {"ids": [new[number] for number in token["ids"]]}
             for name, token in processor["special_tokens"].items()
         }
-    for name in ("sep", "cls"):  # (token, number) of the processors of BERT and RoBERTa
+    for name in ("sep", "cls"):  # (token, id) in the processors of BERT and RoBERTa
         if isinstance(pair := processor.get(name), list) and len(pair) == 2:
             found[name] = [pair[0], new[pair[1]]]
     return found

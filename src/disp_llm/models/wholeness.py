@@ -1,6 +1,6 @@
-"""Whether a model that was loaded is the whole model: every weight, of the right shape, and finite.
+"""Checks that a loaded model is whole: every weight is there, of the right shape, and finite.
 
-transformers fills what a file lacks with random numbers and goes on; nothing here does.
+transformers fills missing weights with random numbers and goes on; this package refuses the model.
 """
 
 import re
@@ -17,22 +17,21 @@ from disp_llm.config.errors import InputError
 AGAIN = "copy or download the model again"
 
 CONSTANTS = re.compile(r"(inv_freq|masked_bias|position_ids)$")
-"""What older versions of transformers wrote beside the weights: numbers that every model computes.
-"""
+"""Buffers that older transformers stored with the weights, and that every model computes itself."""
 
 SHOWN = 3
-"""How many names a message gives."""
+"""Number of names in a message."""
 
 
 def require_whole(name: str, report: dict[str, Any]) -> None:
     """Refuses a model whose weights are not those that its configuration describes.
 
     Args:
-        report: what `from_pretrained` says of its loading (`output_loading_info`), in which a tied
-            head and computed buffers are not missing.
+        report: loading report of `from_pretrained` (`output_loading_info`); it does not list a tied
+            head or computed buffers as missing.
 
     Raises:
-        InputError: naming weights that are missing, of another shape, or too many.
+        InputError: names weights that are missing, of another shape, or unexpected.
     """
     mismatched = [
         f"{key} ({list(found)}, not {list(wanted)})"
@@ -49,15 +48,15 @@ def require_whole(name: str, report: dict[str, Any]) -> None:
 
 
 def require_finite(name: str, model: PreTrainedModel) -> None:
-    """Refuses a model with a weight or a buffer that is not a finite number throughout."""
+    """Refuses a model with values in weights or buffers that are not finite."""
     require_finite_tensors(name, chain(model.named_parameters(), model.named_buffers()))
 
 
 def require_finite_tensors(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """The same of tensors by their names.
+    """Refuses named tensors with values that are not finite.
 
     Raises:
-        InputError: naming those that are not finite.
+        InputError: names those tensors.
     """
     damaged = [key for key, tensor in tensors if not _is_finite(tensor)]
     if damaged:
@@ -69,7 +68,7 @@ def require_finite_tensors(name: str, tensors: Iterable[tuple[str, Tensor]]) -> 
 
 
 def first_of(names: Iterable[str]) -> str:
-    """`a, b, c and 4 more`."""
+    """Returns the first names in order, as `a, b, c and 4 more`."""
     listed = sorted(names)
     more = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -80,7 +79,7 @@ def _is_finite(tensor: Tensor) -> bool:
     packed = type(tensor.data) is not Tensor  # a quantised tensor of another package
     if packed or not tensor.is_floating_point() or not tensor.numel():
         return True
-    if tensor.itemsize == 1:  # torch compares no float8
+    if tensor.itemsize == 1:  # torch cannot compare float8
         tensor = tensor.float()
-    # Nothing is copied: the smallest and the largest number are NaN where any is.
+    # This needs no copy: the minimum and the maximum are NaN if any value is.
     return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())

@@ -1,5 +1,4 @@
-"""What a model asks of the windows that it reads: how long they may be, and whether they begin with
-a BOS."""
+"""A model's demands on windows: how long they may be, and whether they begin with BOS."""
 
 import logging
 from typing import TypeVar
@@ -17,50 +16,50 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config")
 
 WINDOWS = {"context", "length", "calibration_length"}
-"""Settings that give the length of a window in tokens."""
+"""Settings that are the length of a window in tokens."""
 
 POSITIONS = ("max_position_embeddings", "max_seq_len")
-"""What configurations call it; MPT's, which has no rows of positions to run out of, makes its
-biases for so many tokens and no more."""
+"""Configuration keys of the number of positions. `max_seq_len` is MPT's: it has no position
+embedding, but builds its attention biases for only so many tokens."""
 
 STRETCHED = ("linear", "dynamic")
-"""Kinds of rotary positions that reach `factor` times as far as the model was first trained."""
+"""Kinds of rotary scaling that extend the first training's positions by `factor`."""
 
 
 def required_bos(model: PreTrainedModel, family: Family) -> int | None:
-    """The BOS token of a model that needs one before its text (Gemma), else None."""
+    """Returns the BOS token of a model that needs one before its text (Gemma), else None."""
     return model.config.get_text_config().bos_token_id if family.requires_bos else None
 
 
 def positions_of(described: PreTrainedConfig) -> int | None:
-    """How many tokens a model can read; None where nothing says so."""
+    """Returns how many tokens a model can read; None if its configuration does not say."""
     config = described.get_text_config()
     scaling = getattr(config, "rope_parameters", None) or {}
     stated = (getattr(config, name, None) for name in POSITIONS)
     most = next((number for number in stated if number is not None), None)
-    if most and scaling.get("rope_type") in STRETCHED:  # it may be the length before
+    if most and scaling.get("rope_type") in STRETCHED:  # the stated length may be unscaled
         most = int(most * scaling.get("factor", 1))
     return most if most and most > 0 else None
 
 
 PIECES = 2
-"""Into how many pieces a token may fall in windows of the usual length, where tokens are to go."""
+"""Pieces per token for which default windows leave room if the vocabulary is to shrink."""
 
 
 def can_read(model: PreTrainedModel, tokens: int) -> bool:
-    """Whether a model was made for so many tokens."""
+    """Returns whether a model can read so many tokens."""
     most = positions_of(model.config)
     return not most or tokens <= most
 
 
 def require_positions(model: PreTrainedModel, tokens: int, field: str) -> None:
-    """Refuses windows that are longer than what the model was made for.
+    """Refuses windows longer than the model can read.
 
     Args:
-        field: the setting that gives their length.
+        field: setting that gives their length.
 
     Raises:
-        InputError: they are.
+        InputError: the windows are too long.
     """
     if not can_read(model, tokens):
         most = positions_of(model.config)
@@ -72,20 +71,20 @@ def require_positions(model: PreTrainedModel, tokens: int, field: str) -> None:
 
 
 def fitting(model: PreTrainedModel, tokens: int) -> int:
-    """That many tokens, or as many as the model can read."""
+    """Returns `tokens`, but at most as many as the model can read."""
     return min(tokens, positions_of(model.config) or tokens)
 
 
 def within_positions(
     config: Config, *models: PreTrainedConfig, fewer_tokens: bool = False
 ) -> Config:
-    """Settings whose windows are no longer than what every one of some models can read.
+    """Shortens windows of default length to what all of the models can read.
 
-    Only windows that are read and that nobody asked for are shortened, with one warning for all of
-    them: those of the usual length. What was asked for is refused later (`require_positions`).
+    Only settings that are read and have their usual value change, with one warning for all of them.
+    `require_positions` later refuses other windows that are too long.
 
     Args:
-        fewer_tokens: whether some tokens are to go, so that windows are to leave room for pieces.
+        fewer_tokens: True if the vocabulary is to shrink, so windows must leave room for pieces.
     """
     positions = min((n for n in map(positions_of, models) if n), default=None)
     if positions is None:
