@@ -168,7 +168,7 @@ def test_the_loss_is_by_token_of_the_whole_vocabulary(place, run):
         folder = size["folder"]
         model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         small = transformers.AutoTokenizer.from_pretrained(folder)
-        assert len(small) == model.config.vocab_size == size["tokens"] == FEWER
+        assert len(small) == model.config.vocab_size == size["vocabulary"] == FEWER
         card = (Path(folder) / "README.md").read_text()
         assert f"{FEWER} of the original's tokens" in card
         found = loss_by_whole_token(model, small, whole, stream)

@@ -63,7 +63,7 @@ def fitted(job: Job[PruneConfig], loaded: Loaded, held: "HeldOut") -> tuple[Job[
     found = job.run.figures
     fit = found.fit if found is not None and found.fit is not None else _fit(job, loaded, held)
     keeps = tuple(dict.fromkeys(choice.keep for choice in fit.choices))
-    kept = replace(config.vocabulary, vocabulary=fit.tokens)
+    kept = replace(config.vocabulary, vocabulary=fit.vocabulary)
     config = replace(config, keep=keeps, budget=BudgetConfig(), vocabulary=kept)
     return replace(job, config=config), fit
 
@@ -74,7 +74,10 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, held: "HeldOut") -> Fit:
     room = Room.of(config, target, target.head_weight.element_size())
     # Embedding rows without a token are cut only if tokens are.
     whole = max(len(target.head_weight), len(loaded.tokenizer))
-    least, asked = least_keep(job, loaded), _rungs(config.vocabulary.vocabulary, loaded, whole)
+    least, asked = (
+        least_keep(job, loaded),
+        _rungs(config.vocabulary.vocabulary, loaded, room, whole),
+    )
     if all(room.keep(bits, min(asked)) < least for bits in room.ways):
         raise room.too_small(least, min(asked))  # before anything is measured
     before = held.loss(loaded)
@@ -173,9 +176,9 @@ def _ending(stream: Tensor, context: int) -> int:
     return max(int(HELD_OUT * len(stream)), context)
 
 
-def _rungs(asked: int, loaded: Loaded, whole: int) -> list[int]:
-    """Returns the vocabulary sizes to measure, largest first: the whole one and shares of it or, if
-    a size is asked for, that one.
+def _rungs(asked: int, loaded: Loaded, room: Room, whole: int) -> list[int]:
+    """Returns the vocabulary sizes to measure, largest first: the whole one, shares of it and the
+    largest that leaves room for all blocks; or the one that is asked for.
 
     Args:
         whole: rows of the whole embedding, which may be more than there are tokens.
@@ -188,8 +191,8 @@ def _rungs(asked: int, loaded: Loaded, whole: int) -> list[int]:
     except InputError as error:
         logger.warning("the vocabulary stays whole: %s", error)
         return [whole]
-    shares = (128 * round(share * tokens / 128) for share in RUNGS)
-    return [whole, *filter(None, dict.fromkeys(shares))]
+    rungs = {128 * round(share * tokens / 128) for share in RUNGS} | set(room.with_whole_blocks)
+    return [whole, *sorted((one for one in rungs if 0 < one < tokens), reverse=True)]
 
 
 def _ladder(

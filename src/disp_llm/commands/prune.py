@@ -196,7 +196,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
         corpus.require_length(tokens, field)
     if held is not None:
         job, fit = fitted(job, loaded, held)
-        problem, fewer = problem_of(job, loaded), fit.tokens > 0
+        problem, fewer = problem_of(job, loaded), fit.vocabulary > 0
     problem = replace(problem, job=job, corpus=corpus)
     if not fewer:
         require_room(problem)

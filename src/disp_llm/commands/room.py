@@ -22,16 +22,15 @@ INDEX = 8
 """Bytes of the index of a kept dimension."""
 
 
+LEAST, MEAN, MOST = (0.818, 0.73), (1.035, 0.67), (1.303, 0.52)
+"""a and b of `a·(1/keep − 1)^b`: the log of how many times the original's perplexity the default
+came to at keep 0.8 and 0.5 of three models (experiments/results/models.md)."""
+
+
 def expected_loss(keep: float) -> float:
-    """Predicts the log of the default recipe's perplexity ratio to the original. Follows 1.33, 1.82
-    and 2.76 at keeps of 0.8, 0.65 and 0.5 (experiments/results/contest.md), three points of one
-    small model. It only chooses between sizes that are then measured."""
-    return 1.05 * (1 / keep - 1) ** 0.93
-
-
-LEAST, MOST = (0.818, 0.73), (1.303, 0.52)
-"""a and b of `exp(a·(1/keep − 1)^b)`: the least and the most times the original's perplexity that
-the default came to at keep 0.8 and 0.5 of three models (experiments/results/models.md)."""
+    """Returns the mean log ratio of perplexity to expect at a size. It only chooses between sizes
+    that are then measured."""
+    return MEAN[0] * (1 / keep - 1) ** MEAN[1]
 
 
 def expected_range(keep: float) -> list[float]:
@@ -53,6 +52,11 @@ class Bytes:
         """Returns the share of the blocks that fits into the limit, at most 1; 0 or less if none
         does."""
         return min((limit - self.rest - tokens * self.token) / self.blocks, 1.0)
+
+    def with_whole_blocks(self, limit: float) -> int:
+        """Returns the largest number of tokens, a multiple of 128, that leaves room for all blocks;
+        0 and less if none does."""
+        return 128 * math.floor((limit - self.rest - self.blocks) / self.token / 128)
 
 
 def stored(target: PrunableModel, bits: Bits, itemsize: int) -> Bytes:
@@ -157,6 +161,11 @@ class Room:
     def keep(self, bits: Bits, tokens: int) -> float:
         """Returns the share of the blocks that fits, rounded down to four decimals."""
         return math.floor(1e4 * self.ways[bits].keep(self.limit, tokens)) / 1e4
+
+    @property
+    def with_whole_blocks(self) -> list[int]:
+        """Numbers of tokens that leave room for all blocks, one for each way."""
+        return [way.with_whole_blocks(self.limit) for way in self.ways.values()]
 
     def too_small(self, least: float, tokens: int) -> InputError:
         """Returns the error that nothing fits.

@@ -200,7 +200,7 @@ class SizeWriter:
             heads_pruned=masks.heads_pruned,
             dropped=masks.dropped,
             other_parameters=compact.other_parameters,
-            tokens=len(self.problem.vocabulary),
+            vocabulary=len(self.problem.vocabulary),
             usual_blocks=compact.usual_blocks,
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,

@@ -50,7 +50,7 @@ def show_run(figures: dict[str, Any]) -> None:
 
 def _fit_said(fit: Fit) -> str:
     """Describes the chosen way to store the model, and what the others would have lost."""
-    tokens = f"{fit.tokens:,} tokens, " if fit.tokens else ""
+    tokens = f"{fit.vocabulary:,} tokens, " if fit.vocabulary else ""
     said = [
         f"{one.bits} keep {one.keep:g} {megabytes(one.bytes or 0)} ×{one.ratio or 0:.3f}"
         for one in sorted(fit.choices, key=lambda one: one.bits != fit.chosen)
@@ -118,7 +118,7 @@ def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     row("of the original's", "", lambda m: f"{m.keep:.2%}")
     row("all parameters", f"{original.parameters:,}", lambda m: f"{m.parameters:,}")
     row("of the original's", "", lambda m: f"{m.keep_total:.2%}")
-    row("tokens that are left", "", lambda m: f"{m.tokens:,}" if m.tokens else "")
+    row("tokens that are left", "", lambda m: f"{m.vocabulary:,}" if m.vocabulary else "")
     row("whole branches pruned", "", dropped_said)
     row("weights on disk", megabytes(original.bytes), lambda m: megabytes(m.bytes))
     row("KV cache, of the original's", "", lambda m: f"{m.kv_cache:.0%}")

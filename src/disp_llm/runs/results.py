@@ -123,7 +123,7 @@ class SizeResult:
     asked: str | None = None
     """Amount asked for, such as `6GB` or `80ms`; `share_asked` is its share of this original. None
     if a share was asked for."""
-    tokens: Count = 0
+    vocabulary: Count = 0
     """Number of the original's tokens that it has; 0 = all."""
     usual_blocks: bool = True
     """Whether every block has attention and a dense MLP, or one of them: no hybrid, no mixture."""
@@ -182,7 +182,7 @@ class Fit:
     asked: str
     limit: Positive
     """Asked size in bytes or parameters."""
-    tokens: Count
+    vocabulary: Count
     """Number of tokens that stay; 0 = all."""
     choices: list[Choice]
     """Choices, the one predicted to be best first."""
