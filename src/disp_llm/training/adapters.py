@@ -1,19 +1,21 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) and optional full-rank deltas, learned beside the
 masks on every linear layer of the blocks.
 
-A linear layer W computes `(W + Δ)·x + B·(A·x)` on its masked and scaled input; export replaces W by
-`W + Δ + B·A`. One A, B and Δ serve every size: pruning cuts their sum exactly as it cuts W.
+A linear layer W computes `(W + Δ)·x + s·B·(A·x)` on its masked and scaled input; export replaces W
+by `W + Δ + s·B·A`. One A, B and Δ serve every size: pruning cuts their sum exactly as it cuts W.
 
 R rank, I inputs and O outputs of a linear layer.
 """
 
 import contextlib
 import math
+import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
 from disp_llm.config.errors import InputError
@@ -21,13 +23,17 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter
 from disp_llm.models.hooks import hooks
 
+GAIN = 4.716
+"""`gain` of SmolLM2-135M, for which `adapter_rate` was found."""
+
 
 class Adapters(nn.Module):
     """A and B of every linear layer, and Δ if weights learn, in the order of
-    `PrunableModel.linears`."""
+    `PrunableModel.linears`; s for all of them."""
 
-    def __init__(self, pairs: Iterable[Adapter]):
+    def __init__(self, pairs: Iterable[Adapter], scale: float = 1.0):
         super().__init__()
+        self.scale = scale
         pairs = list(pairs)
         self.down = nn.ParameterList(pair.down for pair in pairs)  # A, (R, I)
         self.up = nn.ParameterList(pair.up for pair in pairs)  # B, (O, R)
@@ -40,8 +46,9 @@ class Adapters(nn.Module):
         cls, target: PrunableModel, rank: int, noise: torch.Generator, weights: bool = False
     ) -> "Adapters":
         """Initialises A at random with rows of mean length 1, and B and (if `weights`) Δ at zero,
-        so that training starts from the unchanged model."""
-        return cls(
+        so that training starts from the unchanged model. s grows with the model's weights: one step
+        changes those of every model by the same share."""
+        pairs = (
             Adapter(
                 torch.randn(rank, i, generator=noise) / math.sqrt(i),
                 torch.zeros(o, rank),
@@ -49,15 +56,28 @@ class Adapters(nn.Module):
             )
             for i, o in (widths_of(linear) for linear in target.linears())
         )
+        return cls(pairs, gain(target) / GAIN)
 
     def layers(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Yields A, B and Δ of every layer; Δ is None if weights do not learn."""
+        """Yields A, s·B and Δ of every layer; Δ is None if weights do not learn."""
         deltas = list(self.delta) if len(self.delta) else [None] * len(self.down)
-        return zip(self.down, self.up, deltas, strict=True)
+        return zip(self.down, (self.scale * up for up in self.up), deltas, strict=True)
 
     def learned(self) -> tuple[Adapter, ...]:
         """Returns detached copies of what was learned."""
         return tuple(Adapter(*layer).each(lambda t: t.detach().clone()) for layer in self.layers())
+
+
+def gain(target: PrunableModel) -> float:
+    """Returns by how much a linear layer of the blocks typically multiplies a random input: the
+    median over layers of the weights' root mean square, times the root of the number of inputs."""
+    found = []
+    for linear in target.linears():
+        square = linear.weight.detach().float().square().mean()
+        if isinstance(square, DTensor):
+            square = square.full_tensor()
+        found.append(math.sqrt(float(square) * widths_of(linear)[0]))
+    return statistics.median(found)
 
 
 DOWN, UP, WEIGHT = "disp_adapter_down", "disp_adapter_up", "weight"
@@ -125,7 +145,7 @@ def adapted(target: PrunableModel, adapters: Adapters) -> Iterator[Adapting]:
 
 
 def _add(module: Any, args: tuple, output: Tensor) -> Tensor:
-    """Forward hook: W·x -> W·x + B·(A·x)."""
+    """Forward hook: W·x -> W·x + s·B·(A·x)."""
     down = module.disp_adapter_down
     if down is None:
         return output
