@@ -55,6 +55,24 @@ def test_what_is_trained_is_what_is_exported(kind, way):
     assert torch.equal(target.model(tokens).logits, dense)
 
 
+def test_steps_are_in_proportion_to_the_weights():
+    """Weights three times as large: adapters of the same numbers change them three times as much,
+    in training and at export."""
+    found = []
+    for factor in (1.0, 3.0):
+        target = tiny_prunable("llama")
+        with torch.no_grad():
+            for linear in target.linears():
+                linear.weight.mul_(factor)
+        adapters = with_random_changes(target, 3, weights=False)
+        learned = [pair.up @ pair.down for pair in adapters.learned()]
+        used = [up @ down for down, up, _ in adapters.layers()]
+        assert all(map(torch.equal, learned, used))
+        found.append(learned)
+    for once, thrice in zip(*found, strict=True):
+        torch.testing.assert_close(thrice, 3 * once)
+
+
 @pytest.mark.parametrize(("rate", "optimizer"), [(0.0, "adamw"), (1e-3, "adamw"), (1e-3, "muon")])
 def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, optimizer, text_file, tmp_path):
     config = dataclasses.replace(ADAPTED, weight_rate=rate)
