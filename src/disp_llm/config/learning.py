@@ -117,7 +117,7 @@ class LearnConfig:
     """Rank of the adapters (LoRA) that learn beside the masks; 0 = none. Export adds them to the
     weights."""
     adapter_rate: Rate = 0.002
-    """Step size of these adapters."""
+    """Step size of these adapters, relative to the size of the weights."""
     weight_rate: AnyRate = 0.0
     """Step size of all linear layers of the blocks; 0 = frozen. One set of weights for every size,
     24 bytes of memory a weight, a quarter more time."""
