@@ -1,8 +1,8 @@
-"""Where rivals of disp-llm live, and are compared with it.
+"""Rivals of disp-llm, and the comparison with them.
 
-`methods` choose masks and `baselines` do more; each is written from its paper. `comparison` sets
-all of them beside ours, for `disp-llm compare` and `compare` here. `disp_llm` imports nothing of
-it: it is plugged in by entry points (pyproject.toml), as any other package can be.
+`methods` choose masks and `baselines` do more; each is written from its paper. `comparison`
+measures all of them beside ours, for `disp-llm compare` and for `compare` here. `disp_llm` imports
+nothing from this package: entry points (pyproject.toml) plug it in, like any other package.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`compare`, which is imported when it is first asked for: it takes torch."""
+    """Imports `compare` when it is first asked for, because it needs torch."""
     if name != "compare":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from disp_lab.comparison.compare import compare

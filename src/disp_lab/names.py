@@ -1,4 +1,4 @@
-"""Names of what is compared, and in which order tables show it."""
+"""Names of the compared methods, in the order in which tables show them."""
 
 from typing import get_args
 
@@ -9,28 +9,28 @@ MASKS = (
     *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
     *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
 )
-"""Methods that choose masks, in the order of tables; what others add comes after them."""
+"""Methods that choose masks, in table order; methods of other packages follow them."""
 
 IN_TIME = "latency"
-"""The setting of `learned` whose sizes are shares of the original's time."""
+"""The variant of `learned` whose sizes are shares of the original's time for a prompt."""
 
 BASELINES = (
     *("greedy", "tyr", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
     *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
 )
-"""What does more than drop dimensions: the files of `disp_lab/baselines`."""
+"""Baselines, which do more than drop dimensions, in table order; `disp_lab/baselines` has them."""
 
 OURS = ("learned", "masks_only", "masks_and_scales", "domain", "disp", IN_TIME)
-"""What this package recommends, with one thing changed or none; all other rows are of others."""
+"""`learned` as we recommend it and with one thing changed; all other rows are of others."""
 
 ORIGINAL = "original"
-"""The original as a row of a comparison: in the dtype of the run, and quantised."""
+"""Name of the original's rows: in the dtype of the run, and quantised."""
 
 WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
-"""What the weights of blocks can be quantised to, for a comparison."""
+"""Formats to which a comparison can quantise the blocks' weights."""
 
 
 def mask_methods() -> tuple[str, ...]:
-    """All methods that choose masks: ours, those of the lab, those of others."""
+    """Returns the known methods that choose masks: those of `MASKS` first, then those of others."""
     there = method_names()
     return tuple(dict.fromkeys([*(name for name in MASKS if name in there), *there]))

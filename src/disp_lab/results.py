@@ -1,4 +1,4 @@
-"""What `compare.json` holds: the original, and a row for every method and size."""
+"""Types of `compare.json`: the original, and a row for each method and size."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -15,18 +15,18 @@ from disp_llm.runs.results import (
 from disp_llm.runs.scores import Finite, Perplexity, Scores, with_error
 
 ROWS_AGAIN = "delete it; every row is made again"
-"""What to do about a damaged `compare.json`."""
+"""Hint for a damaged `compare.json`."""
 
 
 @dataclass(frozen=True)
 class OriginalResult:
-    """The model that methods are compared on, as it came."""
+    """The unpruned model that methods are compared on."""
 
     measured: Perplexity
     parameters: AtLeastOne
     block_parameters: Count
     scores: Scores | None = None
-    """On the suite of the comparison, where it has one."""
+    """Scores on the comparison's suite; None without a suite."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ComparisonRow:
 
     method: str
     keep_asked: Amount | None
-    """None where the size is a share of the time."""
+    """Share of block parameters asked for; None if the size is a share of the time."""
     perplexity: Positive | None = None
     perplexity_stderr: Amount | None = None
     keep: Amount | None = None
@@ -45,34 +45,34 @@ class ComparisonRow:
     """Multiplications inside the blocks as a share of the original's."""
     tokens_seen: Count | None = None
     seconds: Amount | None = None
-    """Time to choose or to make the model, without evaluation."""
+    """Seconds to choose the masks or to make the model, without evaluation."""
     error: str | None = None
     speed: dict[str, Positive] = field(default_factory=dict)
-    """`prefill_ms`, `prefill_speedup` and the same of decode, where models were timed."""
+    """`prefill_ms`, `prefill_speedup` with quartiles, the same for decode; empty if not timed."""
     scores: Scores | None = None
-    """On the suite of the comparison, against the original's; None where it has none."""
+    """Scores on the comparison's suite, against the original's; None without a suite."""
     target: Amount | None = None
-    """Share of the original's prefill time that was asked for, in place of `keep_asked`."""
+    """Share of the original's prefill time asked for; None if `keep_asked` is set."""
     weights: str = ""
-    """What the weights of the blocks are quantised to, such as `int8`; empty = the run's dtype."""
+    """Format of the blocks' quantised weights, such as `int8`; empty = the run's dtype."""
     bytes: Count | None = None
-    """Of all weights as they are stored; None where no smaller model runs."""
+    """Bytes of all stored weights; None if the model that runs is no smaller."""
     kv_cache_bytes: Count | None = None
-    """After a prompt of 512 tokens, or of as many as the model can read."""
+    """Bytes of the KV cache after a prompt of 512 tokens, or of as many as the model can read."""
     note: str = ""
-    """What a reader has to know of the figures."""
+    """What a reader must know about the figures."""
     window_losses: list[Finite] = field(default_factory=list)
-    """Mean −ln p of each window of the evaluation text; empty in comparisons that are older."""
+    """Mean −ln p of each window of the evaluation text; empty in older comparisons."""
     window_tokens: list[AtLeastOne] = field(default_factory=list)
-    """Tokens that each window scores; empty where all score as many."""
+    """Tokens that each window scores; empty if all score equally many."""
     paired_with: str = ""
-    """The method whose row of the same size is the reference; empty = there is none."""
+    """Method whose row of the same size is the reference; empty = no reference."""
     paired_ratio: Positive | None = None
     """Perplexity as a multiple of the reference's, over the same windows."""
     paired_ratio_stderr: Amount | None = None
-    """By the bootstrap over these windows; None for a single one."""
+    """Its bootstrap error over these windows; None for a single one or for the reference itself."""
     provenance: Provenance | None = None
-    """Of this row; None in comparisons that were made before it was recorded."""
+    """How this row was made; None in comparisons made before this was recorded."""
 
     def __post_init__(self) -> None:
         figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
@@ -83,14 +83,14 @@ class ComparisonRow:
 
     @property
     def name(self) -> str:
-        """`learned keep 0.8`, `latency 0.8 int8`, `original int4`."""
+        """Name of the row: `learned keep 0.8`, `latency 0.8 int8`, `original int4`."""
         size = f"keep {self.keep_asked:g}" if self.target is None else f"{self.target:g}"
         model = self.method if self.method == ORIGINAL else f"{self.method} {size}"
         return f"{model} {self.weights}".rstrip()
 
     @property
     def speedup(self) -> dict[str, float]:
-        """How many times as fast as the original, for prefill and decode; empty where not timed."""
+        """Speed relative to the original's, for prefill and decode; empty if not timed."""
         return {phase: self.speed[f"{phase}_speedup"] for phase in PHASES if self.speed}
 
     def __str__(self) -> str:
@@ -109,14 +109,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class ComparisonFigures:
-    """All that `compare.json` holds; a row for every method and size that there is yet."""
+    """Content of `compare.json`; `rows` holds those made so far, one per method and size."""
 
     asked: Asked
     rows: list[ComparisonRow]
     original: OriginalResult | None = None
     source: Source | None = None
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
-    """The files on this machine that it was made of."""
+    """Hashes of the local files that were read, by setting and path."""
     hardware: Hardware | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -130,8 +130,8 @@ class ComparisonFigures:
 
 
 def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFigures:
-    """What `compare.json` holds, with the times of one machine: that of most rows. A row of another
-    machine is left without its own, and its note says so, since a table sets them side by side."""
+    """Parses `compare.json` and keeps the times of one machine, that of most rows. Rows of others
+    lose theirs, and their notes say so, since a table sets them side by side."""
     found: ComparisonFigures = as_type(result, ComparisonFigures, field=file, hint=ROWS_AGAIN)
     machines = [_machine(row, found) for row in found.rows]
     if len(set(machines)) < 2:
@@ -145,20 +145,20 @@ def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFig
 
 
 def of_sizes(rows: list[ComparisonRow]) -> list[ComparisonRow]:
-    """The rows of models that were made to a number of block parameters, as they were made."""
+    """Returns the unquantised rows of methods whose size is a share of block parameters."""
     return [
         row for row in rows if row.method != ORIGINAL and row.target is None and not row.weights
     ]
 
 
 def _machine(row: ComparisonRow, found: ComparisonFigures) -> str:
-    """Where a row was made; of an old one, what the whole comparison says."""
+    """Returns the machine that made a row; for an old row, the machine of the whole comparison."""
     hardware = row.provenance["hardware"] if row.provenance else found.hardware
     return machine_name(hardware) if hardware else "an unknown machine"
 
 
 def machine_name(hardware: Hardware) -> str:
-    """`AMD EPYC, 2 threads`: times of two machines are compared only where this is the same."""
+    """Returns a name such as `AMD EPYC, 2 threads`; only times of equal names are compared."""
     threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
     return ", ".join([hardware["cpu"], *hardware.get("gpus", []), threads])
 
@@ -168,7 +168,7 @@ def _is_timed(row: ComparisonRow) -> bool:
 
 
 def _untimed(row: ComparisonRow, machine: str) -> ComparisonRow:
-    """The same without what took time on a machine that is not that of the table."""
+    """Returns the row without its times; a note names the other machine that made it."""
     notes = [row.note] if row.note else []
     note = "; ".join([*notes, f"made on another machine ({machine})"])
     return replace(row, seconds=None, speed={}, note=note)

@@ -1,4 +1,4 @@
-"""What `disp-llm compare` can be asked."""
+"""Settings of `disp-llm compare`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from disp_llm.config.settings import POSITIONAL
 class CompareConfig:
     """Methods side by side: same model, text, budget, exporter and evaluation."""
 
-    # Steps and calibration are those of the table: methods may join it later that read them.
+    # Steps and calibration have no `Use`: a method that reads them may join the table later.
     USES: ClassVar = (
         Use(
             "fit",
@@ -94,7 +94,7 @@ class CompareConfig:
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     def validate(self) -> None:
-        """Refuses what no comparison can use.
+        """Refuses settings that no comparison can use.
 
         Raises:
             InputError: naming the field.
@@ -117,7 +117,7 @@ class CompareConfig:
             raise InputError(what, field="text", hint="name files or a data set")
 
     def _validate_frontier(self) -> None:
-        """Refuses a method without its sizes, and models that no folder holds."""
+        """Refuses `latency` without `fit`, and quantising of methods that write no model folder."""
         if self.fit:
             require_sizes("fit", self.fit)
         if IN_TIME in self.methods and not self.fit:

@@ -1,4 +1,4 @@
-"""Other settings of the method `learned`, which a comparison shows as rows of their own."""
+"""Variants of the method `learned`, each with rows of its own in a comparison."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,9 +64,9 @@ VARIANTS: dict[str, Callable[[PruneConfig], PruneConfig]] = {
 }
 
 ONE_SIZE = ("paper", "policy_gradient")
-"""Those that take a run a size, as in their papers."""
+"""Variants that need one run per size, as in their papers."""
 
 
 def compared_methods() -> tuple[str, ...]:
-    """Everything that `compare` has a row for, in the order of tables."""
+    """Returns all methods that `compare` knows, in table order."""
     return (*mask_methods(), *VARIANTS, *BASELINES)

@@ -1,4 +1,4 @@
-"""Baselines, which do more than drop dimensions: what a comparison sets beside masks."""
+"""Baselines: rivals that do more than drop dimensions."""
 
 from disp_lab.baselines import depth, greedy, joint_rank_k, mpo, slicegpt, svd_llm, two_of_four, tyr
 from disp_lab.parts.baseline import Baseline
@@ -19,4 +19,4 @@ ALL: dict[str, Baseline] = {
         two_of_four.DASS,
     )
 }
-"""By name, in the order of tables."""
+"""Baselines by name, in table order."""

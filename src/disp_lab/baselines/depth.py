@@ -1,7 +1,7 @@
-"""ShortGPT (arXiv 2403.03853): whole blocks are removed, those of least influence first.
+"""ShortGPT (arXiv 2403.03853): removes whole blocks, those of least influence first.
 
-Block influence is `1 − E[cos(x_i, x_{i+1})]` of what enters and leaves block i over calibration
-tokens (Eq. 1). What is left is a model of the original's own class with fewer blocks.
+Block influence is `1 − E[cos(x_i, x_{i+1})]` between the input and output of block i over
+calibration tokens (Eq. 1). The result is a model of the original's class with fewer blocks.
 
 L blocks.
 """
@@ -20,18 +20,18 @@ from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
 NUMBERS = ("layer_idx", "layer_id")
-"""What modules call the number of their block; GPT-Neo's have the second."""
+"""Attribute names of a module's block number; GPT-Neo uses the second."""
 
 LISTED = ("attn_layer_indices",)
-"""Keys of configurations that list numbers of blocks (Bamba)."""
+"""Configuration keys that list block numbers (Bamba)."""
 
 
 def depth(problem: PruningProblem) -> Maker:
-    """Models with the most influential ⌊share · blocks⌋ blocks.
+    """Makes models with the most influential ⌊share · blocks⌋ blocks.
 
     Raises:
         InputError: a window is longer than the text or than the model can read, a share leaves no
-        block, or blocks cannot go.
+        block or no attention, or blocks cannot be removed.
     """
     family = problem.dense.family
     if any(map(family.is_attention, family.alternatives)):
@@ -50,7 +50,7 @@ def depth(problem: PruningProblem) -> Maker:
         pruned = copied(problem)
         keep_blocks(pruned, best)
         left = (pruned.branches_of(block)[0] for block in pruned.blocks)
-        if not any(map(family.is_attention, left)):  # of a hybrid, whose cache has to have some
+        if not any(map(family.is_attention, left)):  # a hybrid's cache needs one
             raise InputError("leaves no block with attention", field="keep", hint="ask for more")
         return as_stored(pruned)
 
@@ -59,7 +59,7 @@ def depth(problem: PruningProblem) -> Maker:
 
 @torch.no_grad()
 def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
-    """How much each block changes what enters it, in float64."""
+    """Returns how much each block changes its input, in float64."""
     dense = problem.dense
     influence = torch.zeros(len(dense.blocks), dtype=torch.float64)
 
@@ -81,7 +81,7 @@ def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
 
 
 def keep_blocks(prunable: PrunableModel, kept: list[int]) -> None:
-    """Removes all other blocks in place; caches and lists of the configuration follow."""
+    """Removes all other blocks in place, and adapts block numbers and the configuration's lists."""
     blocks, config = prunable.blocks, prunable.model.config.get_text_config()
     left = nn.ModuleList(blocks[index] for index in kept)
     for place, block in enumerate(left):

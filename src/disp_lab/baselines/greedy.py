@@ -1,16 +1,14 @@
-"""Greedy Output Approximation (arXiv 2407.19126): branches whose output is approximated.
+"""Greedy Output Approximation (arXiv 2407.19126): prunes branches to change their output least.
 
-A branch is a module of depth two whose output is to be kept, whatever happens inside. Both criteria
-look at that output alone:
+Both criteria treat a branch as a module of depth two and look at its output alone:
 
-- an intermediate channel counts by the second moment of what it adds, `E[h_j²]·‖W_j‖²`;
-- KV heads are pruned one by one, each time the one without which the attention's output remains
+- an intermediate channel scores the second moment of what it adds, `E[h_j²]·‖W_j‖²`;
+- KV heads are pruned one by one, each time the head without which the attention's output remains
   most similar (cosine) to that of all heads.
 
-The weights that are kept make up for those that are pruned by least squares,
-`W' = W·Σ[:, S]·Σ[S, S]⁻¹` with Σ the second moments of the inputs of the layer that writes: first
-the attention's, then, with it in place, the MLP's; later blocks see the result. Every block keeps
-the same numbers of heads and channels.
+The kept weights make up for the pruned ones by least squares, `W' = W·Σ[:, S]·Σ[S, S]⁻¹`, with Σ
+the second moments of the writing layer's inputs. The attention is solved first, then the MLP behind
+it; later blocks see the result. Every block keeps the same numbers of heads and channels.
 
 N entries of all sites, S kept of K inputs of a layer, D residual stream, H KV heads.
 """
@@ -32,15 +30,15 @@ from disp_llm.training.problem import PruningProblem
 
 
 def greedy(problem: PruningProblem) -> Maker:
-    """Compact models of any share; for each size the calibration text runs through the model."""
+    """Makes compact models of any share; each size runs the calibration text through the model."""
     return models_of(problem, solve_blocks)
 
 
 def solve_blocks(
     problem: PruningProblem, pruned: PrunableModel, layout: Layout, share: float
 ) -> Float[Tensor, " N"]:
-    """Solves every block of a copy of the dense model for what it keeps, in place; 1 for each entry
-    that is kept, on the CPU."""
+    """Prunes every block of a copy of the dense model and solves its kept weights, in place.
+    Returns 1 for each kept entry, on the CPU."""
     sizes = [sizes_of(shape, share) for shape in layout.blocks]
     channels: list[Tensor] = []
     heads: list[Tensor] = []
@@ -70,8 +68,8 @@ def solve_blocks(
 def most_similar(
     weight: Float[Tensor, "D K"], moment: Float[Tensor, "K K"], heads: int, count: int
 ) -> Bool[Tensor, " H"]:
-    """Which `count` heads are kept when they are pruned one by one, each time the one without which
-    `E[⟨y, y_S⟩]/√(E‖y‖²·E‖y_S‖²)` is largest."""
+    """Returns which `count` heads stay when heads are pruned one by one, each time the head without
+    which `E[⟨y, y_S⟩]/√(E‖y‖²·E‖y_S‖²)` is largest."""
     pairs = (weight.T @ weight) * moment  # (K, K), summed over heads: E⟨y_g, y_h⟩
     each = len(moment) // heads
     gram = pairs.view(heads, each, heads, each).sum((1, 3))
@@ -91,8 +89,7 @@ def most_similar(
 def _reconstruct(
     block: nn.Module, branch: Branch, moment: Float[Tensor, "K K"], kept: Bool[Tensor, " K"]
 ) -> None:
-    """Solves the kept columns of the layer that writes for its whole output, and empties the
-    others."""
+    """Solves the kept columns of the writing layer for its full output, and zeroes the others."""
     matrix = matrix_of(linear_at(block, branch.writes))
     solved = least_squares(matrix.double(), moment, kept)
     matrix.zero_()
@@ -102,7 +99,7 @@ def _reconstruct(
 def least_squares(
     weight: Float[Tensor, "R K"], moment: Float[Tensor, "K K"], kept: Bool[Tensor, " K"]
 ) -> Float[Tensor, "R S"]:
-    """`argmin E‖W·x − W'·x_S‖²` in float64, damped."""
+    """Returns `argmin E‖W·x − W'·x_S‖²` in float64, damped."""
     held = damped(moment, DAMPING)
     return torch.linalg.solve(held[kept][:, kept], held[kept] @ weight.double().T).T
 

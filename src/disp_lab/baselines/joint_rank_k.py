@@ -1,9 +1,9 @@
 """Joint rank-k (arXiv 2402.16319): layers that read the same input share a factor of low rank.
 
-Such layers become one matrix, and its best rank-k approximation one factor that they share and one
-of their own each: `[W_1; W_2] = U·Λ·Vᵀ`, `W_i ≈ (U_k·Λ_k)_i · V_kᵀ`. Query and key are one such
-pair, gate and up the other; the value and the layers that write remain as they are, so that their
-weights are the least a share can be. Every pair keeps the same share of its weights.
+The layers of a pair are stacked. The best rank-k approximation gives one shared factor and one
+factor per layer: `[W_1; W_2] = U·Λ·Vᵀ`, `W_i ≈ (U_k·Λ_k)_i · V_kᵀ`. The pairs are query with key
+and gate with up. The value and the writing layers stay as they are, so no share can be less than
+their weights. Every pair keeps the same share of its weights.
 
 Where a family stores such layers fused, they are one matrix already, the value included.
 
@@ -31,12 +31,12 @@ from disp_llm.training.problem import PruningProblem
 
 
 class SharedFactor(nn.Linear):
-    """The factor that two layers have in common: what it gives the first, the second takes over."""
+    """The factor that two layers share: the second reuses the product computed for the first."""
 
     held: tuple[Tensor, Tensor] | None = None
 
     def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B R"]:
-        """The product, computed once for two calls with the same input."""
+        """Returns the product, computed once for two calls with the same input."""
         held, self.held = self.held, None
         if held is not None and held[0] is input:
             return held[1]
@@ -46,7 +46,7 @@ class SharedFactor(nn.Linear):
 
 
 def joint_rank_k(problem: PruningProblem) -> Maker:
-    """Query with key and gate with up; a share of 1 leaves them as they are. Needs no text."""
+    """Factorises query with key and gate with up; a share of 1 changes nothing. Needs no text."""
     require_one_kind(problem)
     dense = problem.dense
     groups = groups_of(dense.family)
@@ -79,21 +79,21 @@ def joint_rank_k(problem: PruningProblem) -> Maker:
 
 
 def groups_of(family: Family) -> tuple[tuple[str, ...], ...]:
-    """Paths of the layers of a block that get a factor in common: one or two a group."""
+    """Returns paths of a block's layers that share a factor: one or two per group."""
     return family.attention.reads[:2], family.mlp.reads
 
 
 def joint_basis(block: nn.Module, paths: tuple[str, ...]) -> Float[Tensor, "R I"]:
-    """Vᵀ of the stacked weights, the most important row first."""
+    """Returns Vᵀ of the stacked weights, the most important row first."""
     stacked = torch.cat([matrix_of(linear_at(block, path)) for path in paths])
     _, _, basis = torch.linalg.svd(stacked.float(), full_matrices=False)
-    return basis[: rank_of(1.0, *stacked.shape)].clone()  # no share asks for more
+    return basis[: rank_of(1.0, *stacked.shape)].clone()  # no share needs more
 
 
 def factorise_jointly(
     block: nn.Module, paths: tuple[str, ...], basis: Float[Tensor, "R I"], share: float
 ) -> None:
-    """`V_kᵀ` and `W_i·V_k`, which is `(U_k·Λ_k)_i`."""
+    """Replaces the layers by `V_kᵀ` and `W_i·V_k`, which equals `(U_k·Λ_k)_i`."""
     layers = [linear_at(block, path) for path in paths]
     weights = [matrix_of(linear) for linear in layers]
     outputs = sum(len(weight) for weight in weights)

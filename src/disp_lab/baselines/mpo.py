@@ -1,15 +1,15 @@
-"""MPO (arXiv 2303.16753): matrix product operators, whose large central tensors blocks share.
+"""MPO (arXiv 2303.16753): matrix product operators whose large central tensors blocks share.
 
-A weight of `Π i_k` by `Π j_k` numbers is a chain of five local tensors `T_k` (d_{k-1}, i_k, j_k,
-d_k), found by successive SVDs; uncut, a bond is `d_k = min(Π_{m≤k} i_m·j_m, Π_{m>k} i_m·j_m)`. The
-central tensor T_3 holds nearly all numbers. Blocks share it, layers of one kind with each other,
-and every block keeps its own four auxiliary tensors.
+A weight of `Π i_k` by `Π j_k` numbers becomes a chain of five local tensors `T_k` (d_{k-1}, i_k,
+j_k, d_k), found by successive SVDs. An uncut bond is `d_k = min(Π_{m≤k} i_m·j_m, Π_{m>k} i_m·j_m)`.
+The central tensor T_3 holds nearly all numbers. Blocks share it between layers of one kind, and
+every block keeps its own four auxiliary tensors.
 
-The paper shares one central tensor among all blocks, and trains. Here the blocks get as many as the
-share has room for, ⌈share · blocks⌉, each for neighbours; then all bonds are cut to the largest
-common limit at which all tensors are within the share. In place of training, each group's central
-tensor and the auxiliary tensors beside it are least-squares fits in turn. The model that runs has
-the contracted, dense weights.
+The paper shares one central tensor among all blocks, and trains. Here the blocks get as many
+central tensors as the share has room for, ⌈share · blocks⌉, each shared by neighbours. Then all
+bonds are cut to the largest common limit at which all tensors fit the share. Instead of training,
+least squares fits each group's central tensor and the auxiliary tensors beside it in turn. The
+model runs with the contracted, dense weights.
 
 a_k = i_k·j_k, D_k bonds, L blocks; inside the outermost tensors A = D_1·a_2, M = a_3, B = a_4·D_4.
 """
@@ -35,12 +35,12 @@ from disp_llm.config.errors import InputError
 from disp_llm.training.problem import PruningProblem
 
 SWEEPS = 3
-"""How often the auxiliary tensors beside the central one, and then this one, are fitted."""
+"""How often the auxiliary tensors beside the central one are fitted, and then the central one."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a matrix is cut into five local tensors."""
+    """How a matrix is split into five local tensors."""
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
@@ -51,12 +51,12 @@ class Shape:
         return tuple(i * j for i, j in zip(self.rows, self.columns, strict=True))
 
     def bonds(self, limit: int) -> tuple[int, ...]:
-        """D_1 to D_4, none above the limit."""
+        """Returns D_1 to D_4, none above the limit."""
         sides = [(math.prod(self.areas[:k]), math.prod(self.areas[k:])) for k in range(1, 5)]
         return tuple(min(limit, *pair) for pair in sides)
 
     def numbers(self, limit: int) -> tuple[int, int]:
-        """How many numbers the four auxiliary tensors hold together, and the central one."""
+        """Counts the numbers of the four auxiliary tensors together, and of the central one."""
         bonds = (1, *self.bonds(limit), 1)
         first, second, central, fourth, fifth = (
             bonds[k] * area * bonds[k + 1] for k, area in enumerate(self.areas)
@@ -64,12 +64,12 @@ class Shape:
         return first + second + fourth + fifth, central
 
     def fold(self, matrix: Float[Tensor, "O I"]) -> Float[Tensor, "a1 a2 a3 a4 a5"]:
-        """Every pair of a row's and a column's part side by side."""
+        """Reshapes a matrix so that dimension k pairs part k of its rows and columns."""
         pairs = matrix.reshape(*self.rows, *self.columns).permute(0, 5, 1, 6, 2, 7, 3, 8, 4, 9)
         return pairs.reshape(self.areas)
 
     def unfold(self, tensor: Float[Tensor, "a1 a2 a3 a4 a5"]) -> Float[Tensor, "O I"]:
-        """Back to the matrix."""
+        """Undoes `fold`."""
         pairs = [length for pair in zip(self.rows, self.columns, strict=True) for length in pair]
         matrix = tensor.reshape(pairs).permute(0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
         return matrix.reshape(math.prod(self.rows), math.prod(self.columns))
@@ -86,7 +86,7 @@ class Chain:
     fifth: Float[Tensor, "a5 D4"]
 
     def contracted(self) -> Float[Tensor, "a1 a2 a3 a4 a5"]:
-        """The weight that they stand for."""
+        """Multiplies the tensors out to the folded weight."""
         inner = torch.tensordot(self.second, self.central, 1) @ self.fourth.T  # (A, M, B)
         left, right = self.first.shape[1], self.fifth.shape[1]
         inner = inner.view(left, -1, inner.shape[1], inner.shape[2] // right, right)
@@ -94,7 +94,7 @@ class Chain:
 
 
 def mpo(problem: PruningProblem) -> Maker:
-    """Every linear layer; a share of 1 leaves all of them as they are. Needs no text."""
+    """Factorises every linear layer; a share of 1 changes nothing. Needs no text."""
     dense = problem.dense
     require_one_kind(problem)
     count, first = len(dense.blocks), dense.blocks[0]
@@ -130,13 +130,13 @@ def mpo(problem: PruningProblem) -> Maker:
 
 
 def shape_of(matrix: Float[Tensor, "O I"]) -> Shape:
-    """Local widths of both sides."""
+    """Returns the local widths of rows and columns."""
     rows, columns = matrix.shape
     return Shape(local_widths(rows), local_widths(columns))
 
 
 def local_widths(width: int) -> tuple[int, ...]:
-    """Five factors, as equal as the prime factors allow, the largest in the middle."""
+    """Splits a width into five factors, as equal as its primes allow, the largest in the middle."""
     factors, prime = [], 2
     while width > 1:
         while width % prime:
@@ -160,8 +160,8 @@ def _share(matrices: list[Tensor], shape: Shape, limit: int) -> None:
 def shared_chains(
     weights: list[Float[Tensor, "a1 a2 a3 a4 a5"]], bonds: tuple[int, ...], sweeps: int = SWEEPS
 ) -> list[Chain]:
-    """Chains with one central tensor. Their error `Σ ‖W − chain‖²` falls with every sweep, and is
-    rounding alone for one weight with uncut bonds."""
+    """Returns chains with one central tensor. Their error `Σ ‖W − chain‖²` falls with every sweep;
+    it is rounding alone for one weight with uncut bonds."""
     chains, inners = [], []
     for weight in weights:
         first = _leading(weight.flatten(1), bonds[0])
@@ -189,14 +189,14 @@ def shared_chains(
 
 
 def _leading(matrix: Float[Tensor, "R C"], count: int) -> Float[Tensor, "R count"]:
-    """Left singular vectors of the largest values, as eigenvectors of the smaller square."""
+    """Returns the leading left singular vectors, by the eigenvectors of the smaller Gram matrix."""
     wide = matrix.double()
     _, vectors = torch.linalg.eigh(wide @ wide.T)
     return vectors[:, -count:].flip(1).to(matrix.dtype)
 
 
 def _orthonormal(matrix: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:
-    """The orthonormal columns Q for which `tr(Qᵀ·matrix)` is largest (Procrustes)."""
+    """Returns the Q with orthonormal columns that maximises `tr(Qᵀ·matrix)` (Procrustes)."""
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     return left @ right
 

@@ -1,17 +1,17 @@
-"""SliceGPT (arXiv 2401.15024): the residual stream is rotated, and its last dimensions are cut off.
+"""SliceGPT (arXiv 2401.15024): rotates the residual stream and cuts off its last dimensions.
 
-RMSNorm commutes with an orthogonal rotation Q of the residual stream, so that the layers before and
-behind it can take the rotation in (Theorem 1). Q_l holds the eigenvectors of `C_l = Σ X_lᵀ·X_l`
-over calibration text, by falling eigenvalue (section 3.3), and its first K columns are kept (3.4).
-In the stream `Z = X·Q_l` of width K, with g the gain of the norm,
+RMSNorm commutes with an orthogonal rotation Q of the residual stream, so the layers before and
+after it can absorb the rotation (Theorem 1). Q_l holds the eigenvectors of `C_l = Σ X_lᵀ·X_l` over
+calibration text, by falling eigenvalue (section 3.3); its first K columns are kept (3.4). With the
+stream `Z = X·Q_l` of width K, and g the gain of the norm:
 
-    reads     W -> W·diag(g)·Q_l·√(D/K)     a norm of K numbers gives √(K/D) of what one of D gives
-    writes    W -> Q_{l+1}ᵀ·W               biases alike; embedding and head follow their ends
-    stream    Z -> Z·Q_lᵀ·Q_{l+1}           two matrices a block, which are stored and multiplied
+    reads     W -> W·diag(g)·Q_l·√(D/K)     a norm over K numbers gives √(K/D) of one over D
+    writes    W -> Q_{l+1}ᵀ·W               biases alike; embedding and head use the outermost Q
+    stream    Z -> Z·Q_lᵀ·Q_{l+1}           two matrices per block, stored and multiplied
 
-As in the authors' release, X_l is what enters the l-th norm, in the model that is sliced up to
-there, so that the calibration text runs through the model once for every size. (The paper's X_l is
-what the norm gives, which did worse: perplexity 155 in place of 113 at share 0.7 of SmolLM2-135M.)
+As in the authors' release, X_l is the input of the l-th norm in the model sliced up to there, so
+the calibration text runs through the model once per size. (The paper's X_l is the norm's output,
+which did worse: perplexity 155 in place of 113 at share 0.7 of SmolLM2-135M.)
 
 T tokens of a window, D residual stream, K kept of it, L blocks.
 """
@@ -43,12 +43,12 @@ from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem, calibration_windows
 
 ALIKE = 0.05
-"""Relative error up to which a block does what is expected of it; bfloat16 gives some 0.01."""
+"""Largest relative error of a block's branches run one by one; bfloat16 gives some 0.01."""
 
 
 def slicegpt(problem: PruningProblem) -> Maker:
-    """Models with the first principal components of the stream; for each size the calibration text
-    runs through the model."""
+    """Makes models with the first principal components of the stream; each size runs the
+    calibration text through the model again."""
     stream = projected_stream(problem)
 
     def make(share: float) -> BaselineModel:
@@ -67,9 +67,8 @@ def _unfit(problem: PruningProblem) -> InputError:
 
 
 def _width(problem: PruningProblem, share: float) -> int:
-    """The largest K with which the matrices, two of K·K a block among them, are within the share;
-    those inside of attention that no stream goes through stay as they are.
-    """
+    """Returns the largest K at which the matrices fit the share, with two of K·K per block. Those
+    inside attention that do not touch the stream keep their size."""
     blocks = problem.budget.layout.blocks
     all_numbers = stored_numbers(problem.dense)
     inside = sum(block.inside for block in blocks)
@@ -82,7 +81,7 @@ def _width(problem: PruningProblem, share: float) -> int:
 
 
 def _norms(module: nn.Module) -> list[str]:
-    """Names of the children that hold vectors only."""
+    """Returns names of the children that hold vectors only."""
     return [
         name
         for name, child in module.named_children()
@@ -103,14 +102,14 @@ class Step:
 
 
 def _steps(prunable: PrunableModel) -> Iterator[Step]:
-    """The 2·L branches in the order in which they run."""
+    """Yields the 2·L branches in running order."""
     for index, block in enumerate(prunable.blocks):
         for norm, branch in zip(_norms(block), prunable.branches_of(block), strict=True):
             yield Step(index, block, norm, branch)
 
 
 def _factor(prunable: PrunableModel) -> float:
-    """What blocks multiply a branch by before they add it to the stream (Granite)."""
+    """Factor of a branch's output before it is added to the stream (Granite); 1 elsewhere."""
     return getattr(prunable.model.config, "residual_multiplier", 1.0)
 
 
@@ -120,13 +119,13 @@ class ProjectedStream:
 
     problem: PruningProblem
     states: list[Float[Tensor, "1 T D"]]
-    """What enters the first block, a tensor a window."""
+    """Inputs of the first block, one tensor per window."""
     arguments: list[dict[str, Any]]
-    """What else each block, and so its attention, is called with."""
+    """The other arguments of each block, which its attention gets too."""
 
     @torch.no_grad()
     def bases(self, width: int) -> list[Float[Tensor, "D K"]]:
-        """Q, its first K columns, of each of the 2·L branches and of the end."""
+        """Returns the first K columns of Q for each of the 2·L branches and for the end."""
         progress = self.problem.job.count("scoring")
         states = [state.float() for state in self.states]
         bases = [self._principal(states)[:, :width]]
@@ -139,7 +138,7 @@ class ProjectedStream:
         return bases
 
     def require_fit(self) -> None:
-        """Checks that the steps of a block, one by one, give what the block gives.
+        """Checks that the branches of the first block, run one by one, give the block's output.
 
         Raises:
             InputError: they do not.
@@ -162,7 +161,7 @@ class ProjectedStream:
         return state + _factor(dense) * out.float()
 
     def _principal(self, states: list[Float[Tensor, "1 T D"]]) -> Float[Tensor, "D D"]:
-        """Eigenvectors of the stream's second moments, by falling eigenvalue."""
+        """Returns the eigenvectors of the stream's second moments, by falling eigenvalue."""
         moments = torch.zeros((), dtype=torch.float64, device=states[0].device)
         for state in states:
             moments = moments + (state[0].T @ state[0]).double()
@@ -171,10 +170,11 @@ class ProjectedStream:
 
 @torch.no_grad()
 def projected_stream(problem: PruningProblem) -> ProjectedStream:
-    """The stream as it enters the first block, for all calibration windows.
+    """Returns the stream at the first block, for all calibration windows.
 
     Raises:
-        InputError: as `slicegpt`.
+        InputError: the model does not fit SliceGPT, or a window is longer than the text or than the
+            model can read.
     """
     require_one_kind(problem)
     dense = problem.dense
@@ -191,7 +191,7 @@ def projected_stream(problem: PruningProblem) -> ProjectedStream:
 
 @torch.no_grad()
 def sliced(problem: PruningProblem, bases: list[Float[Tensor, "D K"]]) -> PrunableModel:
-    """The model with a stream of width K, given Q of each of the 2·L branches and of the end."""
+    """Slices the model to a stream of width K by Q of each of the 2·L branches and of the end."""
     made = copied(problem)
     model, dtype, width = made.model, made.dtype, bases[0].shape[1]
     epsilon = model.config.rms_norm_eps
@@ -218,11 +218,11 @@ def sliced(problem: PruningProblem, bases: list[Float[Tensor, "D K"]]) -> Prunab
 def _narrow_norm(
     module: nn.Module, name: str, basis: Float[Tensor, "D K"], epsilon: float
 ) -> Float[Tensor, "D K"]:
-    """Puts a norm of K numbers without a gain in the place of one of D, and returns what the layers
-    behind it take in: `diag(g)·Q·√(D/K)`."""
+    """Replaces a norm over D numbers by one over K without a gain. Returns what the layers behind
+    it absorb: `diag(g)·Q·√(D/K)`."""
     hidden, width = basis.shape
     norm: Any = module.get_submodule(name)
-    # Asked of the norm itself, because the gain is its weight or, in Gemma, one more.
+    # The norm itself tells its gain, which is its weight or, in Gemma, its weight + 1.
     gain = norm(torch.ones(hidden, device=basis.device)) * math.sqrt(1 + epsilon)
     fresh = type(norm)(width, eps=epsilon * hidden / width)
     module.set_submodule(name, fresh.to(norm.weight.device, norm.weight.dtype))
@@ -245,7 +245,7 @@ def _rotate(linear: Any, inputs: Tensor | None = None, outputs: Tensor | None = 
 
 
 class Rotation(nn.Module):
-    """Adds `Z·(Q_lᵀ·Q_{l+1} − 1)` to what a branch gives; the block then adds Z to it."""
+    """Adds `Z·(Q_lᵀ·Q_{l+1} − 1)` to a branch's output; the block then adds Z itself."""
 
     def __init__(self, weight: Float[Tensor, "K K"]):
         super().__init__()
@@ -253,17 +253,17 @@ class Rotation(nn.Module):
         self.stream: Tensor | None = None
 
     def join(self, step: Step) -> None:
-        """Becomes part of a block. Hooks are methods, so that a copy of the model has its own."""
+        """Adds itself to a block. Hooks are methods, so that a copy of the model has its own."""
         step.block.add_module(f"{step.branch.scatter}_rotation", self)
         step.block.get_submodule(step.norm).register_forward_pre_hook(self.keep)
         step.block.get_submodule(step.branch.scatter).register_forward_hook(self.add)
 
     def keep(self, norm: nn.Module, args: tuple) -> None:
-        """Z, as it enters the norm."""
+        """Stores Z, the input of the norm."""
         [self.stream] = args
 
     def add(self, module: nn.Module, args: tuple, output):
-        """The output, or the first of several, with its addition."""
+        """Returns the output with the addition, to the first element if it is a tuple."""
         assert self.stream is not None, "a branch that runs without its norm"
         added = nn.functional.linear(self.stream, self.weight)
         self.stream = None

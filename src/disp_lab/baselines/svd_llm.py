@@ -1,12 +1,12 @@
-"""SVD-LLM (arXiv 2403.07378): every linear layer as two of low rank, truncated where the outputs
-over calibration text lose least.
+"""SVD-LLM (arXiv 2403.07378): splits every linear layer into two of low rank, truncated so that
+outputs over calibration text lose least.
 
 With `S·Sᵀ = X·Xᵀ` (Cholesky) of a layer's calibration inputs and `W·S = U·Σ·Vᵀ`, dropping σ_i adds
-exactly σ_i² to `‖W·X − W'·X‖²` (section 3.1), so that the smallest are dropped:
-`W' = U_r·Σ_r·V_rᵀ·S⁻¹`, kept as two layers. Every layer keeps the same share of its weights.
+exactly σ_i² to `‖W·X − W'·X‖²` (section 3.1). So the smallest are dropped: `W' = U_r·Σ_r·V_rᵀ·S⁻¹`,
+stored as two layers. Every layer keeps the same share of its weights.
 
 This is the paper's SVD-LLM (W): inputs are those of the dense model, and nothing is trained
-afterwards (the paper's full variant goes on with LoRA, section 3.2).
+afterwards (the paper's full variant continues with LoRA, section 3.2).
 
 O outputs, I inputs of a layer, R rank.
 """
@@ -24,18 +24,18 @@ from disp_llm.methods.compensating import damped
 from disp_llm.training.problem import PruningProblem
 
 DAMPING = 1e-6
-"""Added to the diagonal of `X·Xᵀ`, relative to its mean: inputs may be dependent."""
+"""Share of the mean diagonal of `X·Xᵀ` that is added to it: inputs may be linearly dependent."""
 
 
 def svd_llm(problem: PruningProblem) -> Maker:
-    """Every linear layer by itself; a share of 1 leaves all of them as they are."""
+    """Factorises each linear layer by itself; a share of 1 changes nothing."""
     bases: list[dict[str, Tensor]] = []
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
         bases.append({})
         for path in problem.dense.linear_paths(block):
             weight = matrix_of(linear_at(block, path))
-            largest = rank_of(1.0, *weight.shape)  # no share asks for more
+            largest = rank_of(1.0, *weight.shape)  # no share needs more
             basis = whitened_basis(weight.float(), moments[path])[:, :largest]
             bases[index][path] = basis.contiguous()
 
@@ -55,15 +55,15 @@ def svd_llm(problem: PruningProblem) -> Maker:
 def whitened_basis(
     weight: Float[Tensor, "O I"], moment: Float[Tensor, "I I"]
 ) -> Float[Tensor, "O R"]:
-    """All left singular vectors U of `W·S`, the most important first."""
+    """Returns all left singular vectors U of `W·S`, the most important first."""
     whitening = torch.linalg.cholesky(damped(moment, DAMPING))
     left, _, _ = torch.linalg.svd(weight.double() @ whitening, full_matrices=False)
     return left.to(weight.dtype)
 
 
 def factorise(block: nn.Module, path: str, basis: Float[Tensor, "O R"], share: float) -> None:
-    """`U_r` and `U_rᵀ·W`, which is `Σ_r·V_rᵀ·S⁻¹` without an inverse of what may be nearly
-    singular; a root of Σ in both layers would change their scale alone."""
+    """Replaces a layer by `U_r` and `U_rᵀ·W`, which equals `Σ_r·V_rᵀ·S⁻¹` without inverting an S
+    that may be nearly singular. A root of Σ in both layers would only change their scale."""
     dense = linear_at(block, path)
     weight = matrix_of(dense)
     first = basis[:, : rank_of(share, *weight.shape)]

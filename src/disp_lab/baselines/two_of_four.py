@@ -1,20 +1,20 @@
-"""2:4 sparsity: of every four neighbouring weights the two with the best scores are kept.
+"""2:4 sparsity: keeps the two best-scored of every four neighbouring weights.
 
 - Magnitude (arXiv 1506.02626) scores `|W_ij|` and needs no text.
-- Wanda (arXiv 2306.11695) scores `|W_ij|·‖X_j‖₂` (Eq. 1), with X what enters the layer behind the
+- Wanda (arXiv 2306.11695) scores `|W_ij|·‖X_j‖₂` (Eq. 1), with X the layer's input behind the
   pruned blocks before it.
-- DaSS (arXiv 2405.01943) scores a weight of a gated MLP's gate or up by `|W_ij|·‖Z_i‖₂^½`, where
-  Z_i is the channel inside the MLP that its row feeds, as down reads it. That factor is the same
-  all along a row, so the four that compete are neighbouring channels' weights of one input, as in
-  the authors' release: in these two layers the pattern lies across that of the tensor cores.
-  Everything else, and a plain MLP, goes by Wanda's score.
+- DaSS (arXiv 2405.01943) scores gate and up weights of a gated MLP by `|W_ij|·‖Z_i‖₂^½`, where Z_i
+  is the intermediate channel of row i, as down reads it. That factor is the same along a row, so
+  the four that compete are weights of neighbouring channels for one input, as in the authors'
+  release. In these two layers the pattern therefore lies across that of the tensor cores. All other
+  layers, and plain MLPs, use Wanda's score.
 - SparseGPT (arXiv 2301.00774) goes through columns from left to right. Of every four, a row loses
   the two with the least `w_j²/[H⁻¹]_jj` (sections 3.3 and 3.4), and each pruned weight changes
   those to its right.
 
 The layers remain dense `nn.Linear` with zeros: a CPU has no 2:4 kernel, so milliseconds do not fall
-here. `stored` is what sparse hardware stores, 2 bits of index for each kept weight included: of
-16-bit weights that is 0.5625 of the original's numbers, and a share of 0.5 means this.
+here. `stored` counts what sparse hardware stores, with 2 index bits per kept weight: 0.5625 of the
+original's numbers for 16-bit weights. A share of 0.5 means this.
 
 R outputs, C inputs of a layer, G groups of four.
 """
@@ -36,14 +36,14 @@ from disp_llm.methods.compensating import compensated, inverse_factor
 from disp_llm.training.problem import PruningProblem
 
 INDEX_BITS = 2
-"""For each kept weight, its place among four."""
+"""Bits for the place of a kept weight among four."""
 
 Rewrite = Callable[[str, Float[Tensor, "R C"], SecondMoments], Float[Tensor, "R C"]]
-"""A layer's path, its weight and what enters the layers of its block -> the weight with zeros."""
+"""A layer's path, its weight and its block's input moments -> the weight with zeros."""
 
 
 def magnitude(problem: PruningProblem) -> Maker:
-    """Every linear layer by itself."""
+    """Prunes each linear layer by itself."""
     pruned = copied(problem)
     for linear in pruned.linears():
         weight = matrix_of(linear)
@@ -52,12 +52,12 @@ def magnitude(problem: PruningProblem) -> Maker:
 
 
 def wanda(problem: PruningProblem) -> Maker:
-    """Every linear layer, block after block, behind the pruned ones."""
+    """Prunes every linear layer by Wanda's score, block by block behind the pruned ones."""
     return rewritten_block_by_block(problem, by_input_norm)
 
 
 def dass(problem: PruningProblem) -> Maker:
-    """Every linear layer, block after block, behind the pruned ones."""
+    """Prunes every linear layer by DaSS's score, block by block behind the pruned ones."""
     mlp = problem.dense.family.mlp
     gated = len(mlp.reads) * mlp.fused > 1
 
@@ -71,7 +71,7 @@ def dass(problem: PruningProblem) -> Maker:
 
 
 def sparsegpt(problem: PruningProblem) -> Maker:
-    """Every linear layer, block after block, behind the pruned ones."""
+    """Prunes every linear layer by SparseGPT, block by block behind the pruned ones."""
 
     def rewrite(path: str, weight: Tensor, moments: SecondMoments) -> Tensor:
         return reconstructed(weight, moments[path])
@@ -80,7 +80,7 @@ def sparsegpt(problem: PruningProblem) -> Maker:
 
 
 def best_two_of_four(scores: Float[Tensor, "R C"]) -> Bool[Tensor, "R C"]:
-    """Which of each four neighbours along a row have the two highest scores.
+    """Marks the two highest scores of every four neighbours along a row.
 
     Raises:
         InputError: C is not a multiple of four.
@@ -99,19 +99,19 @@ def best_two_of_four(scores: Float[Tensor, "R C"]) -> Bool[Tensor, "R C"]:
 def by_input_norm(
     path: str, weight: Float[Tensor, "R C"], moments: SecondMoments
 ) -> Float[Tensor, "R C"]:
-    """Wanda's choice."""
+    """Zeroes weights by Wanda's score."""
     return weight.masked_fill(~best_two_of_four(weight.abs() * input_norms(moments[path])), 0)
 
 
 def input_norms(moment: Float[Tensor, "C C"]) -> Float[Tensor, " C"]:
-    """`‖X_j‖₂` of each input over all calibration tokens."""
+    """Returns `‖X_j‖₂` of each input over all calibration tokens."""
     return moment.diag().sqrt()
 
 
 def reconstructed(
     weight: Float[Tensor, "R C"], moment: Float[Tensor, "C C"]
 ) -> Float[Tensor, "R C"]:
-    """The weights with two zeros in every group of four, and the others changed to make up."""
+    """Zeroes two weights of every group of four and changes the others to make up for them."""
     factor = inverse_factor(moment).to(weight.dtype)
     kept = torch.empty(0)
 
@@ -126,8 +126,7 @@ def reconstructed(
 
 
 def rewritten_block_by_block(problem: PruningProblem, rewrite: Rewrite) -> Maker:
-    """Prunes every linear layer, block after block, each given what the pruned blocks before it
-    give."""
+    """Prunes every linear layer, block by block; each block reads the output of the pruned ones."""
     pruned = copied(problem)
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
@@ -140,7 +139,7 @@ def rewritten_block_by_block(problem: PruningProblem, rewrite: Rewrite) -> Maker
 
 
 def half_of(pruned: PrunableModel) -> Maker:
-    """Hands out a model of which every group keeps two of four weights."""
+    """Hands out the pruned model, in which every group keeps two of four weights."""
     half = stored_numbers(pruned) / 2
     bits = 8 * pruned.dtype.itemsize
 

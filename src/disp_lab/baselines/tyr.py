@@ -1,21 +1,21 @@
-"""Týr-the-Pruner (arXiv 2503.09657): layers are pruned to several sizes, which are searched then.
+"""Týr-the-Pruner (arXiv 2503.09657): prunes each layer to several sizes, then searches among them.
 
-Both layers that write to the residual stream lose inputs: whole KV heads of the attention's, and
-channels of the MLP's. With W (inputs × outputs) of the dense model, `H = Σ x·xᵀ` of its inputs with
-1 % of its mean diagonal added, and `Γ = H·W`,
+Both layers that write to the residual stream lose inputs: the attention's whole KV heads, and the
+MLP's channels. With W (inputs × outputs) of the dense model, `H = Σ x·xᵀ` of its inputs with 1 % of
+its mean diagonal added, and `Γ = H·W`,
 
-- the inputs p that count least, `|Γ_p·W_p| + ‖W_p‖² / (2·[H⁻¹]_pp)`, summed over a head,
-  are pruned one head or sixteen channels at a time, and each time all others make up for them
-  (optimal brain surgeon); what is kept of a size is then solved for, `W_S = (H_SS)⁻¹·Γ_S`;
-- each layer is pruned to up to nine sizes around the one that it has so far, first alike for all.
-  What lies behind it reads the mean of what these give, each weighed by the share that it keeps;
-- an evolution of one parent exchanges sizes: one layer gets a step more, another of its kind a step
-  less. What counts is the divergence from the dense model, over its 8,192 likeliest tokens;
-- then once more, in half steps around what was found.
+- the inputs p with the least `|Γ_p·W_p| + ‖W_p‖² / (2·[H⁻¹]_pp)`, summed over a head, are pruned
+  one head or sixteen channels at a time, and each time all others make up for them (optimal brain
+  surgeon). The weights kept at a size are then solved, `W_S = (H_SS)⁻¹·Γ_S`;
+- each layer is pruned to up to nine sizes around its current one, at first the same for all. Later
+  layers read the mean of what these sizes give, weighted by the share that each keeps;
+- an evolutionary search with one parent exchanges sizes: one layer gets a step more, another of its
+  kind a step less. It lowers the divergence from the dense model, over its 8,192 likeliest tokens;
+- all of this runs once more, in half steps around the sizes found.
 
-The search reads the calibration text that H is of, as in the authors' release. As two cores allow,
-there are two rounds in place of the paper's four, of 12 generations of 8 children in place of 50
-of 128, chosen in two stages. One KV head and some channels stay in every block.
+The search reads the calibration text that gives H, as in the authors' release. To suit two cores,
+there are two rounds in place of the paper's four, of 12 generations of 8 children in place of 50 of
+128, chosen in two stages. One KV head and some channels stay in every block.
 
 K inputs of a layer, D residual stream, H KV heads, N entries of all sites, W windows of T tokens.
 """
@@ -39,56 +39,56 @@ from disp_llm.methods.compensating import DAMPING, damped
 from disp_llm.training.problem import PruningProblem, calibration_windows
 
 CHANNELS = 16
-"""Channels that are pruned before the others are scored anew."""
+"""Channels pruned at a time, before the others are scored anew."""
 
 EACH_WAY = 4
-"""Sizes of a layer above the one that it has so far, and below."""
+"""Sizes of a layer above its current one, and as many below."""
 
 STEPS = (8, 16)
-"""Of each round: what part of all channels its sizes lie apart."""
+"""Of each round: all channels of a block divided by this lie between neighbouring sizes."""
 
 GENERATIONS = 12
 CHILDREN = 8
 MOST_EXCHANGES = 4
-"""Exchanges that make a child: the smaller of two numbers that are drawn from 1 to this."""
+"""Most exchanges per child; their number is the smaller of two draws from 1 to this."""
 
 STAGES = ((512, 2), (4096, 1))
-"""Tokens by which the children of a generation are compared, and how many are left then. The parent
-is compared in the last."""
+"""For each stage: tokens on which children are compared, and how many survive. The parent joins in
+the last."""
 
 LIKELIEST = 8192
-"""Tokens of the vocabulary, the likeliest of the dense model, over which the divergence goes."""
+"""Number of tokens, the dense model's likeliest, over which the divergence is taken."""
 
 Counts = tuple[tuple[int, ...], tuple[int, ...]]
-"""KV heads and channels that every block keeps."""
+"""Numbers of KV heads and of channels that each block keeps."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A layer that writes, pruned to one size."""
+    """A writing layer, pruned to one size."""
 
     kept: Bool[Tensor, " K"]
     solved: Float[Tensor, "D _"]
-    """Its kept columns, solved for the whole output."""
+    """Its kept columns, solved for the full output."""
 
     @property
     def matrix(self) -> Float[Tensor, "D K"]:
-        """The same with zeros for what is pruned."""
+        """The whole matrix, with zeros in the pruned columns."""
         full = self.solved.new_zeros(len(self.solved), len(self.kept))
         full[:, self.kept] = self.solved
         return full
 
 
 def tyr(problem: PruningProblem) -> Maker:
-    """Compact models of any share; each is searched for anew."""
+    """Makes compact models of any share, each by its own search."""
     return models_of(problem, solve)
 
 
 def solve(
     problem: PruningProblem, pruned: PrunableModel, layout: Layout, share: float
 ) -> Float[Tensor, " N"]:
-    """Gives every layer of a copy of the dense model what was found for it, in place; 1 for each
-    entry that is kept, on the CPU."""
+    """Searches the size of every layer and prunes a copy of the dense model to them, in place.
+    Returns 1 for each kept entry, on the CPU."""
     counts, windows = evenly(problem, layout, share), calibration_windows(problem).tokens
     noise, channels = random_stream("start", problem.seed), layout.blocks[0].intermediate
     found = torch.ones(layout.entries)
@@ -103,8 +103,8 @@ def solve(
 
 
 def evenly(problem: PruningProblem, layout: Layout, share: float) -> Counts:
-    """As many KV heads as the share has room for, and the channels that are left of the whole
-    budget, both spread over the blocks as evenly as whole ones can be.
+    """Returns as many KV heads as the share holds, at least one per block, and the channels that
+    the rest of the budget has room for, both spread over the blocks as evenly as whole ones can be.
 
     Raises:
         InputError: blocks are not alike, or one is left without channels.
@@ -119,7 +119,7 @@ def evenly(problem: PruningProblem, layout: Layout, share: float) -> Counts:
         )
     heads = max(int(share * blocks * shape.heads + 1e-9), blocks)
     channels = channels_within(shape, share, heads, blocks)
-    # Parts of a half of the least step, of which a block has a whole number.
+    # Channels are dealt out in parts that divide a block's, half the least step at most.
     part = math.gcd(shape.intermediate, max(shape.intermediate // (2 * STEPS[-1]), 1))
     if channels // part < blocks:
         raise InputError("leaves no intermediate channel", field="keep", hint="ask for more")
@@ -132,19 +132,19 @@ def _spread(total: int, places: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Supernet:
-    """A copy of the dense model whose layers that write can be set to any of their sizes."""
+    """A copy of the dense model whose writing layers can be set to any of their sizes."""
 
     model: PrunableModel
     layout: Layout
     steps: tuple[int, int]
-    """What sizes of the attention (in KV heads) and of the MLP (in channels) lie apart."""
+    """Step between sizes of the attention (in KV heads) and of the MLP (in channels)."""
     levels: tuple[list[dict[int, Level]], ...] = field(default_factory=lambda: ([], []))
-    """Of attentions and of MLPs: for every block, the layer at each size."""
+    """For attentions and for MLPs: each block's writing layer by size."""
     current: dict[tuple[int, int], int] = field(default_factory=dict)
-    """What each layer is set to, by its block and kind."""
+    """Current size of each layer, by block and kind."""
 
     def fill(self, problem: PruningProblem, windows: Int[Tensor, "W T"], counts: Counts) -> None:
-        """Prunes every layer to sizes around these, block after block."""
+        """Prunes every layer to sizes around `counts`, block by block."""
         original = problem.dense
 
         def prune(kind: int) -> Visit:
@@ -169,7 +169,7 @@ class Supernet:
 
     @torch.no_grad()
     def set(self, counts: Counts) -> None:
-        """Gives every layer one of its sizes."""
+        """Sets every layer to one of its sizes."""
         for index, block in enumerate(self.model.blocks):
             for kind, branch in enumerate(self.model.branches_of(block)):
                 count = counts[kind][index]
@@ -179,7 +179,7 @@ class Supernet:
                     self.current[index, kind] = count
 
     def kept(self, counts: Counts) -> Float[Tensor, " N"]:
-        """1 for each entry that is kept at these sizes."""
+        """Returns 1 for each entry kept at these sizes."""
         heads, channels = (
             [levels[count].kept.float() for levels, count in zip(blocks, numbers, strict=True)]
             for blocks, numbers in zip(self.levels, counts, strict=True)
@@ -188,7 +188,7 @@ class Supernet:
         return flat_of(self.layout, channels, [one[:: shape.q // shape.heads] for one in heads])
 
     def child(self, parent: Counts, noise: torch.Generator) -> Counts:
-        """The sizes with a few exchanges between layers of a kind."""
+        """Returns the sizes after a few exchanges between layers of a kind."""
         counts = [list(numbers) for numbers in parent]
         most = torch.randint(1, MOST_EXCHANGES + 1, (2,), generator=noise)
         for _ in range(int(most.min())):
@@ -212,17 +212,17 @@ def levels_of(
     at_once: int,
     sizes: set[int],
 ) -> dict[int, Level]:
-    """A layer, pruned to several sizes, each by the same steps from the dense one.
+    """Prunes a layer to several sizes, by the same steps from the dense one.
 
     Args:
-        groups: KV heads or channels, each of as many neighbouring inputs.
-        at_once: how many are pruned before the others are scored anew.
-        sizes: numbers of groups that are kept.
+        groups: number of KV heads or channels, each of as many neighbouring inputs.
+        at_once: groups pruned before the others are scored anew.
+        sizes: numbers of groups to keep.
     """
     each = len(moment) // groups
     held = damped(moment, DAMPING)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(held))
-    left = weight.T.double()  # (K, D), of which what is pruned becomes 0
+    left = weight.T.double()  # (K, D); pruned rows become 0
     aim = held @ left  # Γ
     alive = torch.ones(groups, dtype=torch.bool, device=weight.device)
     within = torch.arange(each, device=weight.device)
@@ -248,14 +248,14 @@ def levels_of(
 
 @dataclass(frozen=True)
 class Search:
-    """An evolution with one parent."""
+    """An evolutionary search with one parent."""
 
     problem: PruningProblem
     supernet: Supernet
     windows: Int[Tensor, "W T"]
 
     def best(self, parent: Counts, noise: torch.Generator, stage: str) -> Counts:
-        """The sizes that the last generation leaves."""
+        """Returns the sizes that survive the last generation."""
         progress = self.problem.job.count(stage)
         for generation in range(GENERATIONS):
             children = [self.supernet.child(parent, noise) for _ in range(CHILDREN)]
@@ -271,7 +271,7 @@ class Search:
         return parent
 
     def _drawn(self, tokens: int, noise: torch.Generator) -> Int[Tensor, "W T"]:
-        """As many windows as hold these tokens, where there are so many."""
+        """Draws windows that hold about this many tokens: at least one, at most all."""
         count = max(tokens // self.windows.shape[1], 1)
         return self.windows[torch.randperm(len(self.windows), generator=noise)[:count]]
 
@@ -279,7 +279,7 @@ class Search:
     def divergences(
         self, candidates: list[Counts], windows: Int[Tensor, "W T"]
     ) -> Float[Tensor, " _"]:
-        """`KL(dense ‖ candidate)` over what the dense model finds likeliest, mean over tokens."""
+        """Returns the mean `KL(dense ‖ candidate)` over the dense model's likeliest tokens."""
         dense = self.problem.dense
         windows, most = windows.to(dense.device), min(LIKELIEST, len(dense.head_weight))
         likeliest = [_logits(dense, window).topk(most) for window in windows]

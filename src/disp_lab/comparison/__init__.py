@@ -1,1 +1,1 @@
-"""How the rows of a comparison are made and measured; others use `compare`."""
+"""Makes and measures the rows of a comparison; other packages use `compare`."""

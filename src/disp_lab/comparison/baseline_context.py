@@ -1,5 +1,4 @@
-"""What every row of a comparison is measured with: the original model, the texts, the suite, the
-clock."""
+"""What measures every row of a comparison: the original model, the texts, the suite, the clock."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,21 +27,21 @@ from disp_llm.runs.progress import ProgressCallback
 
 
 def shared_settings(config: CompareConfig) -> PruneConfig:
-    """Settings that all runs of `prune` share."""
+    """Returns settings that all runs of `prune` share."""
     common = PruneConfig(
         config.model,
         text=config.text,
         evaluation=config.evaluation,
         scores=config.scores,
         align=config.align,
-        rounds=0,  # timed as the baselines are, not by each run
+        rounds=0,  # the comparison times them, as it does the baselines
         machine=config.machine,
     )
     return with_steps(common, config)
 
 
 def with_steps(settings: PruneConfig, config: CompareConfig) -> PruneConfig:
-    """The same, with as many steps and windows, and as long ones, as were asked for."""
+    """Returns the settings with the steps, window length and batch that were asked for."""
     return replace(
         settings,
         learn=replace(settings.learn, steps=config.steps),
@@ -60,7 +59,7 @@ class BaselineContext:
 
     config: CompareConfig
     board: Scoreboard | None = None
-    """The suite, if there is one."""
+    """The suite; None without one."""
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -85,7 +84,7 @@ class BaselineContext:
 
     @cached_property
     def files(self) -> dict[str, Any]:
-        """Hashes of the files of both, before they are read."""
+        """Hashes of the files of model and texts, before they are read."""
         return input_hashes(self.config)
 
     @property
@@ -94,7 +93,7 @@ class BaselineContext:
         return self.loaded.source | self.texts.names
 
     def measuring(self, progress: ProgressCallback) -> Measuring:
-        """How models are measured."""
+        """Returns what measures models: the evaluation text and the suite."""
         stream, tokenizer = self.texts.evaluation, self.loaded.tokenizer
         return Measuring(stream, self.config.evaluation, tokenizer, progress, self.board)
 
@@ -110,12 +109,12 @@ class BaselineContext:
 
     @property
     def timed_tokens(self) -> int:
-        """Tokens of the prompt that is timed, and of the cache: as many as the original reads."""
+        """Tokens of the timed prompt and of the cache: 512, or as many as the original reads."""
         return fitted(USUAL[0], self.loaded.model).length
 
     def costs(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, Any]:
-        """Bytes of a model and of its KV cache, and how fast it is beside the original, as fields
-        of a row."""
+        """Returns bytes of a model and of its KV cache, and its speed against the original, as
+        fields of a row."""
         return {
             "bytes": stored_bytes(model),
             "kv_cache_bytes": cache_bytes(model, self.timed_tokens),
@@ -124,14 +123,14 @@ class BaselineContext:
 
 
 def stored_bytes(model: PreTrainedModel) -> int:
-    """Bytes of weights and of what else is saved with them, what is shared once; of a quantised
-    weight its integers and scales."""
+    """Counts bytes of all that is saved with the model, shared tensors once; a quantised weight
+    counts its integers and scales."""
     parts = (part for tensor in model.state_dict().values() for part in _parts(tensor))
     return sum({part.data_ptr(): part.numel() * part.element_size() for part in parts}.values())
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that a tensor consists of."""
+    """Yields the plain tensors that a tensor consists of."""
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor
         return
@@ -142,12 +141,12 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
-    """Bytes of the KV cache after a prompt of T tokens, or of the state in its place."""
+    """Returns bytes of the KV cache after a prompt of T tokens, or of the state in its place."""
     cache = DynamicCache(config=model.config)
     prompt = torch.ones(1, tokens, dtype=torch.long, device=model.device)
     model(prompt, logits_to_keep=1, **with_cache(model, cache))
     held = (value for layer in cache.layers for value in vars(layer).values())
-    parts = (  # keys and values lie there themselves, states in dictionaries
+    parts = (  # a layer holds keys and values as tensors, states in dictionaries
         part for one in held for part in (one.values() if isinstance(one, dict) else (one,))
     )
     return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))

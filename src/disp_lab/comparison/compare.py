@@ -1,9 +1,9 @@
-"""Methods side by side: same model, text, budget, exporter and evaluation, a row a method and size.
+"""Compares methods on one model, text, budget, exporter and evaluation: a row per method and size.
 
-    OUTPUT/  compare.json  compare.md  compare.png  METHOD/ (a run folder each, or one a size)
+    OUTPUT/  compare.json  compare.md  compare.png  METHOD/ (a run folder each, or one per size)
              frontier.png
 
-A row is written when it is there and not made again; one that fails says why.
+Each row is written once it is made, and not made again; one that fails says why.
 """
 
 from dataclasses import replace
@@ -43,18 +43,18 @@ FRONTIER = "frontier.png"
 
 
 def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Makes the rows that are asked for and not there yet; returns what `compare.json` then holds.
+    """Makes the requested rows that are missing; returns what `compare.json` then holds.
 
     Args:
         asked: the model to compare methods on, or all settings at once.
-        options: settings by the names of their flags, with texts and examples by their files;
+        options: settings by the names of their flags, with texts and examples given as files; also
             `progress`, `stop_requested` and `command`, as `prune` takes them.
     """
     _require_files(options)
     call = called(CompareConfig, asked, options)
     call.inputs.require_learnable()
     config = located(call.config)
-    _started(config)  # before anything is touched
+    _started(config)  # fails before anything is touched
     with locked(config.output_dir, "compare"):
         result = _started(config)
         described = load_config(config.model)
@@ -73,7 +73,7 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
 
 
 def _require_files(options: dict[str, Any]) -> None:
-    """Refuses text and examples that lie in memory: the run of every row reads them again."""
+    """Refuses text and examples held in memory: the run of every row reads them again."""
     for field in (*TEXTS, *EXAMPLES):
         what = options.get(field) or ()
         parts = (what,) if isinstance(what, str | Path) else what
@@ -86,7 +86,7 @@ def _require_files(options: dict[str, Any]) -> None:
 
 
 def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
-    """Makes the rows that are not there yet, and writes each down as it comes."""
+    """Makes the missing rows, and writes each down as it comes."""
     config, context = comparison.config, comparison.context
     makers = row_makers(comparison)
     made_by = partial(provenance, config.machine.seed, comparison.call.command)
@@ -109,14 +109,14 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
 
 
 def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> None:
-    """Puts a row in its place, where one that failed may be, and pairs all of them anew."""
+    """Puts a row in its place, instead of an older one with its key, and pairs all rows anew."""
     made = {"error": None} | as_json(row) | ({"speedup": row.speedup} if row.speedup else {})
     mine, order = (row.method, RowKey.of(made)), [ORIGINAL, *compared_methods()]
 
     def rank(row: dict[str, Any]) -> tuple[int, int]:
         method, keys = row["method"], rows_asked(config, row["method"])
         return (
-            order.index(method) if method in order else len(order),  # of a package that is not here
+            order.index(method) if method in order else len(order),  # of a missing package
             keys.index(RowKey.of(row)) if RowKey.of(row) in keys else len(keys),
         )
 
@@ -131,7 +131,7 @@ def _write(folder: Path, result: dict[str, Any], picture: str = "") -> None:
 
 
 def _asked(config: CompareConfig) -> dict[str, Any]:
-    """What tells one comparison from another."""
+    """Returns the settings that identify a comparison."""
     asked: dict[str, Any] = {
         "model": config.model,
         "keep": list(config.keep),
@@ -150,7 +150,7 @@ def _asked(config: CompareConfig) -> dict[str, Any]:
 
 
 def _started(config: CompareConfig) -> dict[str, Any]:
-    """What an earlier attempt has left of the same comparison."""
+    """Returns what an earlier attempt at the same comparison left; refuses another's folder."""
     require_ours(config.output_dir, "compare")
     path, asked = config.output_dir / "compare.json", _asked(config)
     if not path.exists():
@@ -173,7 +173,7 @@ def _started(config: CompareConfig) -> dict[str, Any]:
 
 
 def _difference(before: Any, now: Any, place: str = "") -> str:
-    """The first value in which two tables differ, as it was before; empty where they are equal."""
+    """Returns the first value in which two tables differ, as it was before; empty if equal."""
     if before == now:
         return ""
     if not {type(before), type(now)} <= {dict, NoneType}:

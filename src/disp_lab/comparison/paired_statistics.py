@@ -1,8 +1,8 @@
-"""Rows of a comparison beside one another: how many times the perplexity of a reference each has.
+"""Paired statistics of a comparison: each row's perplexity as a multiple of a reference row's.
 
-The reference of a size is ours (`learned`) or, where that is not there, the best of it.
+The reference of a size is ours (`learned`) or, without it, the row of lowest perplexity.
 
-What makes a window hard is hard for both models, so that the ratio is known far better than either
+A window that is hard for one model is hard for both, so the ratio is known far better than either
 perplexity. Its error is the bootstrap's (Efron 1979): the spread of the ratio over many draws of as
 many windows, with replacement, the same ones for both.
 
@@ -20,15 +20,15 @@ from disp_lab.names import OURS
 RESAMPLES = 2000
 
 RATIO = ("paired_with", "paired_ratio", "paired_ratio_stderr")
-"""Fields of a row that its reference has given it."""
+"""Fields of a row that come from its reference."""
 
 Row = dict[str, Any]
 """A row of `compare.json`."""
 
 
 def paired(rows: list[Row]) -> list[Row]:
-    """The same rows, each with the ratio to the reference of its size and kind of weights; without
-    one where nothing of its size was measured on the same windows.
+    """Returns the rows, each with the ratio to the reference of its size and kind of weights. A row
+    has none if no other row of its size was measured on the same windows.
 
     Args:
         rows: of one comparison, so that all were measured on the same windows.
@@ -44,7 +44,7 @@ def paired(rows: list[Row]) -> list[Row]:
 
 
 def _pairs(row: Row, other: Row) -> bool:
-    """Whether both have losses, of the same windows."""
+    """Returns whether both have losses of as many windows, with the same numbers of tokens."""
     losses, others = row.get("window_losses", []), other.get("window_losses", [])
     same = row.get("window_tokens") == other.get("window_tokens")
     return 0 < len(losses) == len(others) and same
@@ -66,15 +66,15 @@ def _ratio(row: Row, reference: Row) -> Row:
 def paired_ratio(
     losses: Sequence[float], others: Sequence[float], tokens: Sequence[int] = ()
 ) -> tuple[float, float | None]:
-    """One model's perplexity as a multiple of another's, and its standard error.
+    """Returns one model's perplexity as a multiple of another's, and its standard error.
 
     Args:
-        losses: mean −ln p of each window, of the one.
-        others: the same of the other, of the same windows.
-        tokens: how many tokens each window scores; none given = all as many.
+        losses: mean −ln p of each window, of the one model.
+        others: the same of the other model, over the same windows.
+        tokens: number of tokens that each window scores; empty = all as many.
 
     Returns:
-        The ratio and its error; no error of a single window.
+        The ratio and its error; the error is None for a single window.
     """
     one, other = (torch.tensor(list(values), dtype=torch.float64) for values in (losses, others))
     counts = torch.tensor(list(tokens) or [1] * len(one), dtype=torch.float64)

@@ -1,9 +1,9 @@
-"""A model -> a copy whose blocks' linear layers are stored in 8 or 4 bits, by torchao.
+"""Copies a model with its blocks' linear layers stored in 8 or 4 bits, by torchao.
 
-Weights only: int8 with a scale a row, int4 in groups of 32 inputs whose scales HQQ chooses. The
-embedding, the head and the norms stay as they are, and so does a layer that the kernel has no
-packing for: int4 packs 32 inputs and 16 outputs together, so widths of a pruned model should be
-multiples of 32.
+Only weights are quantised: int8 with a scale per row, int4 in groups of 32 inputs with scales
+chosen by HQQ. The embedding, the head and the norms stay as they are, and so do layers that the
+kernel cannot pack: int4 packs 32 inputs and 16 outputs together, so widths of a pruned model should
+be multiples of 32.
 """
 
 import copy
@@ -16,14 +16,14 @@ from disp_llm.config.names import WeightKind
 from disp_llm.masks.prunable import PrunableModel
 
 GROUP, ROWS = 32, 16
-"""Inputs that share a scale of int4, and outputs that its kernel takes together."""
+"""Inputs that share an int4 scale, and outputs that its kernel takes together."""
 
 
 def quantised(target: PrunableModel, kind: WeightKind) -> tuple[PrunableModel, int]:
-    """A copy with quantised blocks, and how many of their linear layers were left as they are.
+    """Returns a copy with quantised blocks, and how many of their linear layers were not quantised.
 
     Raises:
-        InputError: torchao is not installed, or not one layer can be stored so.
+        InputError: torchao is not installed, or no layer can be quantised.
     """
     try:
         from torchao.quantization import quantize_

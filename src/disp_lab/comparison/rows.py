@@ -1,5 +1,5 @@
-"""How the rows of each method of a comparison are made: by runs of `prune`, by a baseline, or from
-the original itself."""
+"""Makes the rows of each method of a comparison: by runs of `prune`, by a baseline, or from the
+original itself."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +39,8 @@ from disp_llm.runs.scores import Perplexity, Scores
 from disp_llm.training.problem import PruningProblem
 
 FAILURES = (InputError, RuntimeError)
-"""What leaves a row that says why, and lets the other methods go on: what a method refuses, what
-torch cannot compute or has no memory or kernel for."""
+"""Errors that a row reports while other methods go on: a method's refusal, or torch's, such as no
+memory or no kernel."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Comparison:
     context: BaselineContext
     call: Call[CompareConfig]
     original: OriginalResult | None = None
-    """What was measured of the original, once it was."""
+    """The original's results; None before they are measured."""
 
     def progress(self, method: str) -> ProgressCallback:
-        """Reports the stages of one method under its name."""
+        """Returns a callback that reports the stages of one method under its name."""
 
         def of_method(stage: str, done: int, total: int, figures: dict) -> None:
             assert self.call.progress is not None
@@ -63,8 +63,8 @@ class Comparison:
         return of_method
 
     def scores(self, model: PreTrainedModel, method: str) -> Scores | None:
-        """What a model scores on the suite, against the original; None without a suite. Runs of
-        `prune` are not asked to measure it: they would each measure the original too."""
+        """Returns a model's scores on the suite, against the original's; None without a suite. Runs
+        of `prune` do not measure it: each would measure the original too."""
         target = PrunableModel(model, self.context.dense.family)
         measuring = self.context.measuring(self.progress(method))
         return measuring.scores(target, "suite", self.original.scores if self.original else None)
@@ -75,7 +75,7 @@ RowMaker = Callable[[Comparison, str, list[RowKey]], Iterator[ComparisonRow]]
 
 
 def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
-    """How the rows of every method are made, in the order of the table."""
+    """Returns what makes the rows of each method, in table order."""
     common = shared_settings(comparison.config)
     makers: dict[str, RowMaker] = {ORIGINAL: original_rows} if comparison.config.frontier else {}
     for name in mask_methods():
@@ -90,7 +90,7 @@ def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
 
 
 def failed(name: str, key: RowKey, error: Exception) -> ComparisonRow:
-    """A row that says in one line why it has no figures."""
+    """Returns a row that says in one line why it has no figures."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ComparisonRow(name, **key.fields, error=said)
 
@@ -98,7 +98,7 @@ def failed(name: str, key: RowKey, error: Exception) -> ComparisonRow:
 def original_rows(
     comparison: Comparison, name: str, missing: list[RowKey]
 ) -> Iterator[ComparisonRow]:
-    """The original as it runs, timed against itself, and quantised."""
+    """Yields rows of the original: as it is, timed against itself, and quantised."""
     original, dense = comparison.original, comparison.context.dense
     assert original is not None
     scores = original.scores and against(original.scores, original.scores)
@@ -121,7 +121,7 @@ def original_rows(
 
 
 def _perplexity(measured: Perplexity) -> dict[str, Any]:
-    """A perplexity, and the losses behind it, as fields of a row."""
+    """Returns a perplexity and its window losses as fields of a row."""
     return {
         "perplexity": measured.perplexity,
         "perplexity_stderr": measured.perplexity_stderr,
@@ -137,8 +137,8 @@ def pruned_rows(
     settings: PruneConfig,
     one_size: bool,
 ) -> Iterator[ComparisonRow]:
-    """Rows of the sizes of one run of `prune`, or of a run a size (`one_size`); `seconds` is what
-    choosing took."""
+    """Yields rows of one run of `prune` for all sizes or, if `one_size`, of one run per size.
+    `seconds` is the time to choose masks."""
     asked = comparison.config
     assert comparison.original is not None
     inputs = Inputs(measured=comparison.original.measured)
@@ -180,7 +180,7 @@ def _of_size(
     result: PruneResult,
     keys: list[RowKey],
 ) -> Iterator[ComparisonRow]:
-    """The rows of one exported model: as it is, and quantised."""
+    """Yields the rows of one exported model: as it is, and quantised."""
     if not keys:
         return
     dense = comparison.context.dense
@@ -212,7 +212,7 @@ def _of_size(
 def _quantised(
     comparison: Comparison, target: PrunableModel, row: ComparisonRow, key: RowKey
 ) -> ComparisonRow:
-    """The row of the same model with quantised weights, or one that says why there is none."""
+    """Returns the row of the same model with quantised weights, or one that says why it failed."""
     kind: WeightKind = key.weights
     name, context = f"{row.method}, {kind}", comparison.context
     progress = comparison.progress(name)
@@ -234,7 +234,7 @@ def _quantised(
 def baseline_rows(
     comparison: Comparison, name: str, missing: list[RowKey], baseline: Baseline
 ) -> Iterator[ComparisonRow]:
-    """One row a size from a baseline; `seconds` is its preparation and that size."""
+    """Yields a baseline's row for each size; `seconds` covers its preparation and that size."""
     problem = _problem(comparison, name)
     began = time.perf_counter()
     try:
@@ -254,7 +254,7 @@ def baseline_rows(
 def _row_of(
     comparison: Comparison, baseline: Baseline, make: Maker, key: RowKey, preparing: float
 ) -> ComparisonRow:
-    """One size, whose model is let go before the next is made."""
+    """Makes and measures one size; its model is freed before the next is made."""
     began = time.perf_counter()
     try:
         made = make(key.share)
@@ -265,7 +265,7 @@ def _row_of(
 
 
 def _problem(comparison: Comparison, name: str) -> PruningProblem:
-    """The problem that a baseline is given; its folder is not created."""
+    """Returns the problem for a baseline; its folder is not created."""
     context, settings = comparison.context, shared_settings(comparison.config)
     process = start_process(replace(settings.machine, device=str(context.dense.device)))
     run = Run(comparison.config.output_dir / name)
@@ -278,8 +278,8 @@ def _problem(comparison: Comparison, name: str) -> PruningProblem:
 def _measured(
     comparison: Comparison, baseline: Baseline, keep: float, made: BaselineModel, seconds: float
 ) -> ComparisonRow:
-    """The figures of a baseline's model, which took so many seconds to make; what takes the time
-    and memory of the original is not timed."""
+    """Measures a baseline's model and returns its row. A model that takes the original's time and
+    memory is not timed."""
     name, context = baseline.name, comparison.context
     progress = comparison.progress(name)
     target = PrunableModel(made.model, context.dense.family)

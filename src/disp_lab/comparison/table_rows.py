@@ -1,4 +1,4 @@
-"""Which rows a comparison is to have: for every method its sizes, and what is quantised of them."""
+"""Which rows a comparison should have: the sizes of every method, and their quantised versions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,28 +14,28 @@ class RowKey:
     keep: float | None = None
     target: float | None = None
     weights: Any = ""
-    """Empty for the dtype of the run."""
+    """Format of quantised weights; empty for the dtype of the run."""
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "RowKey":
-        """Where a row of `compare.json` stands."""
+        """Returns the key of a row of `compare.json`."""
         return cls(row["keep_asked"], row.get("target"), row.get("weights", ""))
 
     @property
     def share(self) -> float:
-        """The size as a number."""
+        """Share of block parameters or of time."""
         found = self.target if self.keep is None else self.keep
         assert found is not None
         return found
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The same as fields of a row."""
+        """The key as fields of a row."""
         return {"keep_asked": self.keep, "target": self.target, "weights": self.weights}
 
 
 def rows_asked(config: CompareConfig, method: str) -> list[RowKey]:
-    """The rows of a method that were asked for, in their order."""
+    """Returns the requested rows of a method, in order; none if it was not requested."""
     if method not in (ORIGINAL, *config.methods) and "all" not in config.methods:
         return []
     sizes: list[dict[str, float]] = [{"keep": keep} for keep in config.keep]
@@ -48,13 +48,13 @@ def rows_asked(config: CompareConfig, method: str) -> list[RowKey]:
 
 
 def missing(config: CompareConfig, method: str, rows: list[dict[str, Any]]) -> list[RowKey]:
-    """Those that are not there yet.
+    """Returns the requested rows that still have to be made.
 
-    A size that failed where another one did not is one that the method cannot have; what failed
-    altogether, or was to be quantised, is tried again, for what it lacked may be there now.
+    If another row of the method works, a failed size is final: the method cannot have it. If none
+    works, or if the row is quantised, it is tried again, for what it lacked may be there now.
 
     Args:
-        rows: those of the method that `compare.json` holds.
+        rows: the method's rows in `compare.json`.
     """
     works = any(row.get("error") is None for row in rows)
     there = {

@@ -1,4 +1,4 @@
-"""Others' ways to choose masks, a file each: `METHOD` with its name, title, reference and function.
+"""Others' methods to choose masks, a file each: `METHOD` has name, title, reference and function.
 
 Each is an entry point of the group `disp_llm.methods`.
 """

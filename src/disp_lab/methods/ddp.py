@@ -1,17 +1,17 @@
 """Deterministic differentiable pruning (arXiv 2603.08065): gates `ReLU(z)` under a soft budget.
 
 The gate of a KV head or an intermediate channel is the ReLU of a trained z, with a slope of 1 on
-either side of zero: nothing is sampled. What the budget counts is a steeper score of the gate,
-whose width μ shrinks as training goes on, and multipliers that ascend bring the mean score of heads
-and that of channels to their targets. The loss is cross-entropy + 2·KL(dense ‖ pruned). A gate that
-is kept becomes a scale of its weights.
+either side of zero: nothing is sampled. The budget counts a steeper score of the gate, whose width
+μ shrinks during training. Multipliers, trained by ascent, bring the mean scores of heads and of
+channels to their targets. The loss is cross-entropy + 2·KL(dense ‖ pruned). A kept gate becomes a
+scale of its weights.
 
-After the released code, where the paper's text could not be read; μ ends at its 0.1 (said to be
-0.05 in the paper). Here the step sizes are larger for fewer steps, Adam's travel being kept, and
-fall to a tenth, not to zero; one gate serves a KV head with all its queries, where the code has as
-many KV heads as queries; the target of heads is a whole number of them over the model, where the
-code rounds within a block, of which a block of few KV heads would lose none; and the cut at the end
-is exact, the highest z of each kind, with a scale of 0.1 at least.
+After the released code, where the paper's text could not be read; μ ends at the code's 0.1 (said to
+be 0.05 in the paper). Here the step sizes are larger for fewer steps, which keeps Adam's travel,
+and fall to a tenth, not to zero. One gate serves a KV head with all its queries; the code has as
+many KV heads as queries. The target of heads is a whole number over the model; the code rounds
+within a block, so a block of few KV heads would lose none. The final cut is exact: the highest z of
+each kind, with a scale of 0.1 at least.
 
 N entries of all sites, C kinds of entries.
 """
@@ -34,26 +34,26 @@ from disp_llm.methods import Method, Reads
 from disp_llm.training.problem import PruningProblem, take_steps
 
 RATE, QUADRATIC_RATE = 0.02, 0.4
-"""Step sizes of z and of the multipliers, and of the multiplier of the squared gap."""
+"""Step sizes: of z and the other multipliers, and of the multiplier of the squared gap."""
 
 PUBLISHED_STEPS, MOST = 1000, 10.0
-"""What these step sizes are for, and the largest factor: z starts at 1, and a step that takes it to
-zero would decide everything."""
+"""Steps that these step sizes are for, and the largest factor on them: z starts at 1, and a step
+that takes it to zero would decide everything."""
 
 WARM_UP = 0.1
-"""Share of the steps in which the step size grows (the code: 100 of 1,000)."""
+"""Share of the steps over which the step size grows (the code: 100 of 1,000)."""
 
 START, SPREAD, FLOOR = 1.0, 0.01, -0.1
-"""Mean and standard deviation of z at first, and the lowest z: a gate can come back."""
+"""Initial mean and standard deviation of z, and its lower bound: a closed gate can reopen."""
 
 WIDTH, LAST_WIDTH = 0.5, 0.1
 """μ at first and at the last step."""
 
 DISTILLATION = 2.0
-"""Weight of the divergence from the dense model, that of cross-entropy being 1."""
+"""Weight of the divergence from the dense model; cross-entropy has 1."""
 
 SMALLEST_SCALE = 0.1
-"""Of an entry that is kept, though its gate may have closed."""
+"""Smallest scale of a kept entry, even if its gate has closed."""
 
 
 class Gates(nn.Module):
@@ -67,15 +67,15 @@ class Gates(nn.Module):
         self.binary = nn.Parameter(torch.zeros(kinds))
 
     def forward(self) -> Float[Tensor, " N"]:
-        """`ReLU(z)` with a slope of 1 everywhere."""
+        """Returns `ReLU(z)` with a slope of 1 everywhere."""
         return _straight_through(self.z, self.z.relu())
 
     def penalty(self, scores: list[Tensor], targets: list[float]) -> Tensor:
-        """`Σ λ1·(p − α) + λ2·(p − α)² + λ3·mean(s·(1 − s))`, p the share that is pruned by score.
+        """Returns `Σ λ1·(p − α) + λ2·(p − α)² + λ3·mean(s·(1 − s))`, p the share pruned by score.
 
         Args:
             scores: s of the entries of each of the C kinds.
-            targets: α, the share of each kind that is to be pruned.
+            targets: α, the share of each kind to prune.
         """
         terms = [
             torch.stack([gap, gap.square(), (s * (1 - s)).mean()])
@@ -87,19 +87,19 @@ class Gates(nn.Module):
 
 
 def score(gate: Tensor, width: float) -> Tensor:
-    """`s = clamp(1.2·σ(2.4·(gate − μ)/μ) − 0.1, 0, 1)`: 0 at 0 and 1 at 2μ; the slope passes the
-    clamp."""
+    """Returns `s = clamp(1.2·σ(2.4·(gate − μ)/μ) − 0.1, 0, 1)`: 0 at 0 and 1 at 2μ; the gradient
+    passes the clamp."""
     soft = 1.2 * torch.sigmoid(2.4 * (gate - width) / width) - 0.1
     return _straight_through(soft, soft.clamp(0, 1))
 
 
 def _straight_through(soft: Tensor, hard: Tensor) -> Tensor:
-    """The hard value with the slope of the soft one."""
+    """Returns the hard value with the gradient of the soft one."""
     return soft + (hard - soft).detach()
 
 
 def width_at(step: int, steps: int) -> float:
-    """μ of a step, counted from 0: it falls with the root of what is done."""
+    """Returns μ at a step, counted from 0; it falls with the square root of the steps done."""
     return WIDTH - (WIDTH - LAST_WIDTH) * math.sqrt((step + 1) / steps)
 
 
@@ -109,7 +109,7 @@ class Kind:
 
     entries: Bool[Tensor, " N"]
     kept: int
-    """How many of them the size keeps."""
+    """Number of these entries that the size keeps."""
 
     @property
     def target(self) -> float:
@@ -118,8 +118,8 @@ class Kind:
 
 
 def kinds_of(budget: Budget, share: float) -> list[Kind]:
-    """What is pruned of heads and of channels: whole heads up to the share, then the channels (or
-    what else is asked for alone) that the rest of the budget has no room for."""
+    """Returns how many heads and channels to keep. Heads lose whole ones up to the share; channels,
+    or a kind that is pruned alone, lose what the budget still has no room for."""
     sites = [site for site in (HEADS, COUPLED[0]) if site in budget.sites]
     excess, kinds = (1 - share) * budget.dense_block_parameters, []
     for site in sites:
@@ -136,10 +136,10 @@ def kinds_of(budget: Budget, share: float) -> list[Kind]:
 
 
 def ddp(problem: PruningProblem) -> Selection:
-    """Ranks of heads and of channels by z, for one size, and the gates as scales.
+    """Returns ranks of heads and of channels by z, for one size, with the gates as scales.
 
     Raises:
-        InputError: neither may be pruned.
+        InputError: neither heads nor channels may be pruned.
     """
     kinds = kinds_of(problem.budget, min(problem.keeps))
     if not kinds:
@@ -159,7 +159,7 @@ def ddp(problem: PruningProblem) -> Selection:
 
 
 def trained_gates(problem: PruningProblem, kinds: list[Kind], steps: int) -> Gates:
-    """Gates and multipliers after so many steps; goes on from a checkpoint of the problem's run."""
+    """Trains gates and multipliers for `steps` steps; resumes from a checkpoint of the run."""
     device = problem.dense.device
     config = replace(problem.training, schedule="cosine")
     noise = torch.randn(

@@ -1,9 +1,9 @@
-"""FLAP (arXiv 2312.11983): structures by how much their outputs fluctuate.
+"""FLAP (arXiv 2312.11983): scores structures by how much their outputs fluctuate.
 
-A column of the layer that writes to the residual stream counts `Var(X_j)·‖W_j‖²` (section 3.2); a
-KV head counts the mean of its columns, each squared as in the authors' experiments. Scores are
-standardised within each layer, so that one threshold shares the budget out between blocks (3.3),
-and the mean of what a pruned column would have added becomes a bias of the layer (3.4):
+A column of the layer that writes to the residual stream scores `Var(X_j)·‖W_j‖²` (section 3.2); a
+KV head scores the mean of its columns, each squared as in the authors' experiments. Scores are
+standardised within each layer, so that one threshold divides the budget between blocks (3.3). The
+mean that a pruned column would have added becomes a bias of the layer (3.4):
 `b = Σ_pruned mean(X_j)·W_j`.
 
 K inputs of a layer.
@@ -24,8 +24,8 @@ from disp_llm.training.problem import PruningProblem
 
 
 def flap(problem: PruningProblem) -> Selection:
-    """Standardised fluctuations of KV heads and intermediate channels, and the mean inputs from
-    which biases are made."""
+    """Returns standardised fluctuations of KV heads and intermediate channels, and the mean inputs
+    from which biases are made."""
     layout, dense = problem.budget.layout, problem.dense
     moments = input_moments(problem)
     channels, heads = [], []

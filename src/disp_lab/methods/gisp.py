@@ -1,17 +1,16 @@
-"""GISP (arXiv 2510.18030): structures removed over many rounds by one threshold for the model.
+"""GISP (arXiv 2510.18030): removes structures over many rounds by one threshold for the model.
 
-A KV head with its queries, or an intermediate channel, counts the mean over its weights of
-`|w·∂loss/∂w|`, the gradient being that of the mean loss of a round's sequences: the absolute value
-is taken after averaging. Every round scores what is left, under the masks of the rounds before, and
-removes an equal share of the parameters, so that sizes nest: what is removed later is more
-important. The first tenth of the blocks and the last block lose nothing.
+A KV head with its queries, or an intermediate channel, scores the mean of `|w·∂loss/∂w|` over its
+weights. The gradient is that of the mean loss of a round's sequences, so the absolute value is
+taken after averaging. Every round scores what is left under the masks so far, and removes an equal
+share of the parameters. So sizes nest: entries removed later are more important. The first tenth of
+the blocks and the last block lose nothing.
 
-After the released code, where the paper's text could not be read. Here the weights of a head are
-all of its group (the code's, for grouped queries, are those of q and o); their number is counted,
-where the code has 4·d·D for heads and 3·F for channels; shares are of parameters, where the code's
-are of structures; there are 22 rounds, not 112, and each reads calibration sequences of its own,
-where the code reads the same 2,000 in every round; and a model of fewer than ten blocks is pruned
-throughout.
+After the released code, where the paper's text could not be read. Here a head's weights are all of
+its group (the code's, for grouped queries, are those of q and o). Their number is counted; the code
+has 4·d·D for heads and 3·F for channels. Shares are of parameters; the code's are of structures.
+There are 22 rounds, not 112, and each reads its own calibration sequences; the code reads the same
+2,000 in every round. A model of fewer than ten blocks is pruned throughout.
 
 N entries of all sites.
 """
@@ -36,19 +35,19 @@ from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem, calibration_windows
 
 ROUNDS = 22
-"""Rounds, unless there are fewer sequences."""
+"""Number of rounds, unless there are fewer sequences."""
 
 DISTILLATION = 0.5
 """Share of the loss that is the divergence from the dense model. The code has none; of five trials
-half lost least (experiments/results/rival-trials.md)."""
+that with half lost least (experiments/results/rival-trials.md)."""
 
 SPARED = 0.1
 """Share of the blocks, from the first, that lose nothing."""
 
 
 def gisp(problem: PruningProblem) -> Selection:
-    """The order of removal, down to the smallest size of the problem; what is left then is ranked
-    by its last score.
+    """Returns the order of removal, down to the problem's smallest size; entries left then are
+    ranked by their last score.
 
     Raises:
         InputError: that size has no room for what is never removed, a window is longer than the
@@ -91,8 +90,8 @@ def gisp(problem: PruningProblem) -> Selection:
 
 
 def spared_entries(layout: Layout) -> Bool[Tensor, " N"]:
-    """Entries that are never removed: those of the spared blocks, and of sites that the method does
-    not know."""
+    """Marks entries that are never removed: those of spared blocks, and of sites that the method
+    does not know."""
     blocks = len(layout.blocks)
     first = int(SPARED * blocks)
     whole = torch.arange(blocks) < first
@@ -104,8 +103,8 @@ def spared_entries(layout: Layout) -> Bool[Tensor, " N"]:
 def mean_changes(
     dense: PrunableModel, windows: Windows, teacher: Teacher | None = None
 ) -> Float[Tensor, " N"]:
-    """The mean of `|w·∂loss/∂w|` over the weights of each head and channel, under the masks that
-    are set; 0 of what these have removed."""
+    """Returns the mean of `|w·∂loss/∂w|` over the weights of each head and channel, under the
+    current masks; 0 for entries that these have removed."""
     layout = dense.layout
     with weight_gradients(dense):
         for place in range(len(windows)):
@@ -120,7 +119,7 @@ def mean_changes(
 
 
 def _places(numbers: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """The place of each number, from 0 for the lowest; ties by position."""
+    """Returns the rank of each number, from 0 for the lowest; ties by position."""
     return numbers.argsort(stable=True).argsort()
 
 

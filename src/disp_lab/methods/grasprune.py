@@ -1,18 +1,16 @@
-"""GRASPrune (arXiv 2604.19398): gates that are projected onto one budget, then scales of what is
-left.
+"""GRASPrune (arXiv 2604.19398): projects gates onto one budget, then learns scales of what is left.
 
-In the first stage every step keeps the KV heads and channels of the highest `p = σ(g/1.5)`, as many
-as one budget over the whole model has room for, and runs with `mask + p − stop(p)`, so that what is
-dropped has a gradient too. In the second the masks stand still, and every kept entry learns a scale
+In the first stage every step keeps the KV heads and channels of the highest `p = σ(g/1.5)` that fit
+one budget over the whole model. It runs with `mask + p − stop(p)`, so that dropped entries have a
+gradient too. In the second the masks are fixed, and every kept entry learns a scale
 `1 + tanh(g)/2`. Weights are frozen throughout.
 
 After the released code, where the paper's text could not be read. Here a KV head is gated and
-scaled where it hands its output to the layer that writes, while the code does so on its keys and
-its values, so that attention logits scale too; a block that would lose all heads or channels gets
-its best one back within the budget, not on top of it; g starts at Fisher scores, since at the
-code's zeros all entries tie and the first masks are arbitrary; both stages read the learning text,
-the code's second stage its validation text; and step sizes are larger for fewer steps, Adam's
-travel being kept.
+scaled at the input of the layer that writes; the code does so on its keys and values, so attention
+logits scale too. A block that would lose all heads or channels gets its best one back within the
+budget, not on top of it. g starts at Fisher scores: at the code's zeros all entries tie and the
+first masks are arbitrary. Both stages read the learning text; the code's second stage reads its
+validation text. Step sizes are larger for fewer steps, which keeps Adam's travel.
 
 N entries of all sites.
 """
@@ -32,26 +30,26 @@ from disp_llm.methods.fisher import fisher_scores
 from disp_llm.training.problem import PruningProblem, take_steps
 
 TEMPERATURE = 1.5
-"""Of the sigmoid that makes p."""
+"""Temperature of the sigmoid that makes p."""
 
 RATE, BETAS = 0.005, (0.9, 0.99)
-"""Of AdamW in both stages, constant. The code has 0.01; of five trials with few tokens half of it
-lost least (experiments/results/rival-trials.md)."""
+"""Constant step size and betas of AdamW in both stages. The code's step size is 0.01; of five
+trials with few tokens half of it lost least (experiments/results/rival-trials.md)."""
 
 MASK_STEPS, SCALE_STEPS = 2048, 512
-"""What that step size is for, in either stage."""
+"""Steps that this step size is for, in either stage."""
 
 MOST_FOR_MASKS, MOST_FOR_SCALES = 10.0, 5.0
-"""Largest factors of it: a step reads one window, and a scale that leaps follows its noise."""
+"""Largest factors on it: a step reads one window, and a scale that leaps follows its noise."""
 
 SCALE_SHARE = 0.15
-"""Share of the steps that the second stage has (the code: up to a fifth)."""
+"""Share of the steps in the second stage (the code: up to a fifth)."""
 
 DISTILLATION = 0.0
 """Share of the loss that is the divergence from the dense model (the code: none)."""
 
 START = 1.0
-"""Standard deviation of g at first: of 0.1, which is one step of Adam, 20 steps leave no trace."""
+"""Initial standard deviation of g: of 0.1, one or two steps of Adam, 20 steps leave no trace."""
 
 
 class Gates(nn.Module):
@@ -63,17 +61,17 @@ class Gates(nn.Module):
         self.scales = nn.Parameter(torch.zeros_like(start))
 
     def through(self, mask: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """The mask with the slope of p, for what it drops as well."""
+        """Returns the mask with the gradient of p, also for dropped entries."""
         soft = torch.sigmoid(self.masks / TEMPERATURE)
         return mask + (soft - soft.detach())
 
     def factors(self) -> Float[Tensor, " N"]:
-        """Scales between ½ and 1½."""
+        """Returns scales between ½ and 1½."""
         return 1 + torch.tanh(self.scales) / 2
 
 
 def grasprune(problem: PruningProblem) -> Selection:
-    """g of the masks, for one size, and the scales."""
+    """Returns g of the masks, for one size, and the scales."""
     prunable = ~problem.budget.never_pruned.to(problem.dense.device)
     scores = fisher_scores(problem, rounds=1)
     start = START * (scores - scores[prunable].mean()) / scores[prunable].std()
@@ -88,8 +86,8 @@ def grasprune(problem: PruningProblem) -> Selection:
 
 
 def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Gates:
-    """Gates after so many steps of both stages together; goes on from a checkpoint of the problem's
-    run."""
+    """Trains gates for `steps` steps of both stages together; resumes from a checkpoint of the run.
+    """
     budget, share = problem.budget, min(problem.keeps)
     never_pruned = budget.never_pruned.to(start.device)
     config = replace(problem.training, schedule="constant")
@@ -110,7 +108,7 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
     def batch_loss(
         step: int, noise: torch.Generator, loss_under: LossUnder
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        if step == mask_steps:  # without moments, gates that have no gradient stand still
+        if step == mask_steps:  # without moments, gates without a gradient stand still
             optimizer.state.clear()
         mask = project(gates.masks, budget, share, problem.align).kept.float()
         if step < mask_steps:
@@ -118,7 +116,7 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
         else:
             gate, idle = mask * gates.factors(), gates.masks
         loss = loss_under(gate.masked_fill(never_pruned, 1.0))
-        # The loop exchanges gradients of all that is trained: that of the other stage is zero.
+        # The loop exchanges gradients of all that is trained: the idle stage's are zero.
         return loss + 0 * idle.sum(), {"loss": loss}
 
     train_masks(problem, config, steps, gates, optimizer, batch_loss, distill=DISTILLATION)

@@ -1,6 +1,6 @@
 """Magnitude: squared weights that an entry's removal deletes, per block parameter; needs no text.
 
-The criterion of arXiv 1506.02626, with the group of weights of an entry in place of one weight.
+The criterion of arXiv 1506.02626, for an entry's group of weights in place of one weight.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def magnitude(problem: PruningProblem) -> Selection:
-    """Logarithm of the mean squared weight of each entry."""
+    """Returns the logarithm of the mean squared weight of each entry."""
     parts = []
     for block, shape in zip(problem.dense.blocks, problem.budget.layout.blocks, strict=True):
         attention, mlp = problem.dense.branches_of(block)
@@ -54,11 +54,11 @@ class Squares:
     """Sums of squared weights of an MLP."""
 
     incoming: Float[Tensor, " D"]
-    """Of what reads each dimension."""
+    """Of the weights that read each dimension of the stream."""
     middle: Float[Tensor, " F"]
-    """Of each intermediate dimension; of a mixture expert by expert."""
+    """Of each intermediate dimension; in a mixture expert by expert."""
     outgoing: Float[Tensor, " D"]
-    """Of what writes each dimension."""
+    """Of the weights that write each dimension of the stream."""
     experts: Float[Tensor, " E"]
     """Of each expert, with its row of the router."""
     whole: Float[Tensor, "1"]
@@ -74,7 +74,7 @@ def _dense(block: nn.Module, mlp: Branch) -> Squares:
 
 
 def _mixture(block: nn.Module, mlp: Branch) -> Squares:
-    """Of the experts, the router, and the shared expert where there is one."""
+    """Sums over the experts, the router, and the shared expert if there is one."""
     router, gate_up, down = (weight.float().square() for weight in expert_weights(block, mlp))
     shared = [_squares(linear_at(block, path)) for path in mlp.reads]
     shared_down = [_squares(linear_at(block, mlp.writes))] if mlp.writes else []
@@ -94,12 +94,12 @@ def _mixture(block: nn.Module, mlp: Branch) -> Squares:
 
 
 def _total(*squares: Tensor) -> Float[Tensor, "1"]:
-    """The sum of all numbers of some tensors."""
+    """Returns the sum of all numbers in the tensors."""
     return torch.stack([part.sum() for part in squares]).sum(0, keepdim=True)
 
 
 def _squares(linear: Any) -> Float[Tensor, "outputs inputs"]:
-    """Squared weights in float32."""
+    """Returns squared weights in float32."""
     return matrix_of(linear).float().square()
 
 

@@ -1,4 +1,4 @@
-"""Random: every entry's score is drawn from one uniform distribution; what any method must beat."""
+"""Random: draws every entry's score from one uniform distribution; any method must beat it."""
 
 import torch
 
@@ -9,7 +9,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def random(problem: PruningProblem) -> Selection:
-    """Uniform scores."""
+    """Returns uniform scores."""
     noise = random_stream("start", problem.seed)
     drawn = torch.rand(problem.budget.layout.entries, generator=noise)
     return Selection(drawn.to(problem.dense.device))

@@ -1,8 +1,8 @@
-"""REAP (Lasby et al., arXiv 2510.13999): whole experts of a mixture go, those that add least.
+"""REAP (Lasby et al., arXiv 2510.13999): removes whole experts of a mixture, those that add least.
 
-What an expert adds to a token that is routed to it is its output times the router's factor. Its
-score is the mean of the length of that over these tokens; an expert that no token reaches has 0.
-Every layer loses as many experts: an expert counts by its place among those of its layer.
+An expert adds its output times the router's factor to each token routed to it. Its score is the
+mean norm of that over these tokens, 0 if no token reaches it. Every layer loses equally many
+experts: an expert's importance is its rank within its layer.
 
 N tokens, E experts, C chosen by each token, D residual stream.
 """
@@ -29,11 +29,11 @@ class Added:
     """What the experts of one layer have added to tokens so far."""
 
     row: dict
-    """What is known of them."""
+    """Their row of the table of architectures; empty if there are none."""
     lengths: Float[Tensor, " E"]
-    """Sum of the lengths."""
+    """Sum of the norms of what each expert added."""
     tokens: Float[Tensor, " E"]
-    """Number of the tokens."""
+    """Number of tokens routed to each expert."""
 
     def hook(self, experts: Any, args: tuple) -> None:
         """Forward pre-hook of the experts: hidden states (N, D), indices and factors (N, C)."""
@@ -50,17 +50,17 @@ class Added:
 
     @property
     def scores(self) -> Float[Tensor, " E"]:
-        """Mean length of what each expert adds."""
+        """Mean norm of what each expert adds."""
         return self.lengths / self.tokens.clamp(min=1)
 
 
 @torch.no_grad()
 def reap(problem: PruningProblem) -> Selection:
-    """The place of each expert among those of its layer; dimensions have no importance.
+    """Returns the rank of each expert within its layer; dimensions have no importance.
 
     Raises:
-        InputError: the model has no experts, or other sites than these are to be pruned; or a
-            window is longer than the text or than the model can read.
+        InputError: the model has no experts, or their scores multiply what they read; other sites
+            are to be pruned; or a window is longer than the text or than the model can read.
     """
     dense, layout = problem.dense, problem.budget.layout
     if not layout.has_experts or set(problem.budget.sites) != {EXPERTS}:

@@ -1,11 +1,10 @@
-"""Sheared LLaMA (arXiv 2310.06694): masks that are learned until the model has a given shape.
+"""Sheared LLaMA (arXiv 2310.06694): learns masks until the model has a given shape.
 
-Targeted structured pruning (section 2.1): hard-concrete masks (arXiv 1712.01312) on the residual
-stream (one for the whole model), on every block's KV heads and on its intermediate channels are
-learned under two multipliers for every width, `λ·(width − target) + φ·(width − target)²`, masks by
-descent and multipliers by ascent, so that the model arrives at a shape that was given: the same in
-every block. As everywhere in a comparison the weights are frozen; the paper trains them with the
-masks, and for 50 B tokens after that.
+Targeted structured pruning (section 2.1) learns hard-concrete masks (arXiv 1712.01312) on the
+residual stream (one for the whole model) and on each block's KV heads and intermediate channels.
+Each width has two multipliers, `λ·(width − target) + φ·(width − target)²`. Masks descend and
+multipliers ascend, so the model arrives at the given shape, the same in every block. Here the
+weights are frozen; the paper trains them with the masks, and for 50 B tokens after that.
 
 D residual stream, L blocks, H KV heads, F intermediate, W any of these widths, N entries of all
 sites.
@@ -32,18 +31,18 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """β, γ and ζ of the hard-concrete distribution."""
 
 START = 4.0
-"""log α of every mask at first, nearly all of them 1: frozen weights cannot follow masks of ½."""
+"""Initial log α of every mask, nearly all of them 1: frozen weights cannot follow masks of ½."""
 
 RATE = 0.1
 """Step size of masks and multipliers. The paper's 1.0 is for batches of 131 k tokens: with one
-window a step it leaves a model that predicts nothing (docs/experiment-log.md)."""
+window per step it leaves a model that predicts nothing (docs/experiment-log.md)."""
 
 WARM_UP = 0.2
-"""Share of the steps in which the targets fall from the dense widths (the paper: 640 of 3,200)."""
+"""Share of the steps over which targets fall from the dense widths (the paper: 640 of 3,200)."""
 
 
 class Shape(NamedTuple):
-    """Widths of every block of the model that is aimed at."""
+    """Target widths of every block."""
 
     hidden: int
     heads: int
@@ -51,8 +50,8 @@ class Shape(NamedTuple):
 
 
 def target_shape(block: BlockShape, share: float) -> Shape:
-    """The uniform shape of that share of the block parameters: hidden and heads shrink by its root,
-    the intermediate width takes what the budget leaves."""
+    """Returns the uniform shape with that share of the block parameters: hidden and heads shrink by
+    its square root, and the intermediate width takes the rest of the budget."""
     hidden = round(math.sqrt(share) * block.hidden)
     heads = max(round(math.sqrt(share) * block.heads), 1)
     of_attention = block.qkv + block.q
@@ -85,13 +84,13 @@ class HardConcrete(nn.Module):
         return [self.linear, self.quadratic]
 
     def flat(self, parts: list[Tensor]) -> Float[Tensor, " N"]:
-        """Numbers of residual stream, heads and channels in the order of the flat vector."""
+        """Puts numbers of residual stream, heads and channels into the order of the flat vector."""
         stream, heads, channels = parts
         columns = [stream.expand(self.blocks, -1)] * 3 + [channels]
         return torch.cat([*columns, stream.expand(self.blocks, -1), heads], 1).flatten()
 
     def sample(self, noise: torch.Generator) -> Float[Tensor, " N"]:
-        """A mask with entries in [0, 1], most of them 0 or 1."""
+        """Draws a mask with entries in [0, 1], most of them 0 or 1."""
 
         def draw(log_alpha: Tensor) -> Tensor:
             uniform = torch.rand(log_alpha.shape, generator=noise).clamp(1e-6, 1 - 1e-6)
@@ -102,12 +101,12 @@ class HardConcrete(nn.Module):
         return self.flat([draw(log_alpha) for log_alpha in self.masks])
 
     def expected_widths(self) -> list[Float[Tensor, " W"]]:
-        """Σ P(z > 0), of the stream (1), of heads (L) and of channels (L)."""
+        """Returns Σ P(z > 0) of the stream (1), of heads (L) and of channels (L)."""
         edge = TEMPERATURE * math.log(-LOW / HIGH)
         return [torch.sigmoid(log_alpha - edge).sum(1) for log_alpha in self.masks]
 
     def constraint(self, aim: Float[Tensor, " 3"]) -> Tensor:
-        """`Σ λ·g + φ·g²` with g the widths' relative distance to what is aimed at."""
+        """Returns `Σ λ·g + φ·g²`, g the gap between width and target over the dense width."""
         gaps = [
             (width - wanted) / log_alpha.shape[1]
             for width, wanted, log_alpha in zip(
@@ -119,7 +118,7 @@ class HardConcrete(nn.Module):
 
 
 def sheared(problem: PruningProblem) -> Selection:
-    """An importance whose projection is the target shape with the likeliest entries in it.
+    """Returns an importance whose projection is the target shape with its likeliest entries.
 
     Raises:
         InputError: blocks have different numbers of heads.
@@ -155,10 +154,10 @@ def sheared(problem: PruningProblem) -> Selection:
 def learned_masks(
     problem: PruningProblem, steps: int, aim_at: Callable[[int], Float[Tensor, " 3"]]
 ) -> HardConcrete:
-    """Masks and multipliers after so many steps; goes on from a checkpoint of the problem's run.
+    """Trains masks and multipliers for `steps` steps; resumes from a checkpoint of the run.
 
     Args:
-        aim_at: the widths that a step aims at.
+        aim_at: gives the target widths of a step.
     """
     layout, device = problem.budget.layout, problem.dense.device
     config = replace(problem.training, schedule="constant")
@@ -180,7 +179,7 @@ def learned_masks(
 
 
 def _with_most_likely_first(log_alpha: Float[Tensor, "L W"], count: int) -> Float[Tensor, "L W"]:
-    """Probabilities of being kept, with the `count` largest of every row above all others."""
+    """Returns probabilities of being kept, the `count` largest of each row above all others."""
     probabilities = torch.sigmoid(log_alpha)
     best = probabilities.topk(count, dim=1).indices
     return probabilities + torch.zeros_like(probabilities).scatter(1, best, 1.0)

@@ -1,8 +1,8 @@
-"""LLM-Pruner (arXiv 2305.11627): structures by the first-order change of the loss without them.
+"""LLM-Pruner (arXiv 2305.11627): scores structures by the loss's first-order change without them.
 
-A weight counts `|w·∂loss/∂w|`, and a coupled structure (an intermediate channel, a KV head with its
-queries) the sum over its weights (section 3.2, element-wise). Every block loses the same share, but
-for those at either end, which lose nothing.
+A weight scores `|w·∂loss/∂w|`, and a coupled structure (an intermediate channel, a KV head with its
+queries) the sum over its weights (section 3.2, element-wise). Every block loses the same share,
+except those at both ends, which lose nothing.
 """
 
 from disp_lab.parts.coupled import Sizes, flat_of, sizes_of, top_k
@@ -15,11 +15,11 @@ from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem, calibration_windows
 
 ENDS = 0.1
-"""Share of the blocks at either end that loses nothing (the authors' scripts: 4 and 2 of 32)."""
+"""Share of the blocks at each end that lose nothing (the authors' scripts: 4 and 2 of 32)."""
 
 
 def taylor(problem: PruningProblem) -> Selection:
-    """Ranks of KV heads and intermediate channels within their block, for one size."""
+    """Returns ranks of KV heads and intermediate channels within their block, for one size."""
     layout, dense = problem.budget.layout, problem.dense
     sizes = _sizes(problem)
     windows, progress = calibration_windows(problem), problem.job.count("scoring")
@@ -39,7 +39,7 @@ def taylor(problem: PruningProblem) -> Selection:
 
 
 def _sizes(problem: PruningProblem) -> list[Sizes]:
-    """Dense blocks at either end, and between them what the budget leaves."""
+    """Returns the sizes of blocks: dense at both ends, between them what the budget leaves."""
     blocks = problem.budget.layout.blocks
     ends = int(ENDS * len(blocks))
     between = len(blocks) - 2 * ends

@@ -1,9 +1,9 @@
 """Wanda (arXiv 2306.11695) with whole columns in place of single weights, as FLAP adapts it (arXiv
 2312.11983, section 4).
 
-A column of the layer that writes to the residual stream counts `‖X_j‖₂·Σ_i |W_ij|`, a KV head the
-sum of its columns. Every block loses the same share, first to last, and X is what a block receives
-from the blocks before it once they have lost theirs.
+A column of the layer that writes to the residual stream scores `‖X_j‖₂·Σ_i |W_ij|`, a KV head the
+sum over its columns. Blocks are pruned from first to last by the same share; X is the layer's input
+behind the pruned blocks.
 
 K inputs of a layer.
 """
@@ -24,7 +24,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def wanda(problem: PruningProblem) -> Selection:
-    """Ranks of KV heads and intermediate channels within their block, for one size."""
+    """Returns ranks of KV heads and intermediate channels within their block, for one size."""
     layout, dense = problem.budget.layout, problem.dense
     channels = [torch.ones(shape.intermediate, device=dense.device) for shape in layout.blocks]
     heads = [torch.ones(shape.heads, device=dense.device) for shape in layout.blocks]
@@ -45,7 +45,7 @@ def wanda(problem: PruningProblem) -> Selection:
 
 
 def _columns(block: nn.Module, branch: Branch, moments: SecondMoments) -> Tensor:
-    """The score of every column, (K)."""
+    """Returns the score of every column, (K)."""
     weight = matrix_of(linear_at(block, branch.writes)).double()
     return moments[branch.writes].diagonal().double().sqrt() * weight.abs().sum(0)
 

@@ -1,1 +1,1 @@
-"""What several methods and baselines share; `baseline` is what each baseline declares of itself."""
+"""Code that several methods and baselines share; `baseline` holds what each baseline declares."""

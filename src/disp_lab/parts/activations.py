@@ -1,4 +1,4 @@
-"""What layers read of the calibration text: by hooks, as moments, and block by block.
+"""Inputs of layers over the calibration text: seen by hooks, as moments, and block by block.
 
 B windows, T tokens of a window, K inputs of a layer.
 """
@@ -27,13 +27,13 @@ class Moments:
 
     @property
     def variance(self) -> Float[Tensor, " K"]:
-        """How much each input varies around its mean."""
+        """Variance of each input."""
         return (self.square - self.mean.square()).clamp(min=0)
 
 
 @torch.no_grad()
 def read_calibration(problem: PruningProblem) -> Int[Tensor, "B T"]:
-    """Runs the original over the calibration text, for hooks to see; the windows that it read."""
+    """Runs the original over the calibration text, for hooks to see, and returns the windows."""
     windows, dense = calibration_windows(problem).tokens, problem.dense
     progress = problem.job.count("scoring")
     for done, window in enumerate(windows.to(dense.device), start=1):
@@ -44,8 +44,8 @@ def read_calibration(problem: PruningProblem) -> Int[Tensor, "B T"]:
 
 @torch.no_grad()
 def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
-    """For every block, moments of what enters the layer by which attention writes, and of what
-    enters that of the MLP."""
+    """Returns, for each block, the moments of the inputs of the two layers that write to the
+    residual stream: the attention's and the MLP's."""
     dense = problem.dense
     layers = [
         linear_at(block, branch.writes)
@@ -71,7 +71,7 @@ def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
 def visit_blocks(
     problem: PruningProblem, prunable: PrunableModel, *visits: Visit, changes: bool = True
 ) -> None:
-    """Visits every block of the dense model, or of a copy that the visits change, with what enters
-    its linear layers of the calibration text (`visit_with`)."""
+    """Visits every block of the dense model, or of a copy that the visits change, with the second
+    moments of its linear layers' inputs over the calibration text (`visit_with`)."""
     windows = calibration_windows(problem).tokens
     visit_with(windows, prunable, *visits, progress=problem.job.count("scoring"), changes=changes)

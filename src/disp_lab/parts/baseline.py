@@ -1,8 +1,8 @@
 """What a baseline declares about itself, and what all baselines use.
 
 A baseline prepares itself once, mostly by running calibration text through the model, and then
-makes a model of any size. That model runs as it is: cut, factorised or rotated layers are real, so
-that perplexity and milliseconds are those of the thing itself.
+makes a model of any size. Cut, factorised or rotated layers in that model are real, so perplexity
+and milliseconds are measured on the model itself.
 """
 
 import copy
@@ -24,20 +24,20 @@ from disp_llm.training.problem import PruningProblem
 
 @dataclass(frozen=True)
 class BaselineModel:
-    """A model of one size, and what it costs, in numbers of the model's dtype."""
+    """A model of one size, with its costs in numbers of the model's dtype."""
 
     model: PreTrainedModel
     """It runs like the original."""
     stored: int | float
-    """Numbers inside the blocks, in place of the linear layers' weights; an index counts by its
+    """Numbers stored in the blocks in place of the linear layers' weights; an index counts by its
     bits."""
     multiplied: int | float
     """Multiplications inside the blocks for one token; half of the FLOPs."""
 
 
 Maker = Callable[[float], BaselineModel]
-"""The share of block parameters that is stored -> a model. Raises InputError for a share that the
-baseline cannot give."""
+"""Makes a model that stores a given share of the block parameters. Raises InputError if the
+baseline cannot give that share."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,24 @@ class Baseline:
     """A way to make a model smaller that does more than drop dimensions."""
 
     name: str
-    """What `methods` of a comparison calls it: the name of its file."""
+    """Its name in `methods` of a comparison."""
     title: str
-    """What readers know it as."""
+    """Its name for readers."""
     reference: str
     """The paper: authors, title, where it can be found."""
     prepare: Callable[[PruningProblem], Maker]
-    """Does what serves all sizes; what it returns makes one of them."""
+    """Does the work that all sizes share, and returns a function that makes one size."""
     reads_text: bool = True
     """Whether it reads calibration sequences."""
     not_smaller: str = ""
-    """Why what runs takes the time and the memory of the original; empty where it is smaller."""
+    """Why its model takes the original's time and memory; empty if it takes less."""
 
 
 def require_one_kind(problem: PruningProblem) -> None:
     """Refuses a model whose blocks do not all have the same modules.
 
     Raises:
-        InputError: it is one.
+        InputError: the blocks are of several kinds.
     """
     if problem.dense.family.alternatives:
         raise InputError(
@@ -73,32 +73,32 @@ def require_one_kind(problem: PruningProblem) -> None:
 
 
 def copied(problem: PruningProblem) -> PrunableModel:
-    """A copy of the dense model that may be changed in place."""
+    """Returns a copy of the dense model that may be changed in place."""
     dense = problem.dense
     return PrunableModel(copy.deepcopy(dense.model), dense.family, dense.sites)
 
 
 def as_stored(prunable: PrunableModel) -> BaselineModel:
-    """A model each of whose stored numbers is multiplied once a token."""
+    """Returns a model with its costs: each stored number is multiplied once per token."""
     numbers = stored_numbers(prunable)
     return BaselineModel(prunable.model, numbers, numbers)
 
 
 def stored_numbers(prunable: PrunableModel) -> int:
-    """Numbers in the blocks' matrices, whatever layers hold them; norms, biases and convolutions do
-    not count."""
+    """Counts the numbers in the blocks' matrices, whatever layers hold them; norms, biases and
+    convolutions do not count."""
     named = prunable.blocks.named_parameters()
     return sum(p.numel() for name, p in named if p.dim() == 2 and "norm" not in name)
 
 
 Solve = Callable[[PruningProblem, PrunableModel, Layout, float], Float[Tensor, " N"]]
-"""A problem, a copy of its original that is changed in place, the N entries of all sites and the
-share of block parameters that is kept -> 1 for each entry that is kept, on the CPU."""
+"""Prunes a copy of the problem's original in place. Takes the problem, the copy, the layout of the
+N entries and the share of block parameters to keep; returns 1 for each kept entry, on the CPU."""
 
 
 def models_of(problem: PruningProblem, solve: Solve) -> Maker:
-    """Compact models of any share, each with its kept KV heads and channels solved anew, so that
-    they make up for the others."""
+    """Makes compact models of any share. Each has its kept KV heads and channels solved anew, so
+    that they make up for the pruned ones."""
 
     def make(share: float) -> BaselineModel:
         pruned = copied(problem)

@@ -18,8 +18,8 @@ from disp_llm.models.family import Branch
 def flat_of(
     layout: Layout, channels: list[Float[Tensor, " F"]], heads: list[Float[Tensor, " _"]]
 ) -> Float[Tensor, " N"]:
-    """Numbers of every block's channels and heads, of which blocks may have other numbers, in the
-    order of the flat vector; 1 elsewhere."""
+    """Puts one number per channel and head into the order of the flat vector, with 1 elsewhere.
+    Blocks may differ in their numbers of channels and heads."""
     parts = []
     for shape, of_channels, of_heads in zip(layout.blocks, channels, heads, strict=True):
         stream = of_channels.new_ones(shape.hidden)
@@ -30,14 +30,14 @@ def flat_of(
 
 
 def by_head(columns: Float[Tensor, " Q"], heads: int) -> Float[Tensor, " H"]:
-    """The sum of every head's columns; nothing where heads are no site."""
+    """Sums the columns of each head; empty if heads are not a site."""
     return columns.view(heads, -1).sum(1) if heads else columns.new_zeros(0)
 
 
 def row_ranges(
     block: nn.Module, branch: Branch, path: str, rows: Float[Tensor, " O"]
 ) -> tuple[Float[Tensor, " Q"], ...]:
-    """What belongs to the outputs of a layer that reads, in ranges that lie head by head or
+    """Splits one number per output of a reading layer into ranges, each laid out head by head or
     channel by channel."""
     widths = head_ranges(block, branch, path, len(rows))
     return tuple(part for one in rows.split(widths) for part in one.chunk(branch.fused))
@@ -45,15 +45,15 @@ def row_ranges(
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one block keeps."""
+    """Numbers of KV heads and channels that one block keeps."""
 
     heads: int
     channels: int
 
 
 def sizes_of(shape: BlockShape, share: float) -> Sizes:
-    """What a block keeps of a share: it loses as many heads as fit wholly into what is pruned, and
-    the channels that the rest of its budget has no room for.
+    """Returns what a block keeps at a share. It loses as many whole heads as the pruned share
+    holds, but not the last one, and the channels that the rest of its budget has no room for.
 
     Raises:
         InputError: no channel would be kept.
@@ -66,9 +66,9 @@ def sizes_of(shape: BlockShape, share: float) -> Sizes:
 
 
 def channels_within(shape: BlockShape, share: float, heads: int, blocks: int = 1) -> int:
-    """Channels that a share of the parameters of some blocks, all alike, has room for beside so
-    many of their KV heads, whole ones and all blocks together; less than 0 where heads alone are
-    too much."""
+    """Returns how many channels fit into a share of the parameters of equal blocks, beside their
+    kept KV heads. Both are counted over all blocks together. The result is 0 or less if the heads
+    leave no room."""
     of_attention = shape.hidden * (shape.qkv + shape.q)
     of_channel = (shape.num_input_projections + 1) * shape.hidden
     budget = share * (of_attention + shape.inside + shape.intermediate * of_channel)
@@ -77,8 +77,8 @@ def channels_within(shape: BlockShape, share: float, heads: int, blocks: int = 1
 
 
 def top_k(scores: Float[Tensor, " K"], count: int) -> Float[Tensor, " K"]:
-    """Ranks from 1 (best) down to nearly 0, with 1 added for the `count` best: a threshold of 1
-    keeps exactly these."""
+    """Returns ranks from 1 (best) down to nearly 0, with 1 added to the `count` best: a threshold
+    of 1 keeps exactly these."""
     places = scores.argsort(descending=True, stable=True).argsort()
     kept = (places < count).double()
     return 1 - places.double() / max(len(scores), 1) + kept

@@ -18,7 +18,7 @@ class LowRank(nn.Module):
         self.left, self.right = left, right
 
     def forward(self, hidden: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        """What the layer gives."""
+        """Returns the layer's output."""
         return self.left(self.right(hidden))
 
 
@@ -27,7 +27,7 @@ def as_linear(
     bias: nn.Parameter | None = None,
     kind: type[nn.Linear] = nn.Linear,
 ) -> nn.Linear:
-    """A layer with a copy of these weights, so that no larger tensor is kept alive by a slice."""
+    """Returns a layer with a copy of these weights; a slice would keep the larger tensor alive."""
     outputs, inputs = weight.shape
     linear = kind(inputs, outputs, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
@@ -37,7 +37,7 @@ def as_linear(
 
 
 def rank_of(share: float, outputs: int, inputs: int) -> int:
-    """The largest rank with `rank·(outputs + inputs) <= share·outputs·inputs`.
+    """Returns the largest rank with `rank·(outputs + inputs) <= share·outputs·inputs`.
 
     Raises:
         InputError: that is 0.

@@ -1,4 +1,4 @@
-"""Steps of methods that learn masks with a loss of their own, on random windows.
+"""Training loop for methods that learn masks with their own loss, on random windows.
 
 N entries of all sites.
 """
@@ -18,10 +18,10 @@ from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
 LossUnder = Callable[[Float[Tensor, " N"]], Float[Tensor, ""]]
-"""Draws the windows of a batch, and gives the mean loss of their tokens under a mask."""
+"""Draws a batch of windows and returns the mean loss of their tokens under a mask."""
 
 BatchLoss = Callable[[int, torch.Generator, LossUnder], Loss]
-"""Step, noise and the loss under a mask -> what is differentiated, and the figures beside it."""
+"""Step, noise and the loss under a mask -> the loss to differentiate, and the figures to report."""
 
 
 def train_masks(
@@ -35,13 +35,13 @@ def train_masks(
     distill: float = 0.0,
     warmup: float = 0.0,
 ) -> None:
-    """Takes so many steps; goes on from a checkpoint of the problem's run.
+    """Trains for `steps` steps; resumes from a checkpoint of the problem's run.
 
     Args:
-        config: the problem's settings, with what the method prescribes in their place.
-        batch_loss: is given the noise of the step, which is all that it may draw from.
+        config: the problem's settings, with the method's own values where it prescribes them.
+        batch_loss: draws random numbers only from the step's noise.
         distill: share of the loss that is the divergence from the dense model.
-        warmup: share of the steps in which the step size grows to its peak.
+        warmup: share of the steps over which the step size grows to its peak.
     """
     dense, process = problem.dense, problem.job.process
     schedule = Schedule(config, steps, "learning masks", warmup=warmup)
@@ -65,8 +65,8 @@ def train_masks(
 
 
 def travelling(rate: float, published_steps: int, steps: int, most: float) -> float:
-    """The step size with which Adam moves a parameter as far in these steps as in those of the
-    paper: the product of step size and steps is the same.
+    """Returns the step size with which Adam moves a parameter as far in `steps` as in the paper's
+    steps: the product of step size and steps stays the same.
 
     Args:
         rate: the paper's step size, for its `published_steps`.

@@ -1,4 +1,4 @@
-"""How much the loss changes, to first order, without the weights of a coupled structure.
+"""First-order change of the loss when the weights of a coupled structure are removed.
 
 O outputs, I inputs of a layer, K inner dimensions of a branch, H KV heads, F intermediate.
 """
@@ -19,7 +19,7 @@ from disp_llm.models.architectures import Branch
 
 @contextmanager
 def weight_gradients(dense: PrunableModel) -> Iterator[None]:
-    """While the context lasts, the blocks' linear weights gather gradients."""
+    """Lets the blocks' linear weights collect gradients inside the context."""
     weights = [linear.weight for linear in dense.linears()]
     for weight in weights:
         weight.requires_grad_(True)
@@ -34,16 +34,15 @@ def weight_gradients(dense: PrunableModel) -> Iterator[None]:
 def changes_of(
     dense: PrunableModel, block: nn.Module, shape: BlockShape
 ) -> tuple[Float[Tensor, " H"], Float[Tensor, " F"]]:
-    """`Σ|w·∂loss/∂w|` over all weights of each KV head with its queries (none where heads are no
-    site), and of each intermediate channel."""
+    """Returns `Σ|w·∂loss/∂w|` over the weights of each KV head with its queries (empty if heads are
+    not a site), and of each intermediate channel."""
     attention, mlp = (_changes(block, branch) for branch in dense.branches_of(block))
     of_heads = torch.stack([by_head(part, shape.heads) for part in attention]).sum(0)
     return of_heads, torch.stack(mlp).sum(0)
 
 
 def _changes(block: nn.Module, branch: Branch) -> list[Float[Tensor, " K"]]:
-    """The same over the weights that every inner dimension of a branch has in each of its
-    projections."""
+    """Returns these sums for each inner dimension of a branch, one tensor per projection."""
 
     def change(path: str) -> Float[Tensor, "O I"]:
         layer = linear_at(block, path)

@@ -1,1 +1,1 @@
-"""What people see of a comparison: tables, lines, pictures."""
+"""What readers get from a comparison: tables, lines, pictures."""

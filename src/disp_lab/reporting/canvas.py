@@ -6,17 +6,17 @@ from typing import Any
 from disp_llm.runs.files import atomic
 
 PICTURE = b"Software\0disp-llm"
-"""What a picture of ours has among its first bytes."""
+"""Bytes near the start of every picture of ours; only pictures with them are replaced."""
 
 GREY, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
-"""Colours of the original, of the pruned model, and of what is counted and not measured."""
+"""Colours of the original, of the pruned model, and of what is counted, not measured."""
 
 OTHERS = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")
-"""Colours of all further lines."""
+"""Colours of all other lines."""
 
 
 def canvas(width: float, height: float) -> Any:
-    """An empty figure of so many inches, drawn without a window."""
+    """Returns an empty figure, its size in inches, drawn without a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -26,7 +26,7 @@ def canvas(width: float, height: float) -> Any:
 
 
 def logarithmic(axes: Any) -> None:
-    """A logarithmic axis of perplexities with round numbers on it."""
+    """Makes the y axis logarithmic, with round numbers on it."""
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     axes.set_yscale("log")
@@ -36,10 +36,10 @@ def logarithmic(axes: Any) -> None:
 
 
 def panels(width: float, height: float, value: str, count: int) -> tuple[Any, list[Any]]:
-    """A figure of so many inches, and the axes of its panels, one below the other.
+    """Returns a figure, its size in inches, and the axes of its panels, one below the other.
 
     Args:
-        value: what all panels show.
+        value: y label of all panels.
     """
     figure, axes = canvas(width, height), []
     for place in range(1, count + 1):
@@ -58,7 +58,7 @@ APART = 0.075
 
 
 def name_lines(axis: Any, ends: list[End]) -> None:
-    """Writes names right of a panel, none over another, each tied to the end of its line."""
+    """Writes line names right of a panel without overlap, each tied to the end of its line."""
     to_panel = axis.transData + axis.transAxes.inverted()
     ends = sorted(ends, key=lambda end: end[1])
     places = [float(to_panel.transform(end[:2])[1]) for end in ends]

@@ -1,8 +1,8 @@
-"""What each model of a comparison costs in size, time and memory -> which are on the Pareto front.
+"""Costs of a comparison's models in size, time and memory, and which are on the Pareto front.
 
-On the front of a cost is what no other model dominates: none is as good and as cheap, and better in
-one of the two. Quality is `general_ratio` where the comparison has a suite of texts, else
-perplexity.
+A model is on the front of a cost if no other dominates it, that is, none is as good and as cheap
+and better in one of the two. Quality is `general_ratio` if the comparison has a suite of texts,
+else perplexity.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from disp_llm.runs.scores import ratio_said
 
 @dataclass(frozen=True)
 class Cost:
-    """Something that a smaller model is to save."""
+    """A cost that a smaller model should reduce."""
 
     name: str
     label: str
-    """What an axis of it says."""
+    """Label of its axis."""
     of: Callable[[ComparisonRow], float | None]
-    """None where it was not measured."""
+    """A row's cost; None if it was not measured."""
     said: Callable[[float], str]
     shown: Callable[[float], float] = float
-    """What an axis shows of it."""
+    """A cost -> the number on its axis."""
 
 
 def _share_of_time(row: ComparisonRow, phase: str) -> float | None:
@@ -81,23 +81,23 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """A comparison whose models have costs."""
+    """Quality and costs of a comparison's models."""
 
     found: ComparisonFigures
 
     @classmethod
     def of(cls, result: dict[str, Any]) -> "Frontier":
-        """What `compare.json` holds."""
+        """Reads the content of `compare.json`."""
         return cls(comparison_figures(result))
 
     @property
     def rows(self) -> list[ComparisonRow]:
-        """Those that have figures, the best first."""
+        """Rows that have figures, best first."""
         return sorted((row for row in self.found.rows if row.error is None), key=self.value)
 
     @property
     def value_name(self) -> str:
-        """What quality is measured by."""
+        """Name of the quality measure."""
         original = self.found.original
         scored = original and original.scores and original.scores.texts
         return "general_ratio" if scored else "perplexity"
@@ -110,7 +110,7 @@ class Frontier:
         return 1.0 if scored else self.found.original.measured.perplexity
 
     def value(self, row: ComparisonRow) -> float:
-        """The quality of a row that has figures; less is better."""
+        """Returns the quality of a row that has figures; less is better."""
         found = row.perplexity
         if self.value_name == "general_ratio":
             assert row.scores is not None, row
@@ -119,12 +119,12 @@ class Frontier:
         return found
 
     def points(self, cost: Cost) -> list[Point]:
-        """All models whose cost was measured, the best first."""
+        """Returns all models whose cost was measured, best first."""
         costs = [(row, cost.of(row)) for row in self.rows]
         return [Point(row, self.value(row), of) for row, of in costs if of is not None]
 
     def front(self, cost: Cost) -> list[Point]:
-        """Those that nothing dominates, the cheapest first."""
+        """Returns the models that no other dominates, cheapest first."""
         found: list[Point] = []
         for point in sorted(self.points(cost), key=lambda point: (point.cost, point.value)):
             last = found[-1] if found else None
@@ -133,7 +133,7 @@ class Frontier:
         return found
 
     def table(self) -> Table:
-        """For every model its quality, what it costs, and on which fronts it is."""
+        """Returns a table of each model's quality, costs and fronts."""
         fronts = {cost.name: [point.row for point in self.front(cost)] for cost in COSTS}
         rows = []
         for row in self.rows:
@@ -158,7 +158,7 @@ def _same(point: Point, other: Point) -> bool:
 
 
 def _with_spread(row: ComparisonRow, phase: str) -> str:
-    """`×1.23 (1.20 to 1.25)`: median and quartiles over rounds."""
+    """Returns `×1.23 (1.20 to 1.25)`, median and quartiles over rounds; – if not timed."""
     if not row.speedup:
         return "–"
     ends = (row.speed.get(f"{phase}_speedup_{end}") for end in ("low", "high"))
@@ -168,5 +168,5 @@ def _with_spread(row: ComparisonRow, phase: str) -> str:
 
 
 def has_original(result: ComparisonFigures) -> bool:
-    """Whether the original stands among the rows, without which there is no frontier."""
+    """Returns whether the original is among the rows; without it there is no frontier."""
     return any(row.method == ORIGINAL and row.error is None for row in result.rows)

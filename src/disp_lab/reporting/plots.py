@@ -20,30 +20,30 @@ from disp_lab.results import of_sizes
 from disp_llm.config.names import name_of
 
 MARKERS = "os^vDP*"
-"""One fewer than the colours, so that no two methods look alike."""
+"""Markers of others, one fewer than their colours, so that no two methods look alike."""
 
 OUR_MARKERS = "o*Dhp8"
 
 CEILING = 100
-"""Times the original's perplexity; what is worse is named and not drawn."""
+"""Largest multiple of the original's quality to draw; methods with worse models are named."""
 
 
 def draw_comparison(result: dict[str, Any], path: Path) -> None:
-    """Quality over the share of block parameters and, where models were timed, over time, for the
-    rows of `compare.json` that were made to a number of parameters."""
+    """Draws quality over the share of block parameters and, if models were timed, over prefill
+    time, for the unquantised rows of `compare.json` whose size is a share of block parameters."""
     frontier = Frontier.of(result)
     frontier = Frontier(replace(frontier.found, rows=of_sizes(frontier.found.rows)))
     draw_costs(frontier, [KEEP, *(cost for cost in COSTS[:1] if frontier.points(cost))], path)
 
 
 def draw_frontier(result: dict[str, Any], path: Path) -> None:
-    """Quality over every cost that was measured, and the front of each."""
+    """Draws quality over every cost that was measured, and the front of each."""
     frontier = Frontier.of(result)
     draw_costs(frontier, [cost for cost in COSTS if frontier.points(cost)], path, fronts=True)
 
 
 def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool = False) -> None:
-    """One panel a cost below the other, with a line for each method and its name beside it."""
+    """Draws one panel per cost, one below the other, with a named line for each method."""
     original = frontier.of_original
     figure, axes = panels(7.4, 3.6 * len(costs), frontier.value_name, len(costs))
     methods = list(dict.fromkeys(row.method for row in frontier.rows))
@@ -73,8 +73,8 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
 
 
 def _draw_method(axis: Any, cost: Cost, points: list[Point], look: tuple[str, str]) -> list[End]:
-    """The sizes of a method as a line, and what is quantised of them as hollow marks with names;
-    where its name belongs."""
+    """Draws a method's sizes as a line, and its quantised models as hollow marks with names.
+    Returns the method's name with its place."""
     if not points:
         return []
     color, marker = look
@@ -104,11 +104,11 @@ def _draw_method(axis: Any, cost: Cost, points: list[Point], look: tuple[str, st
 
 
 SHOWN = {"learned": "ours", "latency": "ours, time as the budget"}
-"""What pictures call a method of ours."""
+"""Names of our methods in pictures."""
 
 
 def _look(method: str, methods: list[str]) -> tuple[str, str]:
-    """Colour and marker: ours in one colour, the original in grey, every other in its own."""
+    """Returns colour and marker: one colour for ours, grey for the original, others their own."""
     if method == ORIGINAL:
         return GREY, "s"
     if method in OURS:
@@ -120,7 +120,7 @@ def _look(method: str, methods: list[str]) -> tuple[str, str]:
 
 
 def _draw_front(axis: Any, cost: Cost, front: list[Point]) -> None:
-    """Steps along what nothing dominates: at each cost the best that can be had."""
+    """Draws the front as steps: the best quality available at each cost."""
     if front:
         axis.step(
             [cost.shown(p.cost) for p in front], [p.value for p in front],

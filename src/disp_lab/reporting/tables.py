@@ -21,15 +21,16 @@ FIGURES: dict[str, Callable[[ComparisonRow], str]] = {
     "perplexity": str,
     PAIRED: lambda row: paired_said(row.paired_ratio, row.paired_ratio_stderr),
 }
-"""What is said of a row, in this order; the first two where there is a suite, the last where
-losses of windows were kept."""
+"""Formats of a row's figures, in table order; the first two need a suite, the last needs window
+losses."""
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    """For each figure a table with a row for each method and a column for each size.
+    """Prints a table for each figure, with a row per method and a column per size; then errors,
+    notes and, if the original is among the rows, the frontier.
 
     Args:
-        result: what `compare.json` holds.
+        result: content of `compare.json`.
     """
     found = comparison_figures(result)
     for figure in _figures_in(found):
@@ -44,12 +45,12 @@ def show_comparison(result: dict[str, Any]) -> None:
 
 
 def markdown(result: dict[str, Any], picture: str = "") -> str:
-    """A table with a row for each method and a column for each size, and one of what every model
-    costs; with the original among the rows, the frontier too.
+    """Returns `compare.md`: a table with a row per method and a column per size, one of every
+    model's costs and, if the original is among the rows, the frontier.
 
     Args:
-        result: what `compare.json` holds.
-        picture: name of the picture of the frontier that lies beside the text, if there is one.
+        result: content of `compare.json`.
+        picture: name of the frontier's picture beside the text; empty = none.
     """
     found = comparison_figures(result)
     lines = [*_by_method(found, _figures_in(found)).markdown(), ""]
@@ -65,20 +66,20 @@ def markdown(result: dict[str, Any], picture: str = "") -> str:
 
 
 def _figures_in(found: ComparisonFigures) -> list[str]:
-    """Names of the figures that some row has."""
+    """Returns names of the figures that some row has, and always perplexity."""
     rows = of_sizes(found.rows)
     return [name for name, of in FIGURES.items() if name == "perplexity" or any(map(of, rows))]
 
 
 def _by_method(found: ComparisonFigures, figures: list[str]) -> Table:
-    """For every method each figure for each size (– where there is none), tokens and seconds."""
+    """Returns a table of each method's figures at each size (– if missing), tokens and seconds."""
     rows, keeps = of_sizes(found.rows), found.asked.keep
     table: list[tuple[str, ...]] = []
     for method in dict.fromkeys(row.method for row in rows):
         sizes = {row.keep_asked: row for row in rows if row.method == method}
         measured = [row for row in sizes.values() if row.perplexity]
         tokens = dict.fromkeys(f"{row.tokens_seen:,}" for row in measured)
-        # What an attempt took of which no figures are left is not known.
+        # Unknown if no figures are left of the attempt, or another machine made it.
         seconds = dict.fromkeys(
             "–" if row.seconds is None else f"{row.seconds:.0f}" for row in measured
         )
@@ -95,7 +96,7 @@ def _by_method(found: ComparisonFigures, figures: list[str]) -> Table:
 
 
 def _notes(found: ComparisonFigures) -> list[str]:
-    """What the figures were measured over, and what the original scores."""
+    """Returns lines on what the figures were measured over, and on the original's scores."""
     if found.original is None or found.source is None:
         return []
     text = found.source["eval_text"]
@@ -123,7 +124,7 @@ def _scores_of_original(original: Scores) -> list[str]:
 
 
 def _pairs(rows: list[ComparisonRow]) -> list[str]:
-    """What the paired ratios are; no line where there are none."""
+    """Returns a line that explains the paired ratios; none if there are none."""
     references = dict.fromkeys(
         f"{row.paired_with} at {row.keep_asked:g}" for row in rows if row.paired_with
     )
@@ -136,7 +137,7 @@ def _pairs(rows: list[ComparisonRow]) -> list[str]:
 
 
 def _remarks(found: ComparisonFigures) -> list[str]:
-    """Why rows have no figures or no time, those that say the same together."""
+    """Returns why rows have no figures or no time, grouped by reason."""
     methods: dict[str, dict[str, None]] = {}
     counted = of_sizes(found.rows)
     for row in found.rows:
@@ -149,7 +150,7 @@ def _remarks(found: ComparisonFigures) -> list[str]:
 
 
 def _costs(rows: list[ComparisonRow]) -> Table:
-    """What every model that was timed stores, computes and takes."""
+    """Returns a table of what every timed model stores, computes and takes."""
     columns = (
         *("method", "asked", "stored in blocks, share", "all parameters", "FLOPs in blocks, share"),
         *("all that is stored, MB", "prefill 512, ms", "decode, ms"),
@@ -174,7 +175,7 @@ def _costs(rows: list[ComparisonRow]) -> Table:
 
 
 def without_paths(message: str) -> str:
-    """A message in which every word that is a path is its last part."""
+    """Shortens every path in a message to its last part."""
     return re.sub(
         r"[^\s'\"`(),;]*/[^\s'\"`(),;:]*",
         lambda found: found[0] if "://" in found[0] else name_of(found[0]),
