@@ -106,7 +106,7 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
         ("memory", "80ms", "--fit: 80ms is in seconds, and memory counts bytes; give a number"),
         ("memory", "1GB", "the original fits in 1GB as it is, with 0.0002"),
         ("memory", "0.001MB", "--fit: 0.001MB is less than the smallest model, 0."),
-        ("bytes", "0.01MB", "or more, for a smaller --align, or for more --sites"),
+        ("bytes", "0.01MB", "ask for 0.1024MB or more"),
         ("total", "0.001M", "--fit: 0.001M is less than the smallest model, 0."),
         ("total", "1B", "the original fits in 1B as it is, with "),
         ("flops", "1B", "--fit: 1B is in parameters, and flops takes shares alone"),

@@ -86,7 +86,7 @@ def grasprune(problem: PruningProblem) -> Selection:
 
 
 def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Gates:
-    """Trains gates for `steps` steps of both stages together; resumes from a checkpoint of the run."""
+    """Trains gates for `steps` steps of both stages; resumes from a checkpoint of the run."""
     budget, share = problem.budget, min(problem.keeps)
     never_pruned = budget.never_pruned.to(start.device)
     config = replace(problem.training, schedule="constant")

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from disp_llm.commands.api import called, takes
@@ -17,6 +16,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
+from disp_llm.runs.provenance import peak_memory_bytes
 
 
 @takes(DoctorConfig)
@@ -35,7 +35,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     best = first_plan(plans, free)
     widths = empty.layout.widths
     advice = "fits" if best is plans[0] else f"fits with {best.name}"
-    libraries = psutil.Process().memory_info().rss if device.type == "cpu" else 0
+    libraries = peak_memory_bytes(device) if device.type == "cpu" else 0
     speed = operations_per_second(empty, dtype, device)
     return {
         "model": config.model,
