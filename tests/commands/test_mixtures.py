@@ -10,6 +10,11 @@ from conftest import SMALL, byte_tokenizer, must_refuse, must_run, tiny_model
 from fresh import PROMPT
 from transformers import AutoModelForCausalLM
 
+from disp_llm.commands import doctor
+from disp_llm.config.prune import PruneConfig
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.architectures import family_of
+
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory) -> Path:
@@ -121,3 +126,15 @@ def test_doctor_names_the_widths_of_blocks_that_differ(mixture):
     widths = sorted((config["intermediate_size"], experts))
     assert line.startswith("entries of a block's sites: mlp_mid ")
     assert "mlp_mid {:,} to {:,}".format(*widths) in line
+
+
+def test_the_time_is_that_of_the_experts_that_a_token_uses(monkeypatch, tmp_path):
+    model, settings = tiny_model("mixtral"), PruneConfig("mixtral")
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(doctor, "operations_per_second", lambda *told: 1.0)
+    told = doctor.doctor(tmp_path / "model", device="cpu", length=64, batch=2)
+    target = PrunableModel(model, family_of(model.config))
+    used = target.block_parameters_of(1) + target.head_weight.numel()
+    passes = 3 * settings.learn.steps * 64 * 2 + 2 * settings.scores.tokens
+    assert told["plans"][0]["seconds"] == doctor.BESIDE_PRODUCTS * 2 * used * passes

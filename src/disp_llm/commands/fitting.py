@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 RUNGS = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.1)
 """Shares of the vocabulary that are tried."""
 
+STEP = 128
+"""Number of tokens that sizes of the vocabulary are multiples of."""
+
 WINDOW, WINDOWS = 512, 16
 """Tokens of a window of that end, and how many are read."""
 
@@ -191,7 +194,8 @@ def _rungs(asked: int, loaded: Loaded, room: Room, whole: int) -> list[int]:
     except InputError as error:
         logger.warning("the vocabulary stays whole: %s", error)
         return [whole]
-    rungs = {128 * round(share * tokens / 128) for share in RUNGS} | set(room.with_whole_blocks)
+    rungs = {STEP * round(share * tokens / STEP) for share in RUNGS}
+    rungs |= {STEP * int(way.tokens(room.limit) // STEP) for way in room.ways.values()}
     return [whole, *sorted((one for one in rungs if 0 < one < tokens), reverse=True)]
 
 
@@ -227,7 +231,7 @@ def _lost_by_rounding(loaded: Loaded, held: HeldOut, bits: Bits, before: float) 
         return held.loss(loaded) - before
 
 
-def settle(opened: "Opened", fit: Fit, held: HeldOut) -> None:
+def settle(opened: "Opened", fit: Fit) -> None:
     """Writes the sizes in their bits, measures them on the end of the learning text, and keeps the
     best."""
     job = opened.problem.job
@@ -235,6 +239,7 @@ def settle(opened: "Opened", fit: Fit, held: HeldOut) -> None:
     if job.run.has(folder):
         return
     job.run.forget(folder)
+    held = HeldOut.of(opened.texts.corpus, opened.original)
     before = held.loss(opened.original)
     machine = opened.loaded.machine(job.config.machine, job.process.device)
     made = list[Choice]()

@@ -112,8 +112,8 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     measuring = opened.measuring(board)
     selection = choose(problem)
     first_alone(job, loaded, export_all, opened, measuring, selection)
-    if opened.fit is not None and opened.held is not None and job.process.is_main:
-        settle(opened, opened.fit, opened.held)
+    if opened.fit is not None and job.process.is_main:
+        settle(opened, opened.fit)
     if job.process.is_main:
         _say_if_late(job)
     end(job, job.run.result().get("steps", job.config.learn.steps))
@@ -149,8 +149,6 @@ class Opened:
     """How the model's tokens spell the original's; None if it keeps them all."""
     fit: Fit | None = None
     """How the asked size is met; None unless the run decides tokens and bits."""
-    held: HeldOut | None = None
-    """Text that decides; likewise None."""
 
     def measuring(self, board: Scoreboard | None) -> Measuring:
         """Returns the text and the suite that models are measured on."""
@@ -191,16 +189,17 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     texts = load_texts(job, loaded, sources, loaded, needs, *noise)
     require_positions(loaded.model, texts.longest_window(config.evaluation), "context")
     held = HeldOut.of(texts.corpus, loaded) if config.budget.decides else None
-    corpus, fit = texts.corpus if held is None else held.before, None
+    corpus = texts.corpus if held is None else held.before
     for field, tokens in windows_of(config).items():
         corpus.require_length(tokens, field)
+    fit = None
     if held is not None:
         job, fit = fitted(job, loaded, held)
         problem, fewer = problem_of(job, loaded), fit.vocabulary > 0
     problem = replace(problem, job=job, corpus=corpus)
     if not fewer:
         require_room(problem)
-        return Opened(problem, loaded, loaded, texts, None, fit, held)
+        return Opened(problem, loaded, loaded, texts, None, fit)
     problem, small, spelling = with_fewer_tokens(problem, loaded)
     require_room(problem)
     longest = spelling.longest_window(texts.evaluation, config.evaluation)
@@ -210,7 +209,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
             field="context",
             hint="give a smaller one, or keep more tokens",
         )
-    return Opened(problem, small, loaded, texts, spelling, fit, held)
+    return Opened(problem, small, loaded, texts, spelling, fit)
 
 
 def has_fewer_tokens(job: Job[PruneConfig]) -> bool:

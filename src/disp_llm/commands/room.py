@@ -27,15 +27,16 @@ LEAST, MEAN, MOST = (0.818, 0.73), (1.035, 0.67), (1.303, 0.52)
 came to at keep 0.8 and 0.5 of three models (experiments/results/models.md)."""
 
 
-def expected_loss(keep: float) -> float:
-    """Returns the mean log ratio of perplexity to expect at a size. It only chooses between sizes
-    that are then measured."""
-    return MEAN[0] * (1 / keep - 1) ** MEAN[1]
+def expected_loss(keep: float, curve: tuple[float, float] = MEAN) -> float:
+    """Returns the log ratio of perplexity to expect at a size. It only chooses between sizes that
+    are then measured."""
+    scale, power = curve
+    return scale * (1 / keep - 1) ** power
 
 
 def expected_range(keep: float) -> list[float]:
     """Returns the least and the most times the original's perplexity to expect at a size."""
-    return [math.exp(scale * (1 / keep - 1) ** power) for scale, power in (LEAST, MOST)]
+    return [math.exp(expected_loss(keep, curve)) for curve in (LEAST, MOST)]
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,9 @@ class Bytes:
         does."""
         return min((limit - self.rest - tokens * self.token) / self.blocks, 1.0)
 
-    def with_whole_blocks(self, limit: float) -> int:
-        """Returns the largest number of tokens, a multiple of 128, that leaves room for all blocks;
-        0 and less if none does."""
-        return 128 * math.floor((limit - self.rest - self.blocks) / self.token / 128)
+    def tokens(self, limit: float) -> float:
+        """Returns the number of tokens that leaves room for all blocks; below 0 if none does."""
+        return (limit - self.rest - self.blocks) / self.token
 
 
 def stored(target: PrunableModel, bits: Bits, itemsize: int) -> Bytes:
@@ -161,11 +161,6 @@ class Room:
     def keep(self, bits: Bits, tokens: int) -> float:
         """Returns the share of the blocks that fits, rounded down to four decimals."""
         return math.floor(1e4 * self.ways[bits].keep(self.limit, tokens)) / 1e4
-
-    @property
-    def with_whole_blocks(self) -> list[int]:
-        """Numbers of tokens that leave room for all blocks, one for each way."""
-        return [way.with_whole_blocks(self.limit) for way in self.ways.values()]
 
     def too_small(self, least: float, tokens: int) -> InputError:
         """Returns the error that nothing fits.

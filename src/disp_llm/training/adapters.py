@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter
 from disp_llm.models.hooks import hooks
+from disp_llm.training.checkpoints import unsharded
 
 GAIN = 4.716
 """`gain` of SmolLM2-135M, for which `adapter_rate` was found."""
@@ -73,9 +73,7 @@ def gain(target: PrunableModel) -> float:
     median over layers of the weights' root mean square, times the root of the number of inputs."""
     found = []
     for linear in target.linears():
-        square = linear.weight.detach().float().square().mean()
-        if isinstance(square, DTensor):
-            square = square.full_tensor()
+        square = unsharded(linear.weight.detach().float().square().mean())
         found.append(math.sqrt(float(square) * widths_of(linear)[0]))
     return statistics.median(found)
 

@@ -39,10 +39,15 @@ def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
     call it; those without `keeps` get an empty result."""
     whole: dict[str, Tensor] = {}
     for name, part in parts.items():
-        tensor = part.full_tensor() if isinstance(part, DTensor) else part
+        tensor = unsharded(part)
         if keeps:
             whole[name] = tensor.detach().cpu().contiguous()
     return whole
+
+
+def unsharded(tensor: Tensor) -> Tensor:
+    """Returns a tensor, whole if it was sharded. All processes that hold shards must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.runs.job import Interrupted, Job, Process
 from disp_llm.runs.metrics import MetricsLog
-from disp_llm.training.checkpoints import restore, save, whole_tensors
+from disp_llm.training.checkpoints import restore, save, unsharded, whole_tensors
 
 CHECKPOINT_EVERY = 25
 """Steps between checkpoints; SIGINT and SIGTERM write one as well."""
@@ -110,8 +110,7 @@ def train(
         loss_of: returns the loss of a step.
 
     Raises:
-        Interrupted: the job was asked to stop; the checkpoint holds the last step (none for a
-            trial).
+        Interrupted: the job was asked to stop; unless it is a trial, a checkpoint was written.
         InputError: a loss is not finite, or the checkpoint belongs to a different run.
     """
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
@@ -206,7 +205,7 @@ def _clip(parameters: list[nn.Parameter], longest: float) -> float:
     whole = [one for one in parameters if not isinstance(one, DTensor)]
     parts = [part for part in (divided, whole) if part]
     found = [nn.utils.get_total_norm([_gradient(one) for one in part]) for part in parts]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found]
+    norms = list(map(unsharded, found))
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for part in parts:
         nn.utils.clip_grads_with_norm_(part, longest, norm)
