@@ -6,16 +6,8 @@ from typing import Any
 
 from disp_lab.names import ORIGINAL
 from disp_llm.config.schema import Amount, AtLeastOne, Count, Positive, as_type
-from disp_llm.runs.results import (
-    PHASES,
-    Hardware,
-    Provenance,
-    Source,
-)
+from disp_llm.runs.results import PHASES, ROWS_AGAIN, Hardware, Provenance, Source
 from disp_llm.runs.scores import Finite, Perplexity, Scores, with_error
-
-ROWS_AGAIN = "delete it; every row is made again"
-"""Hint for a damaged `compare.json`."""
 
 
 @dataclass(frozen=True)

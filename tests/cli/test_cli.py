@@ -131,7 +131,13 @@ def test_what_is_wrong_with_arguments_is_one_line(arguments, said, capsys):
 
 @pytest.mark.parametrize(
     ("given", "again"),
-    [([], ["--resume"]), (["--resume"], []), (["--resume", "auto"], []), (["--resume=auto"], [])],
+    [
+        ([], ["--resume"]),
+        (["--resume"], []),
+        (["--resume", "auto"], []),
+        (["--resume=auto"], []),
+        (["--resume", "false"], ["--resume"]),
+    ],
 )
 def test_what_was_stopped_says_how_to_go_on(given, again, tmp_path):
     """With a command that the parser takes."""

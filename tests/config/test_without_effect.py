@@ -106,6 +106,8 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --estimator reinmax --penalty 6 --sites experts", "sites"),
         ("prune m --steps 5 --minutes 3", "steps"),
         ("prune m --keep 0.6 --budget memory --fit 6GB", "keep"),
+        ("prune m --keep 0.5 --fit 100MB", "keep"),  # the default, by name
+        ("prune m --adapter-rank 0 --adapter-rate 0.002", "adapter_rate"),
         ("prune m --text a --dataset b", "dataset"),
         ("prune m --eval-dataset a --eval-examples b", "eval_examples"),
         ("eval m --examples a --text b", "examples"),

@@ -19,7 +19,7 @@ from disp_lab.comparison.table_rows import RowKey, missing, rows_asked
 from disp_lab.names import ORIGINAL
 from disp_lab.reporting.plots import draw_comparison, draw_frontier
 from disp_lab.reporting.tables import markdown
-from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
+from disp_lab.results import ComparisonRow, comparison_figures
 from disp_lab.settings import CompareConfig
 from disp_lab.variants import compared_methods
 from disp_llm.commands.api import EXAMPLES, TEXTS, called
@@ -36,7 +36,7 @@ from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.lock import locked
 from disp_llm.runs.ownership import require_ours
 from disp_llm.runs.provenance import hardware, provenance, versions
-from disp_llm.runs.results import as_json
+from disp_llm.runs.results import ROWS_AGAIN, as_json
 from disp_llm.runs.settings import FREE_TO_CHANGE
 
 FRONTIER = "frontier.png"

@@ -115,5 +115,5 @@ def _how_to_resume(arguments: list[str]) -> str:
         return ""
     if not (output_folder(arguments[0], given) / "config.toml").exists():
         return ""
-    again = shlex.join(arguments) + ("" if "resume" in given else " --resume")
-    return f"; go on with: disp-llm {again}"
+    again = "" if given.get("resume") else " --resume"
+    return f"; go on with: disp-llm {shlex.join(arguments)}{again}"

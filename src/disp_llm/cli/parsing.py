@@ -97,8 +97,9 @@ def parse(arguments: list[str]) -> Any:
     kind = command_of(command).config
     if {"-h", "--help", "--help-all"} & set(words):
         _print(help_of(command, kind, complete="--help-all" in words))
-    config = _configured(command, kind, given_settings(command, words))
-    check_settings(config)
+    given = given_settings(command, words)
+    config = _configured(command, kind, given)
+    check_settings(config, given)
     return config
 
 

@@ -145,8 +145,9 @@ class Call(Generic[Settings]):
 def called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Settings]:
     """Returns the call of a task, from all of its settings or the value of its first required one.
     Options override settings, or are `progress`, `stop_requested` and `command`."""
+    named = {*options}
     call = _called(kind, asked, options)
-    check_settings(call.config)
+    check_settings(call.config, named)
     return call
 
 
@@ -206,6 +207,7 @@ def called_with(
     elif "recipe" in options:
         config = apply_recipe(replace(config, **names), load_recipe(str(options["recipe"])))
     given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES) if name in known}
+    chosen = {*options}
     call = _called(kind, replace(config, **names), options)
     held = {name: model for name, model in models.items() if isinstance(model, PreTrainedModel)}
     named, texts = _read(call.config, given)
@@ -213,7 +215,7 @@ def called_with(
     config = with_settings(call.config, named)
     if "model" in held:
         config = replace(config, machine=in_memory.machine_of(held["model"], config.machine))
-    check_settings(with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))))
+    check_settings(with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))), chosen)
     return replace(call, config=config, inputs=inputs, temporary=temporary)
 
 

@@ -121,6 +121,9 @@ class PruneResult(RunResult):
             InputError: the run has no such size.
         """
         sizes = self.sizes
+        if not sizes:
+            what, hint = "no size has been made yet", "go on with the run by `resume`"
+            raise InputError(what, field=str(self.folder), hint=hint)
         if share is None:
             return sizes[0]
         asked = Target.of(share)

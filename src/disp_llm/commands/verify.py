@@ -14,12 +14,12 @@ from disp_llm.config.errors import InputError
 from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import FACTS, MARK, damaged_mark, kind_of
-from disp_llm.runs.results import PUT_BACK
+from disp_llm.runs.results import PUT_BACK, ROWS_AGAIN
 from disp_llm.runs.settings import stored_settings
 from disp_llm.runs.sums import SUMS, extra_files, folder_problems, require_sums
 
-COMPARISON, ROWS_AGAIN = "compare.json", "delete it; every row is made again"
-"""File that `disp-llm compare` writes, and what to do if it is damaged."""
+COMPARISON = "compare.json"
+"""File that `disp-llm compare` writes."""
 
 RUN_FILES = ("config.toml", "result.json", COMPARISON)
 """Files that identify a run whose mark is lost."""

@@ -4,7 +4,7 @@ those that exclude each other. The last two are declared beside the fields, as `
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,12 @@ def only_with(others: str, settings: str, what: str) -> Use:
     return Use(settings, lambda config: any(getattr(config, name) for name in names), what, instead)
 
 
-def check_settings(config: Any) -> None:
+def check_settings(config: Any, named: Collection[str] = ()) -> None:
     """Refuses, before anything is loaded, what no command can use: of all settings, and what the
     `validate` of a group refuses.
+
+    Args:
+        named: settings that were asked for by name, which counts even if it changes nothing.
 
     Raises:
         InputError: naming the setting.
@@ -65,7 +68,7 @@ def check_settings(config: Any) -> None:
             raise InputError(said, field=setting.name, hint=hint) from None
         if setting.takes_several and setting.choices and len(set(value)) < len(value):
             raise InputError("repeated", field=setting.name, hint="name each once")
-    for use, group, setting, _ in _unused(config):
+    for use, group, setting, _ in _unused(config, named):
         hint = "leave it out" + (f", or {use.instead}" if use.instead else "")
         raise InputError(use.what.format(group), field=setting.name, hint=hint)
     for group in _groups(config):
@@ -91,13 +94,14 @@ def usual_settings(config: Any) -> Any:
     return apply_recipe(usual, load_recipe(recipe)) if recipe in recipe_names() else usual
 
 
-def _unused(config: Any) -> Iterator[tuple[Use, Any, Setting, Any]]:
+def _unused(config: Any, named: Collection[str] = ()) -> Iterator[tuple[Use, Any, Setting, Any]]:
     """Settings that were given and are not read: what would read them, the group that they are part
     of, and the value that nobody asked for."""
     settings, usual = settings_of(type(config)), usual_settings(config)
     for use, group in _unmet(config):
         for setting in map(settings.__getitem__, use.settings.split()):
-            if setting.of(config) not in (setting.default, setting.of(usual)):
+            default = setting.of(config) in (setting.default, setting.of(usual))
+            if setting.name in named or not default:
                 yield use, group, setting, setting.of(usual)
 
 

@@ -13,6 +13,9 @@ from disp_llm.runs.scores import Perplexity, Scores
 PUT_BACK = "put it back, or begin in a new `output_dir`"
 """What to do about a damaged `result.json`, against which all other files are checked."""
 
+ROWS_AGAIN = "delete it; every row is made again"
+"""What to do about a damaged `compare.json`."""
+
 
 Phase = Literal["prefill", "decode"]
 
