@@ -17,6 +17,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.models.architectures import family_of
 from disp_llm.training import learning, loop
+from disp_llm.training.adapters import step_scale
 from disp_llm.training.checkpoints import checkpoints
 from disp_llm.training.estimators import ESTIMATORS
 from disp_llm.training.learning import learn
@@ -200,7 +201,7 @@ def test_settings_reach_the_optimiser_and_the_estimator(problem, monkeypatch):
     state = learning._initial_state(problem, start_of(problem))
     (optimizer,) = learning._optimizers(problem, state)
     groups = optimizer.param_groups
-    assert [group["lr"] for group in groups] == [0.1, 0.2, 0.3, 0.4]
+    assert [group["lr"] for group in groups] == [0.1, 0.2, 0.3, 0.4 * step_scale(problem.dense)]
     assert [group["weight_decay"] for group in groups] == [0.7, 0, 0, 0]
     assert {group["betas"] for group in groups} == {(0.5, 0.6)}
 

@@ -11,7 +11,9 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.tokens import tokenize
 from disp_llm.data.windows import Corpus
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Interrupted, Job
+from disp_llm.training.adapters import step_scale
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import train_weights
 
@@ -30,9 +32,11 @@ def trained(
     stop_after: int = -1,
     optimizer: str = "adamw",
     steps: int = STEPS,
+    factor: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """Weights of the tiny Llama after some steps; the process's own randomness has no part."""
-    student = tiny_prunable("llama", tie_word_embeddings=False)
+    """Weights of the tiny Llama, `factor` times as large, after some steps; the process's own
+    randomness has no part."""
+    student = enlarged(factor)
     machine = MachineConfig(device="cpu", seed=seed)
     training = dataclasses.replace(TRAINING, weight_optimizer=optimizer)
     config = RecoverConfig("tiny", tokens=32 * steps, training=training, machine=machine)
@@ -48,6 +52,14 @@ def trained(
     corpus = Corpus((tokenize([text], byte_tokenizer()),))
     assert train_weights(job, student, None, corpus, torch.float32) == steps
     return student.model.state_dict()
+
+
+def enlarged(factor: float) -> PrunableModel:
+    student = tiny_prunable("llama", tie_word_embeddings=False)
+    with torch.no_grad():
+        for linear in student.linears():
+            linear.weight.mul_(factor)
+    return student
 
 
 def same(one: dict, other: dict) -> set[str]:
@@ -116,17 +128,34 @@ def test_training_after_training_reads_on(text_file, tmp_path):
 def test_muon_moves_no_direction_of_a_matrix_further_than_another(text_file, tmp_path):
     """As AdamW moves noise, a fifth of the step size an entry, if all directions move. Norms are
     AdamW's."""
-    before = tiny_prunable("llama", tie_word_embeddings=False).model.state_dict()
+    target = tiny_prunable("llama", tie_word_embeddings=False)
+    before, step_size = target.model.state_dict(), TRAINING.learning_rate * step_scale(target)
     after = trained(tmp_path / "run", text_file.read_text(), optimizer="muon", steps=1)
     for name in before:
         change = after[name] - before[name]
         if "proj" in name:
-            strengths = torch.linalg.svdvals(change) / TRAINING.learning_rate
+            strengths = torch.linalg.svdvals(change) / step_size
             full = 0.2 * max(change.shape) ** 0.5
             assert 0.7 * full < strengths.max() < 1.3 * full, name
             assert (strengths > 0.6 * full).sum() >= 5, name
         elif "norm" in name:  # the first step is the step size, whatever the gradient
             torch.testing.assert_close(change.abs().max().item(), TRAINING.learning_rate)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_is_in_proportion_to_the_weights(optimizer, text_file, tmp_path):
+    """That of norms is the step size, whatever their size."""
+    changes = []
+    for factor in (1.0, 3.0):
+        before = enlarged(factor).model.state_dict()
+        after = trained(
+            tmp_path / f"{factor}", text_file.read_text(), steps=1, factor=factor,
+            optimizer=optimizer,
+        )  # fmt: skip
+        changes.append({name: (after[name] - before[name]).abs().max() for name in before})
+    for name, once in changes[0].items():
+        wanted = 3 * once if "proj" in name else once
+        torch.testing.assert_close(changes[1][name], wanted, rtol=0.3, atol=1e-6)
 
 
 def test_weights_learn_from_their_teacher(text_file, tmp_path):

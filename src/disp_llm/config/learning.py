@@ -32,7 +32,8 @@ class TrainingConfig:
     batch: Batch = 2
     """Windows of a batch, in each process."""
     learning_rate: Rate = 0.05
-    """Peak of AdamW's step size."""
+    """Peak of AdamW's step size. `recover` multiplies it by the size of the model's weights, as a
+    multiple of SmolLM2-135M's, so that one value suits every model."""
     betas: TwoShares = (0.9, 0.95)
     """Decay of AdamW's first and second moment."""
     weight_optimizer: Literal["adamw", "muon"] = "adamw"
@@ -119,8 +120,8 @@ class LearnConfig:
     adapter_rate: Rate = 0.002
     """Step size of these adapters, relative to the size of the weights."""
     weight_rate: AnyRate = 0.0
-    """Step size of all linear layers of the blocks; 0 = frozen. One set of weights for every size,
-    24 bytes of memory a weight, a quarter more time."""
+    """Step size of all linear layers of the blocks, relative to the size of the weights; 0 =
+    frozen. One set of weights for every size, 24 bytes of memory a weight, a quarter more time."""
 
     @property
     def learns_adapters(self) -> bool:

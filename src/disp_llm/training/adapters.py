@@ -24,7 +24,7 @@ from disp_llm.models.hooks import hooks
 from disp_llm.training.checkpoints import unsharded
 
 GAIN = 4.716
-"""`gain` of SmolLM2-135M, for which `adapter_rate` was found."""
+"""`gain` of SmolLM2-135M, for which the step sizes were found."""
 
 
 class Adapters(nn.Module):
@@ -56,7 +56,7 @@ class Adapters(nn.Module):
             )
             for i, o in (widths_of(linear) for linear in target.linears())
         )
-        return cls(pairs, gain(target) / GAIN)
+        return cls(pairs, step_scale(target))
 
     def layers(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Yields A, s·B and Δ of every layer; Δ is None if weights do not learn."""
@@ -66,6 +66,12 @@ class Adapters(nn.Module):
     def learned(self) -> tuple[Adapter, ...]:
         """Returns detached copies of what was learned."""
         return tuple(Adapter(*layer).each(lambda t: t.detach().clone()) for layer in self.layers())
+
+
+def step_scale(target: PrunableModel) -> float:
+    """Returns the size of the blocks' weights, as a multiple of SmolLM2-135M's: a step so much as
+    large changes the weights of every model by the same share."""
+    return gain(target) / GAIN
 
 
 def gain(target: PrunableModel) -> float:

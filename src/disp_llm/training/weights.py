@@ -13,6 +13,7 @@ from disp_llm.data.randomness import shared_stream
 from disp_llm.data.windows import Corpus
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
+from disp_llm.training.adapters import step_scale
 from disp_llm.training.blocks import checkpointed_blocks, compiles
 from disp_llm.training.loop import RARER, Loss, Schedule, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
@@ -46,7 +47,9 @@ def train_weights(
     others = [one for one in trained if id(one) not in linears]
     # A foreach operation accepts no list in which some tensors are sharded.
     foreach = False if any(isinstance(one, DTensor) for one in trained) else None
-    optimizers = optimizers_of(config, [{"params": others}], {"params": matrices}, foreach)
+    rate = config.learning_rate * step_scale(student)
+    weights = {"params": matrices, "lr": rate}
+    optimizers = optimizers_of(config, [{"params": others}], weights, foreach)
     steps, seed = job.config.steps(process.count), job.config.machine.seed
     read = config.tokens_per_step * process.count
     compiled = compiles(config, steps, student)
