@@ -53,7 +53,7 @@ def check_settings(config: Any, named: Collection[str] = ()) -> None:
     `validate` of a group refuses.
 
     Args:
-        named: settings that were asked for by name, which counts even if it changes nothing.
+        named: settings that were asked for by name, which counts even if it is the default.
 
     Raises:
         InputError: naming the setting.
@@ -100,8 +100,9 @@ def _unused(config: Any, named: Collection[str] = ()) -> Iterator[tuple[Use, Any
     settings, usual = settings_of(type(config)), usual_settings(config)
     for use, group in _unmet(config):
         for setting in map(settings.__getitem__, use.settings.split()):
-            default = setting.of(config) in (setting.default, setting.of(usual))
-            if setting.name in named or not default:
+            value = setting.of(config)
+            asked = setting.name in named and value  # 0 turns off what is not read in any case
+            if asked or value not in (setting.default, setting.of(usual)):
                 yield use, group, setting, setting.of(usual)
 
 
