@@ -37,7 +37,7 @@ def recover(*arguments, **options) -> dict:
 def recovered(small_run, text_file, tmp_path_factory):
     """All weights trained, half of the loss from the teacher that the card names."""
     folder = tmp_path_factory.mktemp("recover") / "run"
-    flags = ("--text", text_file, "--output-dir", folder, "--learning-rate", 0.003)
+    flags = ("--text", text_file, "--output-dir", folder, "--learning-rate", 0.03)
     return folder, recover(small_run[0] / "keep-0.5", *flags)
 
 
@@ -78,7 +78,7 @@ def test_the_card_says_what_was_done(recovered):
 
 def test_a_dense_model_takes_the_same_training(llama_folder, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--distill", 0)
-    result = recover(llama_folder, *flags, "--learning-rate", 0.003)
+    result = recover(llama_folder, *flags, "--learning-rate", 0.03)
     assert result["model"]["measured"]["perplexity"] < result["before"]["measured"]["perplexity"]
     made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert type(made).__name__ == "LlamaForCausalLM"
@@ -188,7 +188,7 @@ def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_
     student, folder = small_run[0] / "keep-0.5", tmp_path / "run"
     command = [
         "recover", student, "--text", text_file, "--output-dir", folder, "--suite", suite,
-        "--learning-rate", 0.003, *FEW, "--json",
+        "--learning-rate", 0.03, *FEW, "--json",
     ]  # fmt: skip
     done = must_run(*command)
     result = json.loads(done.stdout)
@@ -247,7 +247,7 @@ def test_the_original_is_not_measured_again(llama_folder, text_file, suite, tmp_
 
 def test_a_model_that_was_not_pruned_is_its_own_original(llama_folder, text_file, suite, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--suite", suite)
-    result = recover(llama_folder, *flags, "--distill", 0, "--learning-rate", 0.003)
+    result = recover(llama_folder, *flags, "--distill", 0, "--learning-rate", 0.03)
     assert result["before"]["scores"]["general_ratio"] == 1
     assert result["model"]["scores"]["general_ratio"] < 1
 
@@ -310,7 +310,7 @@ def test_the_teacher_is_measured_after_a_kill_before_it(recovered, text_file, tm
     result = run.result()
     teacher = result.pop("teacher")
     write_checked_json(run.result_file, result | {"status": "running"})
-    flags = ("--text", text_file, "--output-dir", run.folder, "--learning-rate", 0.003, "--resume")
+    flags = ("--text", text_file, "--output-dir", run.folder, "--learning-rate", 0.03, "--resume")
     assert recover(small_model_of(recovered), *flags)["teacher"] == teacher
 
 

@@ -27,13 +27,15 @@ ASKED = {
     "text": "A model may be pruned for a program that is to run it. " * 40,
     "method": "fisher", "calibration_sequences": 1, "calibration_length": 16, "context": 16,
     "windows": 1, "progress": silent, "for_": "llama.cpp", "align": 1,
-    "budget": "latency", "workload_length": 24,
 }  # fmt: skip
+TIME = {"budget": "latency", "workload_length": 24}
 
 
-def pruned(tmp_path, **more):
+def pruned(tmp_path, budget=TIME, **more):
     model = tiny_model("llama", num_hidden_layers=4, intermediate_size=256)
-    return disp_llm.prune(model, byte_tokenizer(), output_dir=tmp_path / "run", **(ASKED | more))
+    return disp_llm.prune(
+        model, byte_tokenizer(), output_dir=tmp_path / "run", **(ASKED | budget | more)
+    )
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_without_the_program_it_is_named_before_anything_is_learned(tmp_path, mo
 
 def test_without_the_program_sizes_are_timed_in_transformers(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    result = pruned(tmp_path, budget="params", keep=0.6, rounds=1, workload_length=512)
+    result = pruned(tmp_path, budget={}, keep=0.6, rounds=1)
     assert result.figures["models"][0].get("timed_in", "transformers") == "transformers"
 
 
