@@ -145,9 +145,9 @@ class Call(Generic[Settings]):
 def called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Settings]:
     """Returns the call of a task, from all of its settings or the value of its first required one.
     Options override settings, or are `progress`, `stop_requested` and `command`."""
-    named = {*options}
+    chosen = {*options}
     call = _called(kind, asked, options)
-    check_settings(call.config, named)
+    check_settings(call.config, chosen)
     return call
 
 

@@ -24,7 +24,8 @@ from disp_llm.models.hooks import hooks
 from disp_llm.training.checkpoints import unsharded
 
 GAIN = 4.716
-"""`gain` of SmolLM2-135M, for which the step sizes were found."""
+"""By how much a linear layer of SmolLM2-135M, for which the step sizes were found, typically
+multiplies a random input: see `step_scale`."""
 
 
 class Adapters(nn.Module):
@@ -69,19 +70,17 @@ class Adapters(nn.Module):
 
 
 def step_scale(target: PrunableModel) -> float:
-    """Returns the size of the blocks' weights, as a multiple of SmolLM2-135M's: a step so much as
-    large changes the weights of every model by the same share."""
-    return gain(target) / GAIN
+    """Returns the size of the blocks' weights as a multiple of SmolLM2-135M's. A step that is so
+    many times as large changes the weights of every model by the same share.
 
-
-def gain(target: PrunableModel) -> float:
-    """Returns by how much a linear layer of the blocks typically multiplies a random input: the
-    median over layers of the weights' root mean square, times the root of the number of inputs."""
+    The size is the median over layers of the weights' root mean square, times the root of the
+    number of inputs: by so much a layer multiplies a random input.
+    """
     found = []
     for linear in target.linears():
         square = unsharded(linear.weight.detach().float().square().mean())
         found.append(math.sqrt(float(square) * widths_of(linear)[0]))
-    return statistics.median(found)
+    return statistics.median(found) / GAIN
 
 
 DOWN, UP, WEIGHT = "disp_adapter_down", "disp_adapter_up", "weight"

@@ -109,14 +109,14 @@ def _optimizers(problem: PruningProblem, state: LearningState) -> list[Optimizer
     """Builds the optimisers of the logits and, where learned, of scales, adapters and weights."""
     learn, exact = problem.learn, {"weight_decay": 0.0}
     groups: list[dict[str, Any]] = [{"params": list(state.logits.parameters())}]
-    weights, weight_rate = list[nn.Parameter](), learn.weight_rate
+    whole: dict[str, Any] = exact | {"params": []}
     if state.scales is not None:
         groups.append(exact | {"params": [state.scales], "lr": learn.scale_rate})
     if state.adapters is not None:
         low = [*state.adapters.down, *state.adapters.up]
         groups.append(exact | {"params": low, "lr": learn.adapter_rate})
-        weights, weight_rate = list(state.adapters.delta), weight_rate * state.adapters.scale
-    whole = exact | {"params": weights, "lr": weight_rate, "growing": WEIGHTS_GROW}
+        rate = learn.weight_rate * state.adapters.scale
+        whole |= {"params": list(state.adapters.delta), "lr": rate, "growing": WEIGHTS_GROW}
     return optimizers_of(problem.training, groups, whole, foreach=True)
 
 

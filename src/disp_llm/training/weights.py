@@ -47,8 +47,7 @@ def train_weights(
     others = [one for one in trained if id(one) not in linears]
     # A foreach operation accepts no list in which some tensors are sharded.
     foreach = False if any(isinstance(one, DTensor) for one in trained) else None
-    rate = config.learning_rate * step_scale(student)
-    weights = {"params": matrices, "lr": rate}
+    weights = {"params": matrices, "lr": config.learning_rate * step_scale(student)}
     optimizers = optimizers_of(config, [{"params": others}], weights, foreach)
     steps, seed = job.config.steps(process.count), job.config.machine.seed
     read = config.tokens_per_step * process.count
