@@ -11,6 +11,7 @@ import transformers
 from conftest import must_refuse, must_run, run_command, tiny_model
 from test_fewer_tokens import place as place_of_words
 
+import disp_llm
 from disp_llm.commands.fitting import HeldOut
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.room import expected_loss, expected_range, stored
@@ -18,6 +19,7 @@ from disp_llm.config.names import SITES
 from disp_llm.config.parts import MachineConfig
 from disp_llm.data.windows import Corpus
 from disp_llm.exporter.folders import weight_bytes
+from disp_llm.exporter.formats import int4
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 from disp_llm.models.loading import load
@@ -198,6 +200,39 @@ def test_what_decides_is_not_learned_from(wide):
     assert not read & learned[0]
     assert not read & learned[1]
     assert read & learned[2], "too short to part"
+
+
+@pytest.mark.parametrize("kind", ["text", "examples"])
+def test_int4_is_calibrated_on_what_was_learned_from(place, wide, kind, tmp_path, monkeypatch):
+    """Not on the end that decides; and on examples and text in memory too."""
+    parted, drawn = [], []
+    part, draw = HeldOut.of, Corpus.draw
+
+    def noted(corpus, count, length, noise):
+        if count == 3:  # no other draw takes so many
+            drawn.append(corpus)
+        return draw(corpus, count, length, noise)
+
+    monkeypatch.setattr(int4, "SEQUENCES", 3)
+    monkeypatch.setattr(Corpus, "draw", noted)
+    monkeypatch.setattr(HeldOut, "of", lambda *given: parted.append(part(*given)) or parted[-1])
+    given = {"text": [(place / "some.txt").read_text()]}
+    if kind == "examples":
+        given = {"examples": [{"prompt": f"stand {n}", "answer": f" mark {n}"} for n in range(99)]}
+    disp_llm.prune(
+        wide, fit="0.1MB", bits="int4", output_dir=tmp_path / "run", context=64, windows=2,
+        length=32, calibration_length=32, calibration_sequences=2, steps=2, rounds=0, align=32,
+        dtype="bfloat16", **given,
+    )  # fmt: skip
+    folder = tmp_path / "run/fit-0.1MB"
+    assert "(GPTQ)" in (folder / "README.md").read_text()
+    [corpus] = drawn
+    found, learned = corpus.streams[0], parted[0].before.streams[0]
+    if kind == "examples":
+        assert len(found.examples) == len(learned.examples)
+        return
+    whole, left = map(transformers.AutoTokenizer.from_pretrained, (wide, folder))
+    assert left.decode(found) == whole.decode(learned)
 
 
 def test_the_expected_loss_is_that_of_the_models():

@@ -11,6 +11,7 @@ from disp_llm.commands.api import called, takes
 from disp_llm.config.commands import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
+from disp_llm.data.windows import Corpus
 from disp_llm.exporter.card import PLACE
 from disp_llm.exporter.exported import exported_config, model_files
 from disp_llm.exporter.facts import CARD
@@ -34,11 +35,20 @@ def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) ->
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
     """
     call = called(ConvertConfig, folder, options)
-    config, place = call.config, call.config.output_dir
-    with created(place, "output_dir") as new, call.watching() as progress:
+    with call.watching() as progress:
+        return write_converted(call.config, progress)
+
+
+def write_converted(
+    config: ConvertConfig, progress: ProgressCallback, corpus: Corpus | None = None
+) -> dict[str, Any]:
+    """Writes the new folder. int4 is calibrated on `corpus`, if given, in place of the text that
+    the settings name."""
+    place = config.output_dir
+    with created(place, "output_dir") as new:
         job, left_out = _job(config, place.name, new, progress)
         new.mkdir(parents=True)
-        writer_of(config.to).write(job)
+        writer_of(config.to).write(replace(job, corpus=corpus))
         write_sums(new)
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return {"folder": str(place), "to": config.to, "bytes": size, "left_out": left_out}

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from disp_llm.commands.convert import convert
+from disp_llm.commands.convert import write_converted
 from disp_llm.commands.planning import problem_of, sites_of
 from disp_llm.commands.room import Room, expected_loss
 from disp_llm.commands.vocabulary import chosen_tokens
+from disp_llm.config.commands import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.config.parts import BudgetConfig, PerplexityConfig
@@ -247,7 +248,7 @@ def settle(opened: "Opened", fit: Fit) -> None:
         for number, choice in enumerate(fit.choices):
             job.progress("storing in fewer bits", number, len(fit.choices), {})
             new = place.with_name(choice.bits)
-            _store(job, f"{choice.keep:g}", choice.bits, new)
+            _store(opened, f"{choice.keep:g}", choice.bits, new)
             ratio = math.exp(held.loss(load(str(new), machine), opened.spelling) - before)
             made.append(replace(choice, bytes=weight_bytes(new), ratio=ratio))
         best = min(made, key=lambda choice: choice.ratio or math.inf)
@@ -257,14 +258,11 @@ def settle(opened: "Opened", fit: Fit) -> None:
     job.run.update(folder, fit=replace(fit, choices=made, chosen=best.bits, measured=measured))
 
 
-def _store(job: Job[PruneConfig], size: str, bits: Bits, new: Path) -> None:
-    """Writes a size in its bits; int4 is calibrated on the learning text if that lies in files."""
-    text, options = job.config.text, dict[str, Any]()
-    if bits == "int4" and text.text and not text.may_be_written:
-        options |= {"text": text.text, "text_field": text.text_field}
-        options |= {"device": str(job.process.device)}
-    if bits != "as-is":
-        options |= {"embeddings": True}
-    options["progress"] = job.progress
-    folder = job.run.size_folder(size)
-    convert(folder, to="folder" if bits == "as-is" else bits, output_dir=new, **options)
+def _store(opened: "Opened", size: str, bits: Bits, new: Path) -> None:
+    """Writes a size in its bits; int4 is calibrated on what was learned from, not on the end that
+    decides."""
+    job = opened.problem.job
+    to, embeddings = ("folder", False) if bits == "as-is" else (bits, True)
+    device = str(job.process.device)
+    config = ConvertConfig(job.run.size_folder(size), to, new, device=device, embeddings=embeddings)
+    write_converted(config, job.progress, opened.problem.corpus)

@@ -192,6 +192,15 @@ class Corpus:
             else:
                 stream.require_length(tokens, setting)
 
+    def nearest_length(self, tokens: int) -> int:
+        """Returns the length nearest to `tokens` of a window that every text fills and in which
+        every example fits."""
+        texts = [len(stream) for stream in self.streams if isinstance(stream, Tensor)]
+        examples = [
+            len(stream.longest.tokens) for stream in self.streams if not isinstance(stream, Tensor)
+        ]
+        return max(min([tokens, *texts]), *examples, 0)
+
     def windows(self, source: int, count: int, length: int, noise: torch.Generator) -> Windows:
         """Returns random windows of one source."""
         stream = self.streams[source]

@@ -19,6 +19,7 @@ from yaml import YAMLError
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Format
 from disp_llm.config.parts import TextConfig
+from disp_llm.data.windows import Corpus
 from disp_llm.exporter.card import PLACE, filled
 from disp_llm.exporter.facts import CARD, FACTS, facts_in
 from disp_llm.runs.files import write_json
@@ -44,6 +45,8 @@ class Job:
     """Whether a quantised format also quantises embedding and head."""
     put: Callable[[Path, Path], Any] = shutil.copyfile
     """Puts an unchanged file of the model into the new folder."""
+    corpus: Corpus | None = None
+    """Tokens for calibration, in place of `text`."""
 
     def take(self, *but: str) -> None:
         """Takes over the model's files except the named ones, the card and `card.json`."""

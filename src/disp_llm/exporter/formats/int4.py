@@ -45,7 +45,7 @@ def check(folder: Path) -> None:
 def write(job: Job) -> None:
     """Rounds the weights, calibrated on the job's text if it has one."""
     layers, told, rounded = layers_of(job.folder, "int4"), "4 bits, a scale for 32 inputs", {}
-    if job.text.learns_from_text:
+    if job.corpus or job.text.learns_from_text:
         rounded, on = _calibrated(job, layers.stored)
         told += f", calibrated on {on} (GPTQ)"
 
@@ -59,12 +59,16 @@ def write(job: Job) -> None:
 @torch.no_grad()
 def _calibrated(job: Job, layers: list[str]) -> tuple[dict[str, Rounded], str]:
     """Returns the rounded layers by name, and a description of the text for calibration."""
-    sources = read_sources(job.text, tokens=SEQUENCES * LENGTH)
     loaded = load(str(job.folder), PlaceConfig(job.device))
     target = PrunableModel.of(loaded)
-    corpus = load_tokens(job.text, loaded.tokenizer, loaded.bos_token_id, sources).corpus
     length = fitting(target.model, LENGTH)
-    corpus.require_length(length, "text")
+    if job.corpus is not None:
+        corpus = job.corpus
+        length = corpus.nearest_length(length)
+    else:
+        sources = read_sources(job.text, tokens=SEQUENCES * LENGTH)
+        corpus = load_tokens(job.text, loaded.tokenizer, loaded.bos_token_id, sources).corpus
+        corpus.require_length(length, "text")
     windows = corpus.draw(SEQUENCES, length, random_stream("calibration", 0)).tokens
     stated = load_config(str(job.folder)).dtype
     dtype = stated if isinstance(stated, torch.dtype) else loaded.dtype
@@ -80,8 +84,7 @@ def _calibrated(job: Job, layers: list[str]) -> tuple[dict[str, Rounded], str]:
                 found[name] = linear.weight, scales
 
     visit_with(windows, target, visit, progress=job.progress)
-    text = ", ".join(source.text.name for source in sources.learning if source.text)
-    return found, f"{SEQUENCES} windows of {length} tokens of {text}"
+    return found, f"{SEQUENCES} windows of {length} tokens of {', '.join(corpus.names)}"
 
 
 def rounded_to(
