@@ -61,11 +61,15 @@ def command_now(recorded: str) -> str:
     return re.sub(place + r"(?![-\w])", r"\1/keep-0.8", re.sub(place + "-", r"\1/keep-", recorded))
 
 
+FORMER = (" --recipe disp", " --learning-rate 5e-4")
+"""Former defaults, of `prune` and of `recover`."""
+
+
 def is_of(recorded: str, variant: dict, experiment: dict) -> bool:
-    """Whether a recorded command is that of the variant. The recipe `disp` was the default before
-    it had a name."""
+    """Whether a recorded command is that of the variant. It does not name what was the default when
+    it ran."""
     stated = command_of(variant, experiment)
-    return command_now(recorded) in (stated, stated.replace(" --recipe disp", ""))
+    return command_now(recorded) in (stated, *(stated.replace(former, "") for former in FORMER))
 
 
 def is_whole(result: dict, variant: dict, experiment: dict) -> bool:

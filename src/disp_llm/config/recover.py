@@ -63,7 +63,7 @@ class RecoverConfig:
     """Go on although the model or a file has changed."""
     track: Tracker = "none"
     """Tracker that also logs every step; it must be installed."""
-    training: TrainingConfig = TrainingConfig(batch=4, learning_rate=5e-4)  # noqa: RUF009  (frozen)
+    training: TrainingConfig = TrainingConfig(batch=4, learning_rate=1.5e-4)  # noqa: RUF009  (frozen)
     text: TextConfig = field(default_factory=TextConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
