@@ -60,6 +60,15 @@ def test_perplexity_falls_and_the_folder_has_it(recovered, text_file):
     assert json.loads(evaluated.stdout)["parameters"] == result["model"]["parameters"]
 
 
+@pytest.mark.parametrize("worse", [False, True])
+def test_training_that_makes_a_model_worse_says_so(worse, small_run, text_file, tmp_path, caplog):
+    (tmp_path / "other.txt").write_text("\x01\x02" * 2000)
+    learned = tmp_path / "other.txt" if worse else text_file
+    flags = ("--text", learned, "--eval-text", text_file, "--output-dir", tmp_path / "run")
+    recover(small_run[0] / "keep-0.5", *flags, "--learning-rate", 0.03)
+    assert ("training has made it worse, perplexity" in caplog.text) is worse
+
+
 def test_only_blocks_and_norms_have_changed(recovered, small_run):
     before = load_file(small_run[0] / "keep-0.5" / "model.safetensors")
     after = load_file(recovered[0] / "model" / "model.safetensors")

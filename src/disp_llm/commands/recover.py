@@ -271,6 +271,7 @@ def export(
         with rounded(model, config.bits, loaded.dtype):
             measured = measuring.perplexity(model, "perplexity after")
             scores = measuring.scores(model, "after", _original_scores(run))
+        warn_if_worse(config, run.result()["before"]["measured"]["perplexity"], measured.perplexity)
         blocks, parameters = model.block_parameters, model.parameters
         if sharding is not None:
             sharding.drop(made)
@@ -292,6 +293,15 @@ def export(
         tokens_seen=tokens,
         tokens_before=tokens_before(config),
     )
+
+
+def warn_if_worse(config: RecoverConfig, before: float, after: float) -> None:
+    """Warns if training has raised the perplexity, other than by rounding."""
+    if config.bits == "as-is" and not after <= before:
+        logger.warning(
+            "training has made it worse, perplexity %.4g after %.4g: give a smaller `learning_rate` "
+            "than %g, or more tokens", after, before, config.training.learning_rate,
+        )  # fmt: skip
 
 
 def tokens_before(config: RecoverConfig) -> int:
