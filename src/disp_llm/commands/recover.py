@@ -299,8 +299,8 @@ def warn_if_worse(config: RecoverConfig, before: float, after: float) -> None:
     """Warns if training has raised the perplexity, other than by rounding."""
     if config.bits == "as-is" and not after <= before:
         logger.warning(
-            "training has made it worse, perplexity %.4g after %.4g: give a smaller `learning_rate` "
-            "than %g, or more tokens", after, before, config.training.learning_rate,
+            "training has made it worse, perplexity %.4g after %.4g: give a `learning_rate` below "
+            "%g, or more tokens", after, before, config.training.learning_rate,
         )  # fmt: skip
 
 
