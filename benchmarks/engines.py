@@ -5,9 +5,9 @@ in 16 bits and as it quantises, and vLLM; a prompt of 512 tokens and a token aft
 
 RUN is a run of `disp-llm prune smollm2-135m` whose sizes llama.cpp can run. llama-bench and
 llama-quantize are those on the PATH; without them, or without a Python that has vLLM, their rows
-stay as they are. Every figure is the original's time over that of the model, with its quartiles
-over the rounds, beside what is counted: block parameters for a prompt, weights that are read for a
-token. The result is benchmarks/results/engines.json.
+stay as they are, and so do those of other machines. Every figure is the original's time over that
+of the model, with its quartiles over the rounds, beside what is counted: block parameters for a
+prompt, weights that are read for a token. The result is benchmarks/results/engines.json.
 """
 
 import argparse
@@ -28,11 +28,10 @@ from structures import (
     command,
     figure,
     in_llama_cpp,
-    rows_in,
     whole,
-    write_rows,
 )
 
+from disp_lab.results import machine_name
 from disp_llm.evaluation.timing import in_turn
 from disp_llm.runs.files import read_json
 from disp_llm.runs.provenance import hardware, provenance
@@ -119,6 +118,11 @@ def counted(size: dict, original: dict) -> dict[str, float]:
     return {"prefill": dense / blocks, "decode": (dense + head) / (blocks + head)}
 
 
+def measured(row: dict) -> tuple[str, float, str]:
+    """What a row is of; a table sets the rows of one machine side by side."""
+    return machine_name(row["provenance"]["hardware"]), row["keep"], row["in"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
@@ -127,14 +131,14 @@ def main() -> None:
     asked = parser.parse_args()
     result = read_json(asked.run / "result.json", "name a run of prune")
     sizes = {one["size"]: one for one in result["models"]}
-    rows = rows_in(RESULTS)
+    told = read_json(RESULTS, "take it from the repository")
 
     def note(keep: str, way: str, found: dict[str, Figure]) -> None:
         print(keep, way, found, file=sys.stderr)
-        rows[:] = [row for row in rows if (row["keep"], row["in"]) != (float(keep), way)]
         row = {"keep": float(keep), "in": way, "counted": counted(sizes[keep], result["original"])}
-        rows.append(row | found | {"provenance": provenance(0, "python benchmarks/engines.py RUN")})
-        write_rows(RESULTS, rows)
+        row |= found | {"provenance": provenance(0, "python benchmarks/engines.py RUN")}
+        told["rows"] = [one for one in told["rows"] if measured(one) != measured(row)] + [row]
+        RESULTS.write_text(json.dumps(told, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
@@ -149,9 +153,12 @@ def main() -> None:
                     note(keep, way, in_llama_cpp(pruned[kind], dense[kind]))
         if asked.vllm:
             command("convert", original, "--to", "plain", "--output-dir", place / "plain")
+            asks = [asked.vllm, "-c", "import vllm; print(vllm.__version__)"]
+            said = subprocess.run(asks, stdout=subprocess.PIPE, text=True, check=True)
+            way = f"vLLM {said.stdout.split()[-1]}"
             for keep in asked.keep:
                 folder = asked.run / f"keep-{keep}"
-                note(keep, "vLLM", in_vllm(asked.vllm, place / "plain", folder))
+                note(keep, way, in_vllm(asked.vllm, place / "plain", folder))
 
 
 if __name__ == "__main__":

@@ -4,27 +4,36 @@ from committed import read_committed
 from comparison_rows import HERE
 from markdown_table import table
 
+from disp_lab.results import machine_name
+
 FILE = HERE.parent / "benchmarks" / "results" / "engines.json"
+PHASES = {"prefill": "prompt", "decode": "token"}
 
 
 def engines_table() -> list[str]:
-    """A row for each program, and what is counted: how many times as fast as the original."""
+    """A table for each machine, with a row for each program and what is counted: how many times as
+    fast as the original."""
     told = read_committed(FILE)
-    keeps = sorted({row["keep"] for row in told["rows"]}, reverse=True)
-    cells = [(keep, phase) for keep in keeps for phase in ("prefill", "decode")]
-    found = {(row["in"], row["keep"]): row for row in told["rows"]}
-    ways = list(dict.fromkeys(row["in"] for row in told["rows"]))
-    rows = [[way, *(f"×{found[way, keep][phase][0]:.2f}" for keep, phase in cells)] for way in ways]
-    counted = {row["keep"]: row["counted"] for row in told["rows"]}
-    rows.append(["counted", *(f"×{counted[keep][phase]:.2f}" for keep, phase in cells)])
-    names = {"prefill": "prompt", "decode": "token"}
-    columns = ["times as fast", *(f"{names[phase]}, keep {keep:g}" for keep, phase in cells)]
-    hardware = told["hardware"]
+    of_machine: dict[str, list[dict]] = {}
+    for row in told["rows"]:
+        of_machine.setdefault(machine_name(row["provenance"]["hardware"]), []).append(row)
+    tables = [line for item in of_machine.items() for line in [*_of_machine(*item), ""]]
     note = (
         "The default of SmolLM2-135M, a prompt of 512 tokens and a token after it, each in turn "
-        f"with the original, medians of {told['rounds']} rounds on {hardware['cpu']}, "
-        f"{hardware['threads']} threads. Counted are block parameters for a prompt, and weights "
-        "that are read for a token; attention over the context is not. "
+        f"with the original, medians of {told['rounds']} rounds. Counted are block parameters for "
+        "a prompt, and weights that are read for a token; attention over the context is not. "
         "[Quartiles](../benchmarks/results/engines.json)."
     )
-    return [*table(columns, rows), "", note]
+    return [*tables, note]
+
+
+def _of_machine(machine: str, measured: list[dict]) -> list[str]:
+    keeps = sorted({row["keep"] for row in measured}, reverse=True)
+    cells = [(keep, phase) for keep in keeps for phase in PHASES]
+    found = {(row["in"], row["keep"]): row for row in measured}
+    ways = list(dict.fromkeys(row["in"] for row in measured))
+    rows = [[way, *(f"×{found[way, keep][phase][0]:.2f}" for keep, phase in cells)] for way in ways]
+    counted = {row["keep"]: row["counted"] for row in measured}
+    rows.append(["counted", *(f"×{counted[keep][phase]:.2f}" for keep, phase in cells)])
+    names = (f"{PHASES[phase]}, keep {keep:g}" for keep, phase in cells)
+    return table([f"times as fast, {machine}", *names], rows)
