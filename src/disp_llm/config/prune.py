@@ -140,8 +140,8 @@ class PruneConfig:
     """Skip a gather or scatter that would drop less than this share of the stream. 0 = skip
     none."""
     chunk: AnyMultiple = 0
-    """Neighbouring dimensions of the stream that stay or go together. 0 = 32 where weights or
-    adapters learn beside the masks, else 1."""
+    """Neighbouring dimensions of the stream that stay or go together. 0 = 32, and at most
+    --align, where weights or adapters learn beside the masks; else 1."""
     align: AnyMultiple = 0
     """Make widths multiples of this number. 0 = 64 on a GPU, 32 on a CPU, 1 for a stream below
     512."""
