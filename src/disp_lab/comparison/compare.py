@@ -9,7 +9,6 @@ Each row is written once it is made, and not made again; one that fails says why
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from disp_lab.comparison.baseline_context import BaselineContext
@@ -25,7 +24,7 @@ from disp_lab.variants import compared_methods
 from disp_llm.commands.api import EXAMPLES, TEXTS, called
 from disp_llm.commands.session import located, require_same_files
 from disp_llm.config.errors import InputError
-from disp_llm.config.recipes import resolved
+from disp_llm.config.recipes import flat, resolved
 from disp_llm.config.texts import load_suite
 from disp_llm.data.in_memory import read_input
 from disp_llm.evaluation.measuring import scoreboard_of
@@ -172,16 +171,9 @@ def _started(config: CompareConfig) -> dict[str, Any]:
     return result | {"asked": known | asked}
 
 
-def _difference(before: Any, now: Any, place: str = "") -> str:
-    """Returns the first value in which two tables differ, as it was before; empty if equal."""
-    if before == now:
-        return ""
-    if not {type(before), type(now)} <= {dict, NoneType}:
-        return f"{place}: {before}"
-    before, now = before or {}, now or {}
-    inner = (
-        _difference(before.get(key), now.get(key), f"{place}.{key}".removeprefix("."))
-        for key in now | before
-        if key not in FREE_TO_CHANGE
-    )
-    return next(filter(None, inner), "")
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Returns the first setting in which two tables differ, as it was before; empty if equal."""
+    had, has = dict(flat(before)), dict(flat(now))
+    changed = (place for place in has | had if had.get(place) != has.get(place))
+    fixed = (place for place in changed if place.split(".")[-1] not in FREE_TO_CHANGE)
+    return next((f"{place}: {had.get(place)}" for place in fixed), "")

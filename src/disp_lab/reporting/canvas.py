@@ -17,12 +17,9 @@ OTHERS = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a3
 
 def canvas(width: float, height: float) -> Any:
     """Returns an empty figure, its size in inches, drawn without a window."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def logarithmic(axes: Any) -> None:
@@ -41,12 +38,11 @@ def panels(width: float, height: float, value: str, count: int) -> tuple[Any, li
     Args:
         value: y label of all panels.
     """
-    figure, axes = canvas(width, height), []
-    for place in range(1, count + 1):
-        axis = figure.add_subplot(count, 1, place)
+    figure = canvas(width, height)
+    axes = list(figure.subplots(count, squeeze=False)[:, 0])
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylabel(value)
-        axes.append(axis)
     return figure, axes
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from disp_lab.names import ORIGINAL
 from disp_lab.results import ComparisonFigures, ComparisonRow, comparison_figures
 from disp_llm.reporting.tables import Table
-from disp_llm.runs.results import PHASES
+from disp_llm.runs.results import PHASES, Phase
 from disp_llm.runs.scores import ratio_said
 
 
@@ -30,16 +30,15 @@ class Cost:
     """A cost -> the number on its axis."""
 
 
-def _share_of_time(row: ComparisonRow, phase: str) -> float | None:
-    return 1 / row.speedup[phase] if row.speedup else None
-
-
-def _speedup(share_of_time: float) -> float:
-    return 1 / share_of_time
-
-
-def _speedup_said(share_of_time: float) -> str:
-    return f"×{_speedup(share_of_time):.2f}"
+def _of_time(phase: Phase, label: str) -> Cost:
+    """The share of the original's time, shown as the speed-up that it is."""
+    return Cost(
+        phase,
+        label,
+        of=lambda row: 1 / row.speedup[phase] if row.speedup else None,
+        said=lambda share: f"×{1 / share:.2f}",
+        shown=lambda share: 1 / share,
+    )
 
 
 def _memory(row: ComparisonRow) -> float | None:
@@ -51,20 +50,8 @@ def _memory(row: ComparisonRow) -> float | None:
 KEEP = Cost("keep", "share of block parameters", lambda row: row.keep, "{:.2f}".format)
 
 COSTS = (
-    Cost(
-        "prefill",
-        "times as fast, a prompt of 512 tokens",
-        lambda row: _share_of_time(row, "prefill"),
-        _speedup_said,
-        _speedup,
-    ),
-    Cost(
-        "decode",
-        "times as fast, a token after 512",
-        lambda row: _share_of_time(row, "decode"),
-        _speedup_said,
-        _speedup,
-    ),
+    _of_time("prefill", "times as fast, a prompt of 512 tokens"),
+    _of_time("decode", "times as fast, a token after 512"),
     Cost("memory", "weights and KV cache of 512 tokens, MB", _memory, "{:.0f} MB".format),
 )
 
