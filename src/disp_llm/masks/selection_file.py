@@ -20,7 +20,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
 from disp_llm.runs.folder import MADE_AGAIN
-from disp_llm.runs.tensors import TensorFile, read_tensors, write_tensors
+from disp_llm.runs.tensors import TensorFile, behind, read_tensors, write_tensors
 
 
 def save_selection(
@@ -109,11 +109,7 @@ def kept_by_site(path: Path, size: str) -> tuple[dict[str, list[Tensor]], dict[s
     """Returns, by site and block by block, a size's kept indices and the original's number of
     entries; needs no model."""
     file = read_tensors(path, MADE_AGAIN)
-    logits = {
-        name.removeprefix("logits."): part.numel()
-        for name, part in file.tensors.items()
-        if name.startswith("logits.")
-    }
+    logits = {name: part.numel() for name, part in behind("logits.", file.tensors).items()}
     found: dict[str, list[Tensor]] = {}
     lengths: dict[str, list[int]] = {}
     kept = _kept(file, size, logits)
@@ -159,11 +155,7 @@ def _adapters(file: TensorFile) -> tuple[Adapter, ...]:
 def _kept(file: TensorFile, size: str, lengths: dict[str, int]) -> dict[str, Int[Tensor, " K"]]:
     """Reads a size's kept indices; requires each list to be in range and strictly rising."""
     begins = f"kept.{size}."
-    found = {
-        name.removeprefix(begins): part
-        for name, part in file.tensors.items()
-        if name.startswith(begins)
-    }
+    found = behind(begins, file.tensors)
     same = bool(found) and found.keys() == lengths.keys()
     file.require(same, f"its sites of {size} are not those of this model")
     for name, part in found.items():

@@ -83,6 +83,12 @@ def tensors_sha256(tensors: dict[str, Tensor], floats: torch.dtype | None = None
     return digest.hexdigest()
 
 
+def behind(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors with this prefix, keyed by the rest of their names."""
+    named = tensors.items()
+    return {name.removeprefix(prefix): one for name, one in named if name.startswith(prefix)}
+
+
 @dataclass(frozen=True)
 class TensorFile:
     """Contents of a safetensors file; all errors about it name the file and what to do."""

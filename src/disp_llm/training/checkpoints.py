@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from disp_llm.runs.tensors import TensorFile, read_tensors, tensors_sha256, write_tensors
+from disp_llm.runs.tensors import TensorFile, behind, read_tensors, tensors_sha256, write_tensors
 
 KEPT_CHECKPOINTS = 2
 
@@ -73,10 +73,10 @@ def restore(folder: Path, trained: nn.Module, optimizers: Sequence[Optimizer]) -
     like = _expected(file, trained, optimizers)
     file.require(file.tensors.keys() == like.keys(), "other tensors than those that are trained")
     tensors = {name: _as_now(file, name, value) for name, value in like.items()}
-    trained.load_state_dict(_behind(TRAINED, tensors), strict=False)
+    trained.load_state_dict(behind(TRAINED, tensors), strict=False)
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _behind(f"optimizer.{number}.", tensors).items():
+        for name, tensor in behind(f"optimizer.{number}.", tensors).items():
             index, key = name.split(".")
             state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
@@ -127,9 +127,3 @@ def _as_now(file: TensorFile, name: str, now: Tensor) -> Tensor:
         return whole
     on_device = whole.to(now.device)
     return distribute_tensor(on_device, now.device_mesh, now.placements, src_data_rank=None)
-
-
-def _behind(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors with this prefix, keyed by the rest of their names."""
-    named = tensors.items()
-    return {name.removeprefix(prefix): one for name, one in named if name.startswith(prefix)}
