@@ -64,21 +64,15 @@ class Windows:
         if self.tasks:
             chosen = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
             tasks = tuple(self.tasks[number] for number in chosen.tolist())
-        return Windows(
-            self.tokens[rows],
-            None if self.counted is None else self.counted[rows],
-            None if self.places is None else self.places[rows],
-            tasks,
-        )
+        return replace(self._each(lambda tensor: tensor[rows]), tasks=tasks)
 
     def to(self, device: torch.device) -> "Windows":
         """Returns the windows on a device."""
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            counted=None if self.counted is None else self.counted.to(device),
-            places=None if self.places is None else self.places.to(device),
-        )
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Windows":
+        counted, places = (t if t is None else change(t) for t in (self.counted, self.places))
+        return replace(self, tokens=change(self.tokens), counted=counted, places=places)
 
     def tensor_split(self, parts: int) -> list["Windows"]:
         """Splits the windows as `torch.tensor_split` does."""

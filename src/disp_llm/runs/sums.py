@@ -110,10 +110,8 @@ def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[InputEr
             return f"cannot be read ({error.strerror})"
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = {
-            folder / name: what for name, what in zip(sums, pool.map(problem, sums), strict=True)
-        }
-    return [InputError(what, field=str(path), hint=hint) for path, what in found.items() if what]
+        found = list(zip(sums, pool.map(problem, sums), strict=True))
+    return [InputError(what, field=str(folder / at), hint=hint) for at, what in found if what]
 
 
 def _stays_inside(name: str) -> bool:
