@@ -111,13 +111,6 @@ class CompareConfig:
                 hint=f"use one of {', '.join(known)}",
             )
         require_sizes("keep", self.keep)
-        self._validate_frontier()
-        if Path(SELF) in self.text.learns_from:
-            what = "is missing, and all methods learn from one text"
-            raise InputError(what, field="text", hint="name files or a data set")
-
-    def _validate_frontier(self) -> None:
-        """Refuses `latency` without `fit`, and quantising of methods that write no model folder."""
         if self.fit:
             require_sizes("fit", self.fit)
         if IN_TIME in self.methods and not self.fit:
@@ -131,3 +124,6 @@ class CompareConfig:
                 field="quantise",
                 hint=f"use some of {', '.join(masks)}",
             )
+        if Path(SELF) in self.text.learns_from:
+            what = "is missing, and all methods learn from one text"
+            raise InputError(what, field="text", hint="name files or a data set")

@@ -146,11 +146,8 @@ def ddp(problem: PruningProblem) -> Selection:
         raise InputError(
             f"{METHOD.name} prunes at {' and '.join(COUPLED)}", field="sites", hint="name one"
         )
-
-    def take(problem: PruningProblem, steps: int) -> Gates:
-        return trained_gates(problem, kinds, steps)
-
-    z = take_steps(problem, take).z.detach().cpu()
+    gates = take_steps(problem, lambda problem, steps: trained_gates(problem, kinds, steps))
+    z = gates.z.detach().cpu()
     importance, scales = torch.full_like(z, 2.0), torch.ones_like(z)
     for kind in kinds:
         importance[kind.entries] = top_k(z[kind.entries], kind.kept).float()

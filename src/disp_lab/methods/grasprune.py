@@ -75,11 +75,7 @@ def grasprune(problem: PruningProblem) -> Selection:
     prunable = ~problem.budget.never_pruned.to(problem.dense.device)
     scores = fisher_scores(problem, rounds=1)
     start = START * (scores - scores[prunable].mean()) / scores[prunable].std()
-
-    def take(problem: PruningProblem, steps: int) -> Gates:
-        return trained_gates(problem, start, steps)
-
-    gates = take_steps(problem, take)
+    gates = take_steps(problem, lambda problem, steps: trained_gates(problem, start, steps))
     with torch.no_grad():
         scales = gates.factors().masked_fill(~prunable, 1.0)
         return Selection(gates.masks.detach(), Compensation(scales))

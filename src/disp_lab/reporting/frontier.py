@@ -115,7 +115,8 @@ class Frontier:
         found: list[Point] = []
         for point in sorted(self.points(cost), key=lambda point: (point.cost, point.value)):
             last = found[-1] if found else None
-            if not last or point.value < last.value or _same(point, last):
+            same = last and (point.value, point.cost) == (last.value, last.cost)
+            if not last or point.value < last.value or same:
                 found.append(point)
         return found
 
@@ -138,10 +139,6 @@ class Frontier:
             *("weights, MB", "KV cache, MB", "on the front of"),
         )
         return Table(columns, rows, "frontier", left=columns[-1:])
-
-
-def _same(point: Point, other: Point) -> bool:
-    return (point.value, point.cost) == (other.value, other.cost)
 
 
 def _with_spread(row: ComparisonRow, phase: str) -> str:

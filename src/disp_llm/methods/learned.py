@@ -31,11 +31,7 @@ than of channels' (docs/experiment-log.md)."""
 def learned(problem: PruningProblem) -> Selection:
     """Returns trained logits and, if the recipe asks for them, scales and adapters."""
     start = start_of(problem)
-
-    def take(problem: PruningProblem, steps: int) -> Selection:
-        return learn(problem, start, steps)
-
-    return take_steps(problem, take)
+    return take_steps(problem, lambda problem, steps: learn(problem, start, steps))
 
 
 def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
