@@ -27,12 +27,8 @@ Row = dict[str, Any]
 
 
 def paired(rows: list[Row]) -> list[Row]:
-    """Returns the rows, each with the ratio to the reference of its size and kind of weights. A row
-    has none if no other row of its size was measured on the same windows.
-
-    Args:
-        rows: of one comparison, so that all were measured on the same windows.
-    """
+    """Returns the rows of one comparison, each with the ratio to the reference of its size and kind
+    of weights. A row has none if no other row of its size was measured on the same windows."""
     found = []
     for row in rows:
         alone = {key: value for key, value in row.items() if key not in RATIO}
@@ -66,15 +62,12 @@ def _ratio(row: Row, reference: Row) -> Row:
 def paired_ratio(
     losses: Sequence[float], others: Sequence[float], tokens: Sequence[int] = ()
 ) -> tuple[float, float | None]:
-    """Returns one model's perplexity as a multiple of another's, and its standard error.
+    """Returns one model's perplexity as a multiple of another's, and its standard error; None for a
+    single window.
 
     Args:
-        losses: mean −ln p of each window, of the one model.
-        others: the same of the other model, over the same windows.
+        losses, others: mean −ln p of each window, of the one model and of the other.
         tokens: number of tokens that each window scores; empty = all as many.
-
-    Returns:
-        The ratio and its error; the error is None for a single window.
     """
     one, other = (torch.tensor(list(values), dtype=torch.float64) for values in (losses, others))
     counts = torch.tensor(list(tokens) or [1] * len(one), dtype=torch.float64)

@@ -33,11 +33,8 @@ def logarithmic(axes: Any) -> None:
 
 
 def panels(width: float, height: float, value: str, count: int) -> tuple[Any, list[Any]]:
-    """Returns a figure, its size in inches, and the axes of its panels, one below the other.
-
-    Args:
-        value: y label of all panels.
-    """
+    """Returns a figure, its size in inches, and the axes of its panels, one below the other, all
+    with the y label `value`."""
     figure = canvas(width, height)
     axes = list(figure.subplots(count, squeeze=False)[:, 0])
     for axis in axes:

@@ -26,12 +26,8 @@ losses."""
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    """Prints a table for each figure, with a row per method and a column per size; then errors,
-    notes and, if the original is among the rows, the frontier.
-
-    Args:
-        result: content of `compare.json`.
-    """
+    """Prints a table for each figure of `compare.json`, with a row per method and a column per
+    size; then errors, notes and, if the original is among the rows, the frontier."""
     found = comparison_figures(result)
     for figure in _figures_in(found):
         _by_method(found, [figure]).show()

@@ -233,11 +233,8 @@ def export_all(opened: Opened, measuring: Measuring, selection: Selection) -> No
 
 
 def measure_original(opened: Opened, board: Scoreboard | None, measured: Perplexity | None) -> None:
-    """Measures perplexity, scores and size of the original, once a run.
-
-    Args:
-        measured: its perplexity, if that is already known.
-    """
+    """Measures perplexity, scores and size of the original, once a run; takes its perplexity as
+    `measured` where it is known."""
     problem, run = opened.problem, opened.problem.job.run
     if "original" in run.result():
         return

@@ -251,12 +251,7 @@ def export(
     steps: int,
 ) -> None:
     """Writes the trained model with its figures and card, unless it is there. A model that
-    processes hold together is measured from its folder, divided again.
-
-    Args:
-        dtypes, tensors: as `trained_model` takes them.
-        steps: number of training steps.
-    """
+    processes hold together is measured from its folder, divided again."""
     config, run, sharding = job.config, job.run, loaded.sharding
     if run.has(run.model_folder):
         return

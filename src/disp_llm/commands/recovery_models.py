@@ -37,12 +37,8 @@ from disp_llm.training.weights import trained_parameters
 def load_models(
     job: Job[RecoverConfig], inputs: Inputs, writes: bool
 ) -> tuple[Loaded, Loaded | None]:
-    """Loads the student and, if it teaches or writes text, the original. Both are divided among the
-    processes if `shard` is full.
-
-    Args:
-        writes: whether the original writes learning text.
-    """
+    """Loads the student and, if it teaches or `writes` text, the original. Both are divided among
+    the processes if `shard` is full."""
     config, progress = job.config, job.count("loading models")
     progress(0, 2)
     refuse_impossible(job, inputs)
@@ -105,11 +101,7 @@ def _original(
 ) -> Loaded | None:
     """Returns the model that is named or in memory, or the original of an exported folder; None if
     it neither teaches nor writes. Refuses another vocabulary, except a larger one if models are not
-    divided.
-
-    Args:
-        load: loads a model by name, or returns the one in memory.
-    """
+    divided."""
     name = teacher_of(config, writes)
     if not name:
         return None

@@ -82,11 +82,7 @@ def stored(target: PrunableModel, bits: Bits, itemsize: int) -> Bytes:
 
 def index_bytes(target: PrunableModel, chunk: int) -> int:
     """Returns the most bytes that a file of weights takes to list, chunk by chunk, the
-    residual-stream dimensions that the blocks read and write, and to name these lists.
-
-    Args:
-        chunk: number of neighbours that stay together.
-    """
+    residual-stream dimensions that the blocks read and write, and to name these lists."""
     said = next((size for size in CHUNKS if chunk % size == 0), 1)  # as folders store it
     numbers = tensors = 0
     for block, shape in zip(target.blocks, target.layout.blocks, strict=True):
@@ -163,12 +159,8 @@ class Room:
         return math.floor(1e4 * self.ways[bits].keep(self.limit, tokens)) / 1e4
 
     def too_small(self, least: float, tokens: int) -> InputError:
-        """Returns the error that nothing fits.
-
-        Args:
-            least: share of the blocks that the smallest model keeps.
-            tokens: number of tokens that it keeps.
-        """
+        """Returns the error that nothing fits, not even this share of the blocks with so many
+        tokens."""
         smallest = min(
             way.rest + least * way.blocks + tokens * way.token for way in self.ways.values()
         )

@@ -97,12 +97,7 @@ def latency_costs(
     stopwatch: Stopwatch = IN_TRANSFORMERS,
 ) -> CostModel:
     """Returns costs in seconds for one workload; for several, the mean of their costs as shares of
-    the dense model's time. Takes tables from the cache or measures them.
-
-    Args:
-        align: all widths are multiples of it.
-        chunk: number of neighbours in the residual stream that are kept or pruned together.
-    """
+    the dense model's time. Takes tables from the cache or measures them."""
     shapes, found = shapes_with(stopwatch.sites), []
     # Single branches are timed even if whole branches are not to be pruned.
     timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))

@@ -77,10 +77,7 @@ class Measuring:
         self, target: PrunableModel, name: str, dense: Scores | None = None
     ) -> Scores | None:
         """Returns scores on the suite, compared with the original's if given; None without a suite.
-
-        Args:
-            name: the model's name in progress messages.
-        """
+        Progress messages call the model by its `name`."""
         if self.board is None:
             return None
 

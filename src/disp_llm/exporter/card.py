@@ -30,13 +30,8 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
 def write_recovered_card(
     before: Path, folder: Path, figures: dict[str, Any], recovered: dict[str, Any]
 ) -> None:
-    """Writes the card of a folder that was trained after pruning. Writes none if training began
-    with a folder without `card.json`, such as an original.
-
-    Args:
-        before: the folder that training began with.
-        figures: perplexity after training with what it was measured over, and sizes.
-    """
+    """Writes the card of a folder that was trained after pruning, with the figures since. Writes
+    none if training began with a folder (`before`) without `card.json`, such as an original."""
     if (before / FACTS).is_file():
         facts = facts_in(before / FACTS)
         facts["figures"].pop("scores", None)  # measured before training

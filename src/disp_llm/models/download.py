@@ -16,12 +16,7 @@ WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.sa
 
 def fetch(name: str, revision: str | None) -> None:
     """Downloads files that are not cached yet, if progress is watched. Otherwise loading downloads
-    them, with its own progress bars. Errors are ignored: loading meets and reports them.
-
-    Args:
-        name: of a model; a local one needs no download.
-        revision: commit, branch or tag.
-    """
+    them, with its own progress bars. Errors are ignored: loading meets and reports them."""
     watching = downloads.get()
     place = path_of(hub_place(name)[0])
     if watching is None or place.exists():

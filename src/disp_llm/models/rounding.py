@@ -35,11 +35,7 @@ def fits(layer: nn.Module, bits: Bits) -> bool:
 def scales_of(
     weight: Float[Tensor, "R C"], bits: Bits, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "R K"]:
-    """Returns the scales for rounding a weight.
-
-    Args:
-        dtype: data type of the scales. Default: the weight's.
-    """
+    """Returns the scales for rounding a weight, by default in the weight's data type."""
     dtype = dtype or weight.dtype
     if bits == "int4":
         return best_scales(weight.float().unflatten(-1, (-1, GROUP)), dtype)
@@ -59,7 +55,6 @@ def best_scales(
     grid has 8 steps below zero and 7 above (as in GGUF's Q4_0).
 
     Args:
-        dtype: data type of the scales.
         sizes: error weights: mean square of the input of each weight, up to a factor.
     """
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))

@@ -143,11 +143,8 @@ def shared(small: Any, whole: Any) -> list[int]:
 
 
 def cut(tables: Tables, kept: Iterable[int]) -> Tables:
-    """Returns the tables of the kept tokens, renumbered in order.
-
-    Args:
-        kept: ids, `closed` and including `always_kept`.
-    """
+    """Returns the tables of the kept tokens, `closed` and with those `always_kept`, renumbered in
+    order."""
     new = {old: number for number, old in enumerate(sorted(kept))}
     model, ids = dict(tables["model"]), ids_of(tables)
     stays = {token for token, number in ids.items() if number in new}

@@ -44,9 +44,7 @@ def in_fewer_tokens(head: Head, first: Int[Tensor, " V"], tokens: int) -> Head:
     with it. A model that never saw a word split expects the word, not its pieces.
 
     Args:
-        head: head over all V tokens.
         first: new index of the token that each old token begins with.
-        tokens: size of the new vocabulary.
     """
 
     def summed(hidden: Tensor) -> Tensor:

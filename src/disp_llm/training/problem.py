@@ -77,11 +77,7 @@ class PruningProblem:
 
 
 def take_steps(problem: PruningProblem, take: Callable[[PruningProblem, int], Result]) -> Result:
-    """Calls `take` with the number of steps that was asked for, or that the time allows.
-
-    Args:
-        take: runs that many steps of the problem.
-    """
+    """Calls `take` with the number of steps that was asked for, or that the time allows."""
     steps = problem.learn.steps
     if problem.learn.minutes:
         from disp_llm.training.pace import planned_steps

@@ -19,11 +19,7 @@ SEARCHED = 8
 
 
 class Rounded(nn.Module):
-    """Rounds a weight as it will be stored.
-
-    Args:
-        dtype: data type of the stored scales.
-    """
+    """Rounds a weight as it will be stored, with scales of the data type `dtype`."""
 
     scales: Tensor
 
