@@ -122,6 +122,7 @@ def require_possible(
     """Refuses what the method cannot do with such a model; names the setting that asks for it."""
     method, budget = method_named(config.method), config.budget.kind
     missing = sorted(set(method.sites) - set(config.sites or method.sites))
+    sized_by = "keep" if budget == "params" else "fit"
     refusals = (
         (method.every_site and missing, "sites", f"prunes {', '.join(missing)} too"),
         (
@@ -129,7 +130,7 @@ def require_possible(
             "sites",
             "does not score whole branches",
         ),
-        (method.one_size and len(sizes) > 1, "keep", "chooses for one size at a time"),
+        (method.one_size and len(sizes) > 1, sized_by, "chooses for one size at a time"),
         (method.one_size and budget != "params", "budget", "counts parameters"),
         (experts and not method.knows_experts, "method", "does not know mixtures of experts"),
         (sharded and method.reads_weights, "shard", "looks at all weights"),
