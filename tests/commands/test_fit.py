@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import must_refuse, must_run, run_command, tiny_model
+from conftest import SMALL, must_refuse, must_run, run_command, tiny_model
 from test_fewer_tokens import place as place_of_words
 
 import disp_llm
@@ -84,6 +84,18 @@ def test_what_is_written_fits(place, wide, asked, bits):
     resumed = fitted(place, wide, name, "--fit", amount, "--resume",
                      *(["--bits", *bits] if bits else []))  # fmt: skip
     assert json.loads(resumed.stdout)["fit"] == found["fit"]
+
+
+def test_a_method_of_one_size_makes_the_best_choice_alone(place, wide):
+    """Of bits and sizes that are predicted to be about as good, another method makes all."""
+    flags = ("--text", place / "some.txt", "--fit", 0.9, "--align", 32, *SMALL)
+    choices = {}
+    for method in ("fisher", "wanda"):
+        folder = place / f"fit-by-{method}"
+        done = must_run("prune", wide, "--method", method, "--output-dir", folder, "--json", *flags)
+        choices[method] = [one["bits"] for one in json.loads(done.stdout)["fit"]["choices"]]
+    assert len(choices["fisher"]) > 1
+    assert choices["wanda"] == choices["fisher"][:1]
 
 
 def test_rows_that_no_token_has_are_counted(place):

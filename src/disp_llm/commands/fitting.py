@@ -33,6 +33,7 @@ from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.budget import TooSmall, project
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods import method_named
 from disp_llm.models.loading import Loaded, load
 from disp_llm.models.trimming import require_trimmable, trimmed
 from disp_llm.models.windows import PIECES, can_read, fitting
@@ -100,11 +101,14 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, held: "HeldOut") -> Fit:
     choices = [found[bits, tokens] for bits in room.ways if (bits, tokens) in found]
     choices.sort(key=lambda choice: choice.expected)
     near = [one for one in choices if one.expected <= NEAR * choices[0].expected]
+    if method_named(config.method).one_size:
+        near = near[:1]
     return Fit(str(room.size), room.limit, 0 if tokens == whole else tokens, near)
 
 
 NEAR = 1.5
-"""A choice is made only if its predicted perplexity is at most so many times the best one's."""
+"""A choice is made only if its predicted perplexity is at most so many times the best one's; of a
+method that chooses for one size at a time, only the best one."""
 
 
 def least_keep(job: Job[PruneConfig], loaded: Loaded) -> float:
