@@ -14,7 +14,7 @@ from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.evaluation.benchmark import count
 from disp_llm.evaluation.timing import Workload
 from disp_llm.exporter.cutting import compact_model
-from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.budget import Budget, TooSmall, project
 from disp_llm.masks.costs import (
     byte_costs,
     flop_costs,
@@ -334,6 +334,15 @@ def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
     assert int(budget.dense_cost) == costs[0]
     assert int(budget.cost(layout.counts(masks.kept.long()))) == costs[1]
     assert 0.6 * costs[0] - float(budget.entry_costs.max()) < costs[1] <= 0.6 * costs[0]
+
+
+def test_the_smallest_model_can_be_asked_for_as_it_is_said():
+    """0.4125 of the block parameters is not said as 0.41, which would be refused again."""
+    budget = Budget(tiny_prunable("llama").layout, sites=("mlp_mid",))
+    scores = torch.zeros(budget.layout.entries)
+    with pytest.raises(TooSmall, match=r"smallest model, 0\.42; ask for more"):
+        project(scores, budget, 0.3)
+    project(scores, budget, 0.42)
 
 
 def test_half_of_llama_2_7b_is_what_the_authors_ask_for():

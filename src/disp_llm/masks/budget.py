@@ -7,6 +7,7 @@ exact cost is at most a share of the dense model's, with aligned widths.
 N entries of all sites, S sites (5 to 9 a block), G groups of entries.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -238,7 +239,7 @@ def _within(
     smallest = cost(groups.counts(kept_anyway))
     if smallest > allowed:
         least = smallest / budget.dense_cost
-        what = f"{share} is less than the smallest model, {least:.2g}"
+        what = f"{share} is less than the smallest model, {_rounded_up(least):g}"
         hint = "ask for more, for a smaller `align`, or for more `sites`"
         error = TooSmall(what, field=budget.field, hint=hint)
         error.least = least
@@ -246,3 +247,9 @@ def _within(
     order = means.masked_fill(kept_anyway, torch.inf).argsort(descending=True, stable=True)
     first = int(kept_anyway.sum())
     return fill(groups, order, first, lambda n: cost(n) <= allowed, budget.has_large_entries)
+
+
+def _rounded_up(share: float) -> float:
+    """Returns a share in two digits that is no smaller, so that it can be asked for."""
+    step = 10.0 ** (math.floor(math.log10(share)) - 1)
+    return math.ceil(share / step) * step
