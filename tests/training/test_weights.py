@@ -158,6 +158,25 @@ def test_a_step_is_in_proportion_to_the_weights(optimizer, text_file, tmp_path):
         torch.testing.assert_close(changes[1][name], wanted, rtol=0.3, atol=1e-6)
 
 
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "qwen2_moe"])
+def test_experts_step_as_linear_layers_do(model_type, text_file, tmp_path):
+    """In proportion to the size of the weights: AdamW's first step is its step size."""
+    student = tiny_prunable(model_type)
+    training = dataclasses.replace(TRAINING, weight_decay=0.0)
+    machine = MachineConfig(device="cpu")
+    config = RecoverConfig("tiny", tokens=32, training=training, machine=machine)
+    job = Job(config, run_in(tmp_path), one_process(), progress=lambda *told: None)
+    corpus = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),))
+    weights = [*(one.weight for one in student.linears()), *student.weights_of_experts()]
+    before = [one.detach().clone() for one in weights]
+    wanted = training.learning_rate * step_scale(student)
+    assert abs(wanted / training.learning_rate - 1) > 0.1
+    train_weights(job, student, None, corpus, torch.float32)
+    for old, new in zip(before, weights, strict=True):
+        change = (new.detach() - old).abs().max()
+        assert float(change) == pytest.approx(wanted, rel=0.05)
+
+
 def test_weights_learn_from_their_teacher(text_file, tmp_path):
     """Of one that is the student as it comes there is nothing to learn at first."""
     training = dataclasses.replace(TRAINING, distill=1.0)

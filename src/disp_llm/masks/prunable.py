@@ -103,6 +103,12 @@ class PrunableModel:
             for path in branch.linear_paths:
                 yield linear_at(block, path)
 
+    def weights_of_experts(self) -> Iterator[nn.Parameter]:
+        """Yields the packed weights and the routers of all mixtures, except in dropped branches."""
+        for block, branch in self.present:
+            for path in branch.experts.weights if branch.experts else ():
+                yield block.get_parameter(path)
+
     @property
     def is_whole(self) -> bool:
         """Whether this process holds all weights: none is sharded or left out."""

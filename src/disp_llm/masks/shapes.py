@@ -199,9 +199,7 @@ def _no_weights(block: nn.Module, branch: Branch) -> int:
     """Counts the parameters of a branch and its norms, except linear weights."""
     weights = {id(linear_at(block, path).weight) for path in branch.linear_paths}
     if branch.experts is not None:
-        packed = (f"{branch.experts.module}.{name}" for name in ("gate_up_proj", "down_proj"))
-        of_experts = (*packed, f"{branch.experts.rows}.weight")
-        weights |= {id(block.get_parameter(path)) for path in of_experts}
+        weights |= {id(block.get_parameter(path)) for path in branch.experts.weights}
     modules = [module for name, module in block.named_modules() if name in branch.modules]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
     return sum(number for key, number in found.items() if key not in weights)

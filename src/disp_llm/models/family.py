@@ -44,6 +44,11 @@ class Experts:
         """Modules that a mixture has but a dense MLP lacks."""
         return self.module, self.rows
 
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Paths of the packed weights and of the router's, which are block parameters."""
+        return f"{self.module}.gate_up_proj", f"{self.module}.down_proj", f"{self.rows}.weight"
+
 
 @dataclass(frozen=True)
 class Branch:

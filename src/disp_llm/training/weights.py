@@ -43,12 +43,16 @@ def train_weights(
     config, device, process = job.config.training, student.device, job.process
     trained = trained_parameters(student)
     linears = {id(linear.weight) for linear in student.linears()}
+    of_experts = {id(weight) for weight in student.weights_of_experts()}
     matrices = [one for one in trained if id(one) in linears]
-    others = [one for one in trained if id(one) not in linears]
+    packed = [one for one in trained if id(one) in of_experts]
+    others = [one for one in trained if id(one) not in linears | of_experts]
     # A foreach operation accepts no list in which some tensors are sharded.
     foreach = False if any(isinstance(one, DTensor) for one in trained) else None
-    weights = {"params": matrices, "lr": config.learning_rate * step_scale(student)}
-    optimizers = optimizers_of(config, [{"params": others}], weights, foreach)
+    rate = config.learning_rate * step_scale(student)
+    groups = [{"params": others}, {"params": packed, "lr": rate}]
+    weights = {"params": matrices, "lr": rate}
+    optimizers = optimizers_of(config, groups, weights, foreach)
     steps, seed = job.config.steps(process.count), job.config.machine.seed
     read = config.tokens_per_step * process.count
     compiled = compiles(config, steps, student)
