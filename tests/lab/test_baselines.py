@@ -1,6 +1,7 @@
 """Baselines that remove blocks or solve weights anew, what runs text through blocks for them, and
 the method that learns a given shape."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -242,6 +243,23 @@ def test_constraint_weighs_every_widths_distance_by_its_own_multipliers(problem)
     assert float(constraint.detach()) == pytest.approx(wanted, rel=1e-5)
     constraint.backward()
     assert masks.linear.grad.tolist() == pytest.approx(gaps, rel=1e-5)  # which ascent follows
+
+
+def test_sheared_bounds_its_masks_before_every_step(problem, monkeypatch):
+    """A step size of 3 would take log α far beyond log 100."""
+    monkeypatch.setattr("disp_lab.methods.sheared.RATE", 3.0)
+    largest, sample = [], HardConcrete.sample
+
+    def watched(masks, noise):
+        largest.append(max(float(log_alpha.detach().abs().max()) for log_alpha in masks.masks))
+        return sample(masks, noise)
+
+    monkeypatch.setattr(HardConcrete, "sample", watched)
+    budget = Budget(problem.budget.layout, sites=(*SITES, HEADS))
+    problem = replace(problem, budget=budget, keeps=(0.5,))
+    problem = with_config(problem, learn=LearnConfig(steps=6), training=TrainingConfig(length=32))
+    sheared(problem)
+    assert max(largest) == pytest.approx(math.log(100))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])

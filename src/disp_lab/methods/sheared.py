@@ -33,9 +33,12 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 START = 4.0
 """Initial log α of every mask, nearly all of them 1: frozen weights cannot follow masks of ½."""
 
+BOUND = math.log(100)
+"""Largest |log α| before every step, as in the released code (`constrain_parameters`)."""
+
 RATE = 0.1
 """Step size of masks and multipliers. The paper's 1.0 is for batches of 131 k tokens: with one
-window per step it leaves a model that predicts nothing (docs/experiment-log.md)."""
+window per step and without `BOUND` it left a model that predicts nothing."""
 
 WARM_UP = 0.2
 """Share of the steps over which targets fall from the dense widths (the paper: 640 of 3,200)."""
@@ -88,6 +91,12 @@ class HardConcrete(nn.Module):
         stream, heads, channels = parts
         columns = [stream.expand(self.blocks, -1)] * 3 + [channels]
         return torch.cat([*columns, stream.expand(self.blocks, -1), heads], 1).flatten()
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Clamps every log α, so that a mask that is nearly 0 or 1 can still change."""
+        for log_alpha in self.masks:
+            log_alpha.clamp_(-BOUND, BOUND)
 
     def sample(self, noise: torch.Generator) -> Float[Tensor, " N"]:
         """Draws a mask with entries in [0, 1], most of them 0 or 1."""
@@ -171,6 +180,7 @@ def learned_masks(
     def batch_loss(
         step: int, noise: torch.Generator, loss_under: LossUnder
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        trained.bound()
         loss = loss_under(trained.sample(noise))
         return loss + trained.constraint(aim_at(step)), {"loss": loss}
 
