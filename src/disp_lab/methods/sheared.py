@@ -6,6 +6,11 @@ Each width has two multipliers, `λ·(width − target) + φ·(width − target)
 multipliers ascend, so the model arrives at the given shape, the same in every block. Here the
 weights are frozen; the paper trains them with the masks, and for 50 B tokens after that.
 
+Here the stream's mask acts where blocks read and write; in the released code it also narrows the
+embedding, every norm and the head. All blocks stay, which the paper masks too. Every block's widths
+have multipliers of their own; the code has one pair for all heads and one for all channels. The
+code's masks become scales of what is kept.
+
 D residual stream, L blocks, H KV heads, F intermediate, W any of these widths, N entries of all
 sites.
 """
