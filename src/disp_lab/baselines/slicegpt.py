@@ -13,6 +13,9 @@ As in the authors' release, X_l is the input of the l-th norm in the model slice
 the calibration text runs through the model once per size. (The paper's X_l is the norm's output,
 which did worse: perplexity 155 in place of 113 at share 0.7 of SmolLM2-135M.)
 
+Here the head reads K columns too; the release by default leaves what the last block writes, the
+last norm and the head at full width.
+
 T tokens of a window, D residual stream, K kept of it, L blocks.
 """
 
