@@ -7,7 +7,7 @@
   is the intermediate channel of row i, as down reads it. That factor is the same along a row, so
   the four that compete are weights of neighbouring channels for one input, as in the authors'
   release. In these two layers the pattern therefore lies across that of the tensor cores. All other
-  layers, and plain MLPs, use Wanda's score.
+  layers, and plain MLPs, use Wanda's score; the release leaves attention dense.
 - SparseGPT (arXiv 2301.00774) goes through columns from left to right. Of every four, a row loses
   the two with the least `w_j²/[H⁻¹]_jj` (sections 3.3 and 3.4), and each pruned weight changes
   those to its right.
