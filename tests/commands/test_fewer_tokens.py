@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -95,6 +96,21 @@ def test_speed_is_that_beside_the_original_with_all_of_its_tokens(place, monkeyp
     pruned(place, "timed", "--keep", 0.8)
     must_run("export", place / "timed", "--keep", 0.6)
     assert timed == [(SIZE, FEWER)] * 2
+
+
+def test_a_tokenizer_that_is_longer_than_the_embedding_is_not_cut(place, tmp_path):
+    """As where somebody adds a token for padding and no row: its number is beyond all rows."""
+    model = Path(shutil.copytree(place / "model", tmp_path / "model"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(model)
+    few = ("--steps", 2, "--length", 32, "--context", 32, "--windows", 2, "--rounds", 0)
+    text = ("--text", place / "some.txt", *few, "--device", "cpu", "--output-dir")
+    done = must_refuse("prune", model, "--keep", 1, "--vocabulary", FEWER, *text, tmp_path / "run")
+    said = f"the tokenizer has {SIZE + 1} tokens, and the embedding only {SIZE} rows"
+    assert f"--vocabulary: {said}" in done.stderr
+    done = must_run("prune", model, "--fit", 0.9, "--bits", "as-is", *text, tmp_path / "fit")
+    assert f"the vocabulary stays whole: vocabulary: {said}" in done.stderr
 
 
 def test_an_amount_that_fewer_tokens_alone_reach_is_no_refusal(place):

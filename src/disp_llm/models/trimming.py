@@ -74,6 +74,13 @@ def require_trimmable(loaded: Loaded) -> None:
     """
     tables_of(loaded.tokenizer)
     require_rows(loaded.model)
+    tokens, rows = len(loaded.tokenizer), len(loaded.model.get_input_embeddings().weight)
+    if tokens > rows:
+        raise InputError(
+            f"the tokenizer has {tokens:,} tokens, and the embedding only {rows:,} rows",
+            field="vocabulary",
+            hint="leave it out, or call `resize_token_embeddings` of the model first",
+        )
     if loaded.family.tower:
         raise InputError(
             "what sees or hears names tokens by their numbers",
