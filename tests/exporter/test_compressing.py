@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from disp_llm.commands.convert import convert
 from disp_llm.config.commands import ConvertConfig
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PlaceConfig
+from disp_llm.models.loading import load
 from disp_llm.runs.progress import silent
 from disp_llm.runs.sums import write_sums
 
@@ -167,6 +169,24 @@ def test_embedding_and_head_in_different_parts_keep_their_own_scales(tied, tmp_p
     assert all(torch.equal(made["5GB"][name], made["20KB"][name]) for name in made["5GB"])
     ends = (made["5GB"][f"{end}.weight_scale"] for end in ("model.embed_tokens", "lm_head"))
     assert torch.equal(*ends) == tied
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "gemma4_text", "minicpm3"])
+def test_an_embedding_that_scales_is_read_with_its_scale(model_type, tmp_path):
+    """compressed-tensors makes a weight of the scale, and no file holds one."""
+    target, folder = tiny_prunable(model_type), tmp_path / "folder"
+    export_folder(target, byte_tokenizer(), masks_of("keep-all", target.layout), folder)
+    for name, ends in (("blocks", False), ("all", True)):
+        config = ConvertConfig(folder, "int8", tmp_path / name, embeddings=ends)
+        convert(config, progress=silent)
+    machine, tokens = PlaceConfig("cpu", "float32"), torch.arange(4, 36)[None]
+    blocks, whole = (load(str(tmp_path / name), machine).model for name in ("blocks", "all"))
+    assert whole.num_parameters() == blocks.num_parameters()
+    scales = [model.get_buffer("model.embed_tokens.embed_scale") for model in (blocks, whole)]
+    assert torch.equal(*scales)
+    before, after = blocks(tokens).logits, whole(tokens).logits
+    assert 0 < (after - before).norm() < 0.2 * before.norm()
 
 
 @pytest.mark.usefixtures("compressed_tensors")

@@ -234,7 +234,8 @@ def _whole_model(
             field="model",
             hint="merge it first, by `merge_and_unload` of PEFT",
         )
-    require_whole(name, report)
+    computed = _computed_buffers(config) if _quantised(config) == COMPRESSED else set()
+    require_whole(name, report | {"missing_keys": set(report["missing_keys"]) - computed})
     if not empty:
         require_finite(name, model)
     if packed or unpacking:  # so it is no longer quantised
@@ -243,13 +244,24 @@ def _whole_model(
         if parameter.dtype == torch.bfloat16:  # older transformers always unpack to it
             parameter.data = parameter.data.to(dtype)
     if _quantised(config) == COMPRESSED and not empty:
-        _unpack(model)
+        _unpack(model, computed)
     model.eval().requires_grad_(False)
     return model.to(device)
 
 
-def _unpack(model: Any) -> None:
-    """Unpacks weights now, not on the first forward pass as the library would; drops scales."""
+def _computed_buffers(config: transformers.PreTrainedConfig) -> set[str]:
+    """Returns the names of buffers that a model computes itself, and that no file holds."""
+    model = empty_model(config)
+    return {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+
+
+def _unpack(model: Any, computed: set[str]) -> None:
+    """Unpacks weights now, not on the first forward pass as the library would; drops scales.
+
+    Args:
+        computed: names of buffers that are not stored. The library makes weights of those beside a
+            quantised weight, such as the scale of Gemma's embedding; they become buffers again.
+    """
     from compressed_tensors.offload import remove_dispatch
     from compressed_tensors.quantization import QuantizationMetadata
 
@@ -257,6 +269,11 @@ def _unpack(model: Any) -> None:
     remove_dispatch(model)  # under a dispatch, assigned weights are copied
     for module in model.modules():
         QuantizationMetadata.clear_all_qparams(module)
+    for name in computed & dict(model.named_parameters()).keys():
+        place, _, own = name.rpartition(".")
+        module, value = model.get_submodule(place), model.get_parameter(name).detach()
+        delattr(module, own)
+        module.register_buffer(own, value, persistent=False)
     if model.config.get_text_config().tie_word_embeddings:  # each was unpacked separately
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
