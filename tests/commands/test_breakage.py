@@ -1,6 +1,7 @@
 """What once lost data or was wrong in silence, each by the command that showed it."""
 
 import json
+import re
 import shutil
 import signal
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
+import transformers
 from conftest import SMALL, must_refuse, must_run, run_command
 from safetensors.torch import load_file, save_file
 
@@ -192,3 +194,39 @@ def test_figures_are_json(run):
     assert figures is not None
     (stamps,) = (figures.inputs[name] for name in ("text",))
     assert json.loads((run / "result.json").read_text())["inputs"]["text"].keys() == stamps.keys()
+
+
+@pytest.fixture
+def with_padding(llama_folder, text_file, tmp_path) -> dict[str, Path]:
+    """A model to whose tokenizer somebody has added tokens, and no rows; texts that have one."""
+    model = shutil.copytree(llama_folder, tmp_path / "m")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    rows = json.loads((model / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"<more {number}>" for number in range(rows - len(tokenizer) + 1)])
+    tokenizer.save_pretrained(model)
+    (text := tmp_path / "t.txt").write_text(f"{text_file.read_text()[:500]}<more 0>" + "<pad>" * 9)
+    with_last = text_file.read_text().replace("cube", tokenizer.convert_ids_to_tokens(rows))
+    (tmp_path / "more.txt").write_text(with_last)
+    row = json.dumps({"prompt": "a", "answer": tokenizer.convert_ids_to_tokens(rows)})
+    (tmp_path / "more.jsonl").write_text("\n".join([row] * 20))
+    return {"model": model, "known": text, "text": tmp_path / "more.txt"}
+
+
+def test_a_token_without_a_row_is_named(with_padding, tmp_path):
+    model, text, run = with_padding["model"], with_padding["text"], tmp_path / "run"
+    examples = text.with_suffix(".jsonl")
+    few = ("--context", 32, "--windows", 2)
+    must_run("eval", model, "--text", with_padding["known"], *few)  # its tokens have rows
+    said = r"'<more \d+>', the token \d+, and the embedding has \d+ rows; leave that token out"
+    for flag, command in (
+        ("--text", prune_in(run, with_padding)),
+        ("--eval-text", (*prune_in(run, with_padding | {"text": with_padding["known"]}),
+                         "--eval-text", text)),
+        ("--examples", ("prune", model, "--keep", 0.5, "--examples", examples,
+                        "--output-dir", run, *SMALL)),
+        ("--text", ("eval", model, "--text", text, *few)),
+        ("--examples", ("eval", model, "--examples", examples)),
+        ("PROMPT", ("generate", model, text.read_text()[:200])),
+    ):  # fmt: skip
+        assert re.match(f"disp-llm: {flag}: .*{said}", refused(*command)), refused(*command)
+        assert not run.exists()

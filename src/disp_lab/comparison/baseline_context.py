@@ -80,7 +80,8 @@ class BaselineContext:
         measured = self.config.evaluation.tokens
         sources = read_sources(text, tokens=needs.learning, measured=measured)
         context = self.config.evaluation.context
-        return load_tokens(text, loaded.tokenizer, loaded.bos_token_id, sources, context=context)
+        names = text, loaded.tokenizer, loaded.bos_token_id, sources
+        return load_tokens(*names, context=context, rows=loaded.rows)
 
     @cached_property
     def files(self) -> dict[str, Any]:

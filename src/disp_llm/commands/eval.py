@@ -122,10 +122,10 @@ def _evaluation_stream(
         or named_examples(config, "examples")
     )
     if text is None:
-        texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), loaded.tokenizer)
+        texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), loaded.tokenizer, rows=loaded.rows)
         source, digest = texts.names["eval_text"], texts.names["eval_text_sha256"]
         return texts.evaluation, {"text": source, "text_sha256": digest}
-    stream = stream_of(text, loaded.tokenizer, loaded.bos_token_id)
+    stream = stream_of(text, loaded.tokenizer, loaded.bos_token_id, loaded.rows)
     return stream, {"text": text.measured_name, "text_sha256": text.sha256}
 
 

@@ -12,6 +12,7 @@ from transformers import TextStreamer
 from disp_llm.commands.api import called, takes
 from disp_llm.config.commands import AnswerConfig, ChatConfig, GenerateConfig
 from disp_llm.config.errors import InputError, model_is
+from disp_llm.data.tokens import require_embedded
 from disp_llm.evaluation.sample import likeliest
 from disp_llm.exporter.exported import require_original
 from disp_llm.models.loading import Loaded, load
@@ -130,6 +131,7 @@ def _answered(loaded: Loaded, said: Messages, how: AnswerConfig, show: Show) -> 
     """Returns an answer to a conversation, of at most as many tokens as positions are left."""
     model: Any = loaded.model
     asked = _as_asked(loaded, said, how.template)
+    require_embedded(torch.tensor(asked), loaded.tokenizer, loaded.rows, "prompt")
     room = _room(loaded, said, how)
     if room < 1:
         what = f"has {len(asked)} tokens, and the model reads no more"

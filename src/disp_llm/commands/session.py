@@ -139,7 +139,7 @@ def load_texts(
 
     def tokens() -> Texts:
         names = job.config.text, loaded.tokenizer, loaded.bos_token_id
-        return load_tokens(*names, sources, write, job.config.evaluation.context)
+        return load_tokens(*names, sources, write, job.config.evaluation.context, loaded.rows)
 
     return first_alone(job, loaded, tokens) or tokens()
 

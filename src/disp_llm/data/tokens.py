@@ -76,6 +76,7 @@ def load_tokens(
     sources: Sources | None = None,
     write: Callable[[float], GivenText] | None = None,
     context: int = PerplexityConfig.context,
+    rows: int | None = None,
 ) -> Texts:
     """Tokenises the texts that the settings name, and lets the model write missing ones.
 
@@ -83,6 +84,7 @@ def load_tokens(
         bos_token_id: first token of every window; None if the model needs none.
         write: lets the model write a given share of the learning text.
         context: tokens of an evaluation window.
+        rows: of the model's embedding; None if its tokenizer cannot have more tokens.
     """
     sources = sources or read_sources(config)
     texts: list[Given] = []
@@ -93,7 +95,7 @@ def load_tokens(
         else:
             assert write is not None, "nobody writes text"
             texts.append(write(share))
-    streams = [stream_of(text, tokenizer, bos_token_id) for text in texts]
+    streams = [stream_of(text, tokenizer, bos_token_id, rows) for text in texts]
     held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:
         whole = sum(map(len, streams))
@@ -103,7 +105,7 @@ def load_tokens(
         held_out = GivenText(
             None, last, texts[0].field, f"the last {len(last) / whole:.0%} of {name}"
         )
-    evaluation = stream_of(held_out, tokenizer, bos_token_id)
+    evaluation = stream_of(held_out, tokenizer, bos_token_id, rows)
     corpus = Corpus(
         streams=tuple(streams),
         weights=_weights(config, sources.learning, streams),
@@ -157,15 +159,21 @@ def joint_sha256(texts: Sequence[Given]) -> str:
     return hashlib.sha256(b"".join(bytes.fromhex(text.sha256) for text in texts)).hexdigest()
 
 
-def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> Stream:
+def stream_of(
+    given: Given, tokenizer: Any, bos_token_id: int | None = None, rows: int | None = None
+) -> Stream:
     """Returns the tokens of a text, or of examples, each of which begins with the given BOS."""
     if isinstance(given, GivenText):
-        return stream_of_text(given, tokenizer)
-    return stream_of_examples(given, tokenizer, bos_token_id)
+        return stream_of_text(given, tokenizer, rows)
+    stream = stream_of_examples(given, tokenizer, bos_token_id)
+    for example in stream.examples:
+        require_embedded(example.tokens, tokenizer, rows, given.field, f"{example.place}, ")
+    return stream
 
 
-def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
-    """Returns the tokens of a text; refuses fewer than two, and ids beyond the tokenizer."""
+def stream_of_text(given: GivenText, tokenizer: Any, rows: int | None = None) -> Int[Tensor, " N"]:
+    """Returns the tokens of a text; refuses fewer than two, and ids beyond the tokenizer or the
+    embedding."""
     found = given.tokens
     if found is None:
         found = tokenize(given.documents or (), tokenizer)
@@ -176,7 +184,29 @@ def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
             hint="give ids of the tokenizer of this model",
         )
     require_length(found, 2, given.field, given.name)
+    require_embedded(found, tokenizer, rows, given.field, f"{given.name} ")
     return found
+
+
+def require_embedded(
+    tokens: Int[Tensor, " N"], tokenizer: Any, rows: int | None, field: str, name: str = ""
+) -> None:
+    """Refuses a token without a row of the embedding, such as one that somebody added to the
+    tokenizer alone.
+
+    Args:
+        rows: of the embedding; None = there are enough.
+        field: setting that gives the tokens.
+        name: of what has them.
+    """
+    largest = int(tokens.max()) if rows is not None and len(tokens) else 0
+    if rows is not None and largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise InputError(
+            f"{name}has {token!r}, the token {largest}, and the embedding has {rows} rows",
+            field=field,
+            hint="leave that token out, or call `resize_token_embeddings` of the model first",
+        )
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Int[Tensor, " N"]:

@@ -75,9 +75,11 @@ class Scoreboard:
             spelling: maps these tokens to the model's smaller vocabulary; None if it has all.
         """
         texts, tasks = {}, {}
+        embedding: Any = target.model.get_input_embeddings()
+        rows = len(embedding.weight) if spelling is None else None
         for name, given in self.texts.items():
             with at_place(self.suite, f"texts.{name}"):
-                stream = stream_of_text(given, tokenizer)
+                stream = stream_of_text(given, tokenizer, rows)
                 windows = windows_of(target, stream, self.suite.evaluation, spelling)
                 windows = windows[:: self.suite.every]
                 ticks = counting(progress, f"perplexity, {name}")

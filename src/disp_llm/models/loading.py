@@ -72,6 +72,12 @@ class Loaded:
         """BOS that every window must begin with; None if the model needs none."""
         return required_bos(self.model, self.family)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding, which may be fewer than the tokenizer has tokens."""
+        embedding: Any = self.model.get_input_embeddings()
+        return len(embedding.weight)
+
     def machine(self, settings: PlaceConfig, device: torch.device | str) -> PlaceConfig:
         """Returns the settings with this device and the data type that the model was loaded in."""
         dtype: Any = dtype_name(self.dtype)

@@ -74,10 +74,10 @@ def require_trimmable(loaded: Loaded) -> None:
     """
     tables_of(loaded.tokenizer)
     require_rows(loaded.model)
-    tokens, rows = len(loaded.tokenizer), len(loaded.model.get_input_embeddings().weight)
-    if tokens > rows:
+    tokens = len(loaded.tokenizer)
+    if tokens > loaded.rows:
         raise InputError(
-            f"the tokenizer has {tokens:,} tokens, and the embedding only {rows:,} rows",
+            f"the tokenizer has {tokens:,} tokens, and the embedding only {loaded.rows:,} rows",
             field="vocabulary",
             hint="leave it out, or call `resize_token_embeddings` of the model first",
         )

@@ -67,7 +67,8 @@ def _calibrated(job: Job, layers: list[str]) -> tuple[dict[str, Rounded], str]:
         length = corpus.nearest_length(length)
     else:
         sources = read_sources(job.text, tokens=SEQUENCES * LENGTH)
-        corpus = load_tokens(job.text, loaded.tokenizer, loaded.bos_token_id, sources).corpus
+        names = job.text, loaded.tokenizer, loaded.bos_token_id, sources
+        corpus = load_tokens(*names, rows=loaded.rows).corpus
         corpus.require_length(length, "text")
     windows = corpus.draw(SEQUENCES, length, random_stream("calibration", 0)).tokens
     stated = load_config(str(job.folder)).dtype
