@@ -20,7 +20,7 @@ from disp_llm.config.commands import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
-from disp_llm.runs.lock import created
+from disp_llm.runs.lock import created, locked
 
 
 @pytest.fixture
@@ -146,6 +146,12 @@ def test_two_processes_at_one_new_place(run, tmp_path):
     thread.join()
     assert (tmp_path / "new").read_text() == "first"
     assert {path.name for path in tmp_path.iterdir()} == {"run", "new"}
+
+
+def test_a_run_in_use_is_named_by_the_word_of_the_command(run):
+    with locked(run, "prune"):
+        line = refused("export", run, "--keep", 0.6)
+    assert line.startswith(f"disp-llm: RUN: {run} is in use by process")
 
 
 def test_what_a_killed_copy_left_is_swept_by_the_next(run, tmp_path, monkeypatch):

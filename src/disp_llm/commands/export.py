@@ -39,7 +39,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
     stored = stored_config(config.run)
     settled = (*stored.sizes, *config.sizes)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
-    with locked(config.run, "prune"), call.watching() as progress:
+    with locked(config.run, "prune", "run"), call.watching() as progress:
         made = Run(config.run, config.anyway)
         if not made.has(made.config_file) or not made.has(made.selection_file):
             raise InputError(

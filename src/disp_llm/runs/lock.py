@@ -24,18 +24,21 @@ from disp_llm.runs.ownership import (
 
 
 @contextlib.contextmanager
-def locked(folder: Path, kind: str) -> Iterator[None]:
+def locked(folder: Path, kind: str, field: str = "output_dir") -> Iterator[None]:
     """Keeps other processes out of our folder of this kind while the context lasts.
 
     Makes the folder if there is none, marks it, and removes what killed processes left half written
     in it. If nothing was put into the folder, leaves everything as it was. Of several processes
     that work together, the first holds the lock.
+
+    Args:
+        field: setting that names the folder.
     """
     if int(os.environ.get("RANK", "0")) > 0:
         yield
         return
     require_ours(folder, kind)
-    with _held(folder, LOCK, "output_dir", bool(kind_of(folder))):
+    with _held(folder, LOCK, field, bool(kind_of(folder))):
         if kind_of(folder) != kind:
             mark(folder, kind)
         for place in (folder, *filter(Path.is_dir, folder.iterdir())):
