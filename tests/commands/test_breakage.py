@@ -176,6 +176,23 @@ def test_a_deleted_model_is_named_as_it_was_given(inputs, tmp_path, monkeypatch)
     assert "m" in line
 
 
+def test_other_commands_say_what_is_gone_and_what_helps(inputs, tmp_path):
+    must_run(*prune_in(tmp_path / "run", inputs))
+    size = tmp_path / "run" / "keep-0.5"
+    moved = inputs["text"].rename(tmp_path / "moved.txt")
+    gone = f"{inputs['text']}, which it was made of, is gone; put it back, or add --no-measure"
+    assert refused("export", tmp_path / "run", "--keep", 0.6) == f"disp-llm: RUN: {gone}"
+    must_run("export", tmp_path / "run", "--keep", 0.6, "--no-measure")
+    moved.rename(inputs["text"])
+    shutil.rmtree(inputs["model"])
+    for flags in ((), ("--no-measure",)):
+        line = refused("export", tmp_path / "run", "--keep", 0.7, *flags)
+        assert line.endswith(f"RUN: {inputs['model']}, which it was made of, is gone; put it back")
+    gone = f"--against: {inputs['model']}, which {size} was made from, is gone; name the original"
+    assert gone in refused("generate", size, "a", "--against", "original")
+    assert gone in refused("bench", size)
+
+
 def test_damaged_settings_of_a_run_are_to_be_put_back(run, llama_folder):
     (run / "config.toml").write_text("= =")
     assert "put config.toml back" in refused("prune", llama_folder, "--output-dir", run, "--resume")

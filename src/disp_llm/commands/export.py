@@ -37,6 +37,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
     call = called(ExportConfig, run, options)
     config, began = call.config, time.perf_counter()
     stored = stored_config(config.run)
+    _require_inputs(stored, config.no_measure)
     settled = (*stored.sizes, *config.sizes)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
     with locked(config.run, "prune", "run"), call.watching() as progress:
@@ -64,6 +65,18 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
         }
         write_page(made)
     return PruneResult(made.folder, figures, str(process.device))
+
+
+def _require_inputs(stored: PruneConfig, no_measure: bool) -> None:
+    """Refuses a run whose model, or text to measure on, is no longer where the run found it: this
+    command has no setting that names another place."""
+    text = stored.text
+    texts = (*text.text, *text.eval_text, *text.examples, *text.eval_examples)
+    for path in (Path(stored.model), *(() if no_measure else texts)):
+        if path.is_absolute() and not path.exists():
+            instead = "" if path == Path(stored.model) else ", or add `no_measure`"
+            hint = f"put it back{instead}"
+            raise InputError(f"{path}, which it was made of, is gone", field="run", hint=hint)
 
 
 def _measured(job: Job[PruneConfig]) -> SizeWriter:

@@ -127,12 +127,16 @@ def require_original(model: str) -> str:
     """Returns the original to compare an exported folder with.
 
     Raises:
-        InputError: it is no exported folder, or its original is unknown.
+        InputError: it is no exported folder, or its original is unknown or gone.
     """
     folder = Path(model)
     found = original_of(folder) if folder.is_dir() else ""
     if not found:
+        lost = named_by_run(folder)
+        gone = lost and not Path(lost).exists()
         what = f"nothing says what {model} was made from"
+        if gone:
+            what = f"{lost}, which {model} was made from, is gone"
         raise InputError(what, field="against", hint="name the original")
     return found
 
