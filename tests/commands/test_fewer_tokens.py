@@ -405,6 +405,24 @@ def test_a_model_of_few_positions_is_measured_in_windows_that_leave_room(place, 
     assert found["models"][0]["measured"]["window"] == 64
 
 
+def test_recovery_of_few_positions_leaves_that_room_too(place, short):
+    (size,) = json.loads(
+        of_few_positions(place, short, "few", "--vocabulary", FEWER, "--keep", 0.8).stdout
+    )["models"]
+    recover = (
+        "recover", size["folder"], "--text", place / "some.txt", "--eval-text", place / "new.txt",
+        "--windows", 2, "--length", 32, "--tokens", 128, "--dtype", "float32", "--json",
+        "--output-dir", place / "recovered few",
+    )  # fmt: skip
+    last = must_refuse(*recover, "--context", 128).stderr.splitlines()[-1]
+    assert last.startswith("disp-llm: --context: a window takes")
+    assert not (place / "recovered few").exists()
+    found = json.loads(must_run(*recover).stdout)
+    assert found["before"]["measured"]["window"] == 64
+    measured = size["measured"]["perplexity"]
+    assert found["before"]["measured"]["perplexity"] == pytest.approx(measured, rel=1e-4)
+
+
 def test_a_window_that_grows_too_long_is_refused_by_its_name(place, short):
     done = of_few_positions(place, short, "none", "--vocabulary", FEWER, "--context", 128)
     assert done.returncode == 2

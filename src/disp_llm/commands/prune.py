@@ -49,7 +49,7 @@ from disp_llm.masks.selection_file import load_selection, load_vocabulary, save_
 from disp_llm.methods import method_named
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
-from disp_llm.models.windows import can_read, require_positions, within_positions
+from disp_llm.models.windows import require_pieces, require_positions, within_positions
 from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import Fit, OriginalResult
@@ -202,13 +202,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
         return Opened(problem, loaded, loaded, texts, None, fit)
     problem, small, spelling = with_fewer_tokens(problem, loaded)
     require_room(problem)
-    longest = spelling.longest_window(texts.evaluation, config.evaluation)
-    if not can_read(loaded.model, longest):
-        raise InputError(
-            f"a window takes {longest} of the tokens that are left, more than the model can read",
-            field="context",
-            hint="give a smaller one, or keep more tokens",
-        )
+    require_pieces(loaded.model, spelling.longest_window(texts.evaluation, config.evaluation))
     return Opened(problem, small, loaded, texts, spelling, fit)
 
 

@@ -43,7 +43,7 @@ from disp_llm.exporter.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
 from disp_llm.models.trimming import trimmed_like
-from disp_llm.models.windows import require_positions, within_positions
+from disp_llm.models.windows import require_pieces, require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
@@ -94,8 +94,8 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
     student, original = load_models(job, inputs, sources.writes)
-    job = with_windows(job, student, original)
     spelling = spelling_of(student, original)
+    job = with_windows(job, student, original, fewer_tokens=spelling is not None)
     texts = write_texts(job, student, original, sources, spelling)
     source, distill = student.source | texts.names, job.config.training.distill
     measuring = Measuring.of(job, texts, (original or student).tokenizer, board)
@@ -147,11 +147,12 @@ def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
 
 
 def with_windows(
-    job: Job[RecoverConfig], student: Loaded, original: Loaded | None
+    job: Job[RecoverConfig], student: Loaded, original: Loaded | None, fewer_tokens: bool
 ) -> Job[RecoverConfig]:
     """Returns the job with windows that every model can read; refuses longer ones asked for."""
     models = [one.model for one in (student, original) if one is not None]
-    config = within_positions(job.config, *(model.config for model in models))
+    described = (model.config for model in models)
+    config = within_positions(job.config, *described, fewer_tokens=fewer_tokens)
     for model in models:
         require_positions(model, config.training.length, "length")
     return replace(job, config=config)
@@ -176,6 +177,8 @@ def write_texts(
     texts.corpus.require_length(training.length, "length")
     for one in (student, original or student):
         require_positions(one.model, texts.longest_window(config.evaluation), "context")
+    if spelling is not None:
+        require_pieces(student.model, spelling.longest_window(texts.evaluation, config.evaluation))
     return texts
 
 

@@ -70,6 +70,20 @@ def require_positions(model: PreTrainedModel, tokens: int, field: str) -> None:
         )
 
 
+def require_pieces(model: PreTrainedModel, tokens: int) -> None:
+    """Refuses windows that a model cannot read once they are spelled in its fewer tokens.
+
+    Raises:
+        InputError: the windows are too long.
+    """
+    if not can_read(model, tokens):
+        raise InputError(
+            f"a window takes {tokens} of the tokens that are left, more than the model can read",
+            field="context",
+            hint="give a smaller one, or keep more tokens",
+        )
+
+
 def fitting(model: PreTrainedModel, tokens: int) -> int:
     """Returns `tokens`, but at most as many as the model can read."""
     return min(tokens, positions_of(model.config) or tokens)
