@@ -423,6 +423,26 @@ def test_recovery_of_few_positions_leaves_that_room_too(place, short):
     assert found["before"]["measured"]["perplexity"] == pytest.approx(measured, rel=1e-4)
 
 
+def test_a_suite_whose_windows_grow_too_long_is_refused_before_anything_is_learned(place, short):
+    suite = place / "long.toml"
+    suite.write_text(f'context = 128\nwindows = 2\n[texts.New]\nfiles = ["{place}/new.txt"]\n')
+    done = of_few_positions(place, short, "unsuited", "--vocabulary", FEWER, "--suite", suite)
+    assert done.returncode == 2
+    said = "long.toml: texts.New: a window takes "
+    assert said in done.stderr.splitlines()[-1]
+    assert not (place / "unsuited").exists()
+    done = of_few_positions(place, short, "suited", "--vocabulary", FEWER, "--keep", 0.8)
+    (size,) = json.loads(done.stdout)["models"]
+    last = must_refuse("eval", size["folder"], "--suite", suite).stderr.splitlines()[-1]
+    assert said in last
+    assert "give a smaller one" in last
+    must_refuse(
+        "recover", size["folder"], "--text", place / "some.txt", "--windows", 2, "--length", 32,
+        "--tokens", 128, "--suite", suite, "--output-dir", place / "recovered unsuited",
+    )  # fmt: skip
+    assert not (place / "recovered unsuited").exists()
+
+
 def test_a_window_that_grows_too_long_is_refused_by_its_name(place, short):
     done = of_few_positions(place, short, "none", "--vocabulary", FEWER, "--context", 128)
     assert done.returncode == 2

@@ -102,14 +102,14 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     board = scoreboard_of(job.config.suite, original.scores if original else None)
     opened = open_problem(as_begun(job), inputs)
     problem, loaded = opened.problem, opened.loaded
-    job = problem.job
+    job, measuring = problem.job, opened.measuring(board)
+    measuring.require_suite(problem.dense)
     base, terms = base_and_license(job.config.model) if job.process.is_main else ("", "")
     source = loaded.source | opened.texts.names | {"base_model": base, "license": terms}
     begin(job, loaded, files, **source)
     if opened.fit is not None and job.process.is_main and job.run.result().get("fit") is None:
         job.run.update(fit=opened.fit)
     first_alone(job, loaded, measure_original, opened, board, inputs.measured)
-    measuring = opened.measuring(board)
     selection = choose(problem)
     first_alone(job, loaded, export_all, opened, measuring, selection)
     if opened.fit is not None and job.process.is_main:

@@ -114,6 +114,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
             corpus = spelling.corpus(corpus, student.bos_token_id)
             corpus.require_length(job.config.training.length, "length")
             measuring = replace(measuring, spelling=spelling)
+    measuring.require_suite(PrunableModel.of(student))
     begin(job, student, files, **source)
     teaches = original if distill else None
     first_alone(job, student, measure_before, job, student, measuring, teaches)

@@ -73,6 +73,12 @@ class Measuring:
         """The same measurements for a model with the whole vocabulary."""
         return replace(self, spelling=None)
 
+    def require_suite(self, target: PrunableModel) -> None:
+        """Refuses a suite whose windows are too long in the models' smaller vocabulary. What the
+        original cannot read is refused where it is measured, which comes first."""
+        if self.board is not None and self.spelling is not None:
+            self.board.require_readable(target, self.tokenizer, self.spelling)
+
     def scores(
         self, target: PrunableModel, name: str, dense: Scores | None = None
     ) -> Scores | None:

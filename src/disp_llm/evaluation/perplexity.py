@@ -20,7 +20,7 @@ from disp_llm.data.examples import ExampleStream
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import Stream, eval_windows
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.windows import require_positions
+from disp_llm.models.windows import require_pieces, require_positions
 from disp_llm.runs.progress import Ticks, unwatched
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.losses import mean_losses, token_losses
@@ -59,6 +59,16 @@ def windows_of(
     return eval_windows(stream, config, bos)
 
 
+def require_readable(
+    target: PrunableModel, windows: Int[Tensor, "B T"], spelling: Spelling | None = None
+) -> None:
+    """Refuses windows with more tokens, or more pieces, than the model can read."""
+    if spelling is None:
+        require_positions(target.model, windows.shape[1], "context")
+    else:
+        require_pieces(target.model, int(spelling.lengths(windows).sum(1).max()))
+
+
 @torch.no_grad()
 def of_windows(
     target: PrunableModel,
@@ -67,13 +77,13 @@ def of_windows(
     spelling: Spelling | None = None,
 ) -> Perplexity:
     """Measures perplexity over windows; the first token of each is not predicted."""
+    require_readable(target, windows, spelling)
     context = windows.shape[1]
     sums = []
     for done, window in enumerate(windows, start=1):
         pieces, given = window, 1
         if spelling is not None:
             pieces, given = spelling(window), len(spelling(window[:1]))
-        require_positions(target.model, len(pieces), "context")
         losses = token_losses(target, pieces[None].to(target.device))[:, given - 1 :]
         sums.append(float(losses.double().sum()))
         on_window(done, len(windows))

@@ -24,12 +24,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from disp_llm.config.errors import InputError
 from disp_llm.config.texts import Suite, SuiteText, at_place
 from disp_llm.data.sources import GivenText, characters_for, read_dataset, read_given
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.tokens import stream_of_text
-from disp_llm.evaluation.perplexity import of_windows, windows_of
+from disp_llm.evaluation.perplexity import of_windows, require_readable, windows_of
 from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, counting, silent
@@ -75,13 +78,9 @@ class Scoreboard:
             spelling: maps these tokens to the model's smaller vocabulary; None if it has all.
         """
         texts, tasks = {}, {}
-        embedding: Any = target.model.get_input_embeddings()
-        rows = len(embedding.weight) if spelling is None else None
         for name, given in self.texts.items():
             with at_place(self.suite, f"texts.{name}"):
-                stream = stream_of_text(given, tokenizer, rows)
-                windows = windows_of(target, stream, self.suite.evaluation, spelling)
-                windows = windows[:: self.suite.every]
+                windows = self._windows(given, target, tokenizer, spelling)
                 ticks = counting(progress, f"perplexity, {name}")
                 found = of_windows(target, windows, ticks, spelling)
                 ids = windows.numpy().astype("<i8").tobytes()
@@ -101,6 +100,24 @@ class Scoreboard:
                 on_request = counting(progress, f"answers, {name}")
                 tasks[name] = score_task(target, reads, name, task, on_request)
         return Scores(self.suite.name, texts, tasks)
+
+    def require_readable(
+        self, target: PrunableModel, tokenizer: Any, spelling: Spelling | None
+    ) -> None:
+        """Refuses windows that the model cannot read, before anything is measured; as `measure`."""
+        for name, given in self.texts.items():
+            with at_place(self.suite, f"texts.{name}"):
+                windows = self._windows(given, target, tokenizer, spelling)
+                require_readable(target, windows, spelling)
+
+    def _windows(
+        self, given: GivenText, target: PrunableModel, tokenizer: Any, spelling: Spelling | None
+    ) -> Int[Tensor, "B T"]:
+        embedding: Any = target.model.get_input_embeddings()
+        rows = len(embedding.weight) if spelling is None else None
+        stream = stream_of_text(given, tokenizer, rows)
+        windows = windows_of(target, stream, self.suite.evaluation, spelling)
+        return windows[:: self.suite.every]
 
 
 def _read(text: SuiteText, tokens: int) -> GivenText:
