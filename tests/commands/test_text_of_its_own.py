@@ -168,6 +168,17 @@ def test_a_run_of_text_in_memory_does_not_go_on_with_own_text(llama_folder, text
     (tmp_path / "run" / "keep-0.5" / "SHA256SUMS").unlink()
     with pytest.raises(InputError, match=r"text: is not what .* was made of"):
         disp_llm.prune(str(llama_folder), resume=True, **call)
+    assert not (tmp_path / "run" / "synthetic.safetensors").exists()
+
+
+def test_other_sizes_of_a_run_of_text_in_memory_are_not_measured(llama_folder, text_file, tmp_path):
+    """Nor does the model write text in place of it, which takes minutes and stays in the run."""
+    call = settings_of("magnitude") | {"method": "magnitude", "output_dir": tmp_path / "run"}
+    disp_llm.prune(str(llama_folder), text=[text_file.read_text()], **call)
+    with pytest.raises(InputError, match=r"^text: lay in memory .* add `no_measure`"):
+        disp_llm.export(tmp_path / "run", keep=0.7)
+    assert not (tmp_path / "run" / "synthetic.safetensors").exists()
+    assert disp_llm.export(tmp_path / "run", keep=0.7, no_measure=True).size().measured is None
 
 
 def test_minutes_are_shared_between_writing_and_learning(llama_folder, tmp_path):

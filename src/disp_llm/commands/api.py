@@ -47,7 +47,8 @@ Hashes = dict[str, dict[str, str]]
 """SHA-256 of every file that was read, by the setting that names it, then by its path."""
 
 IN_MEMORY = Path("in memory")
-"""Stands in settings, while they are checked, for what a program hands over."""
+"""Stands for what a program hands over: in settings while they are checked, and among the files in
+a run's record."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,13 @@ class Inputs:
     @property
     def hashes(self) -> Hashes:
         """Hashes of the texts and examples in memory."""
-        return {name: {"in memory": given.sha256} for name, given in self.texts.items()}
+        return {name: {str(IN_MEMORY): given.sha256} for name, given in self.texts.items()}
+
+    def missing_of(self, run: Run) -> list[str]:
+        """Returns which texts and examples lay in memory when a run began, and do not now; none if
+        the run is to go on `anyway`."""
+        had = {} if run.anyway else run.result().get("inputs", {})
+        return [name for name in had if str(IN_MEMORY) in had[name] and name not in self.texts]
 
     def require_learnable(self) -> None:
         """Refuses to learn while gradients are off, and a model whose export would not load."""

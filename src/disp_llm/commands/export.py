@@ -48,6 +48,12 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
                 field=str(made.folder),
                 hint=f"run `disp-llm prune MODEL --output-dir {made.folder} --resume` first",
             )
+        for name in () if config.no_measure else Inputs().missing_of(made):
+            raise InputError(
+                "lay in memory when the run was made, and sizes are measured with it",
+                field=name,
+                hint="add `no_measure`, or make the run from a file of it",
+            )
         made.forget_deleted(map(stored.budget.size_name, stored.sizes))
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)

@@ -67,6 +67,8 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
             if prunes and not run.page_file.exists():
                 write_page(run)
             return result(run.folder, run.result(), config.machine.device, call.temporary)
+        for name in inputs.missing_of(run):
+            raise other_source(name, run.folder, "it lay in memory")
         require_tracker(config.track)
         process = start_process(config.machine)
         with call.watching() as progress, inputs.frozen():
