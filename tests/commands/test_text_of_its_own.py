@@ -171,6 +171,15 @@ def test_a_run_of_text_in_memory_does_not_go_on_with_own_text(llama_folder, text
     assert not (tmp_path / "run" / "synthetic.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["eval_text", "eval_examples"])
+def test_what_is_measured_in_memory_is_not_written_too(name, llama_folder, text_file, tmp_path):
+    rows = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]
+    given = {"eval_text": [text_file.read_text()], "eval_examples": rows}
+    call = SETTINGS | {name: given[name], "output_dir": tmp_path / "run", "keep": 0.5}
+    result = disp_llm.prune(str(llama_folder), **call)
+    assert result.figures["source"]["text"] == "synthetic text, 320 tokens"  # steps, calibration
+
+
 def test_other_sizes_of_a_run_of_text_in_memory_are_not_measured(llama_folder, text_file, tmp_path):
     """Nor does the model write text in place of it, which takes minutes and stays in the run."""
     call = settings_of("magnitude") | {"method": "magnitude", "output_dir": tmp_path / "run"}

@@ -133,6 +133,8 @@ def load_texts(
         author: the model that writes.
         noise: names the random numbers that it draws.
     """
+    if sources.evaluation is not None:  # it may lie in memory, of which the settings know nothing
+        needs = replace(needs, held_out=0)
 
     def write(share: float) -> GivenText:
         if job.process.is_main and job.run.figures is None:
