@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 from small import usual
 from torch.nn import functional
 
+from disp_llm.commands import session
+from disp_llm.data import sources
+from disp_llm.data.tokens import load_tokens
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
@@ -331,3 +334,30 @@ def small_model_of(recovered) -> str:
 def test_a_run_of_it_is_named_where_one_of_prune_is_meant(recovered):
     done = must_refuse("export", recovered[0], "--keep", 0.4)
     assert "is a run of `disp-llm recover`; name the `output_dir` of an earlier" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:text. the first")
+def test_what_masks_were_learned_from_is_not_held_out_of_a_longer_text(
+    llama_folder, tmp_path, monkeypatch
+):
+    """Of a text that is longer than what is read, more windows to measure on take more of it."""
+    monkeypatch.setattr(sources, "LEAST", 2**12)
+    text, run, read = tmp_path / "long.txt", tmp_path / "run", []
+    text.write_text("".join(f"Line {i}: its square is {i * i}.\n" for i in range(20_000)))
+
+    def load(*arguments):
+        read.append(load_tokens(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(session, "load_tokens", load)
+    flags = ("--text", text, "--context", 32, "--dtype", "float32", "--device", "cpu")
+    learning = ("--steps", 1, "--length", 32, "--calibration-sequences", 1, "--rounds", 0)
+    learning += ("--calibration-length", 32, "--windows", 64, "--output-dir", run)
+    must_run("prune", llama_folder, "--keep", 0.8, *flags, *learning)
+    training = ("--tokens", 32, "--length", 32, "--batch", 1, "--windows", 4)
+    training += ("--output-dir", tmp_path / "recovered")
+    must_run("recover", run / "keep-0.8", *flags, *training)
+    (learned,), held_out = read[0].corpus.streams, read[1].evaluation
+    end = len(read[1].corpus.streams[0])  # where it begins in the text
+    assert not torch.equal(learned[end : end + len(held_out)], held_out)
+    assert end >= len(learned)

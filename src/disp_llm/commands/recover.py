@@ -38,7 +38,7 @@ from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.evaluation.suites import against, difference
 from disp_llm.exporter.card import write_recovered_card
-from disp_llm.exporter.facts import BEHIND, FACTS, read_facts, size_of
+from disp_llm.exporter.facts import BEHIND, FACTS, read_facts, size_of, tokens_measured
 from disp_llm.exporter.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
@@ -138,13 +138,15 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
 def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
     """Reads the texts, from files or from memory, before a model is loaded.
 
-    Reads large data sets at least as far as masks or weights have learned from them. Reading less
-    would hold out an end that was learned from.
+    Reads large data sets at least as far as earlier runs, which learned from all of it but the end
+    that they measured on. Reading less would hold out an end that was learned from.
     """
     config = job.config
     learned = read_facts(config.model).get("tokens_seen", 0)
     wanted = max(tokens_before(config) + config.tokens, learned)
-    return read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
+    folders = filter(None, (config.model, config.weights_from))
+    before = max(map(tokens_measured, folders))
+    return read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens, before)
 
 
 def with_windows(

@@ -145,6 +145,7 @@ def read_sources(
     in_memory: Mapping[str, Any] | None = None,
     tokens: int = 0,
     measured: int = PerplexityConfig().tokens,
+    measured_before: int = 0,
 ) -> Sources:
     """Reads the texts that the settings name, or takes those in memory.
 
@@ -152,6 +153,7 @@ def read_sources(
         in_memory: data from a program, by the setting that it replaces.
         tokens: number of tokens to learn from; large texts are read no further.
         measured: number of tokens to measure on; 0 = all of a separate evaluation text.
+        measured_before: the same of earlier runs, which learned from all that they read before.
     """
     held = in_memory or {}
     names = config.eval_text, config.eval_dataset
@@ -168,7 +170,7 @@ def read_sources(
     if "text" in held:
         texts = [Source(held["text"])]
     elif config.learns_from_text or examples is None:
-        last = 0 if evaluation else round(measured / HELD_OUT)
+        last = 0 if evaluation else round(max(measured, measured_before) / HELD_OUT)
         texts = _learning_sources(config, tokens, characters_for(max(1, tokens, last)))
     if examples is not None:
         texts.append(Source(examples, 1 + max((source.group for source in texts), default=-1)))

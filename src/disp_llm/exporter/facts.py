@@ -1,10 +1,12 @@
 """The figures behind an exported folder's card, `card.json`: what others may know of the run."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from disp_llm.config.names import Bits, name_of
+from disp_llm.config.parts import PerplexityConfig
 from disp_llm.config.schema import Amount, Count, Positive, as_type
 from disp_llm.runs.files import read_json
 from disp_llm.runs.ownership import FACTS
@@ -51,6 +53,20 @@ def size_of(folder: Path) -> str:
     """Returns the name of an exported folder's size in its run; empty without a `card.json`."""
     path = folder / FACTS
     return facts_in(path)["figures"]["size"] if path.exists() else ""
+
+
+def tokens_measured(folder: str | Path) -> int:
+    """Returns how many tokens were to be measured on when a folder or its original was measured, at
+    most: a model of few positions reads shorter windows than were asked for. 0 without a card."""
+    path = Path(folder) / FACTS
+    if not path.exists():
+        return 0
+    facts = typed_facts(read_json(path, CHANGED_FOLDER), str(path))
+    found = filter(None, (facts.result.original.measured, facts.figures.measured))
+    return max(
+        math.ceil(one.tokens / max(one.window - 1, 1)) * max(one.window, PerplexityConfig.context)
+        for one in found
+    )
 
 
 @dataclass(frozen=True)
