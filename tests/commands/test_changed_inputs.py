@@ -91,6 +91,24 @@ def test_a_run_is_gone_on_with_from_any_folder(run, inputs, tmp_path, monkeypatc
     assert disp_llm.verify(moved)["ok"]
 
 
+def test_models_of_a_run_that_was_moved_are_named_where_they_lie(run, inputs, tmp_path):
+    few = "--tokens 64 --length 32 --batch 1 --context 32 --windows 2 --dtype float32".split()
+    trained, moved, other = (tmp_path / name for name in ("trained", "moved", "other"))
+    must_run(
+        "recover", run / "keep-0.5", "--text", inputs["text"], *few, "--output-dir", trained
+    )  # fmt: skip
+    run.rename(moved)
+    trained.rename(other)
+    for command, model in (
+        (["prune", "--output-dir", moved, "--resume"], moved / "keep-0.5"),
+        (["export", moved, "--keep", 0.5], moved / "keep-0.5"),
+        (["recover", "--output-dir", other, "--resume"], other / "model"),
+    ):
+        found = json.loads(must_run(*command, "--json").stdout)
+        (made,) = found.get("models") or [found["model"]]
+        assert (found["run"], made["folder"]) == (str(model.parent), str(model))
+
+
 def test_resume_auto_begins_or_goes_on(inputs, tmp_path):
     folder = tmp_path / "new"
     command = [

@@ -61,10 +61,9 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
         writer = _unmeasured(job) if config.no_measure else _measured(job)
         selection = load_selection(made.selection_file, writer.problem.budget.layout)
         writer.write(selection, config.sizes)
-        result = made.result()
+        result = made.located(made.result())
         by_name = {entry["size"]: entry for entry in result["models"]}
         figures = {name: value for name, value in result.items() if name != "fit"} | {
-            "run": str(made.folder),  # it may have been moved
             "models": [by_name[config.budget.size_name(size)] for size in config.sizes],
             "seconds": round(time.perf_counter() - began, 1),
             "peak_memory_bytes": peak_memory_bytes(process.device),

@@ -66,7 +66,8 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
             inputs.require_same(run)
             if prunes and not run.page_file.exists():
                 write_page(run)
-            return result(run.folder, run.result(), config.machine.device, call.temporary)
+            figures = run.located(run.result())
+            return result(run.folder, figures, config.machine.device, call.temporary)
         for name in inputs.missing_of(run):
             raise other_source(name, run.folder, "it lay in memory")
         require_tracker(config.track)
@@ -79,7 +80,8 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
                 stages(job, inputs)
         figures = {}
         if process.is_main:
-            figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
+            last = {"peak_memory_bytes": peak_memory_bytes(process.device)}
+            figures = run.located(run.finish(**last))
             if prunes:
                 write_page(run)
         return result(run.folder, figures, str(process.device), call.temporary)

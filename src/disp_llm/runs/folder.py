@@ -72,6 +72,22 @@ class Run:
         run_figures(values, str(self.result_file))
         return values
 
+    def located(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Returns a result of this run with its models where they lie now: it may have been moved,
+        or be named from another folder."""
+
+        def here(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+            copy = model.get("converted", "")
+            places = {"converted": str(self.folder / Path(copy).name)} if copy else {}
+            return model | {"folder": str(folder)} | places
+
+        found = result | {"run": str(self.folder)}
+        if "models" in result:
+            found["models"] = [here(one, self.size_folder(one["size"])) for one in result["models"]]
+        if "model" in result:
+            found["model"] = here(result["model"], self.model_folder)
+        return found
+
     @property
     def figures(self) -> RunFigures | None:
         """Figures of the run, typed; None before anything has been measured."""
