@@ -79,8 +79,7 @@ def _require_inputs(stored: PruneConfig, no_measure: bool) -> None:
     texts = (*text.text, *text.eval_text, *text.examples, *text.eval_examples)
     for path in (Path(stored.model), *(() if no_measure else texts)):
         if path.is_absolute() and not path.exists():
-            instead = "" if path == Path(stored.model) else ", or add `no_measure`"
-            hint = f"put it back{instead}"
+            hint = "put it back" + ("" if path == Path(stored.model) else ", or add `no_measure`")
             raise InputError(f"{path}, which it was made of, is gone", field="run", hint=hint)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import PlaceConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.exporter.carrying import carry, is_size
-from disp_llm.exporter.exported import named_by_run, original_of, run_of
+from disp_llm.exporter.exported import lost_original, original_of, run_of
 from disp_llm.exporter.facts import read_facts, size_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection_file import load_masks
@@ -82,9 +81,8 @@ def teacher_of(config: RecoverConfig, writes: bool) -> str:
         return name
     instead = ["`text`"] if writes else []
     instead += ["a `distill` of 0"] if distills else []
-    lost = named_by_run(Path(config.model))
-    gone = lost and not Path(lost).exists()
-    why = f"{lost} is gone" if gone else "the folder does not name its original"
+    lost = lost_original(Path(config.model))
+    why = f"{lost} is gone" if lost else "the folder does not name its original"
     raise InputError(
         f"is needed {'to write text' if writes else 'to distil'}, and {why}",
         field="teacher",
@@ -107,9 +105,7 @@ def _original(
         return None
     with model_is("teacher"):
         original = load(name, machine)
-    sizes: list[Any] = [
-        m.get_input_embeddings().num_embeddings for m in (original.model, student.model)
-    ]
+    sizes = original.rows, student.rows
     fewer = len(student.tokenizer) < len(original.tokenizer) and student.sharding is None
     if sizes[0] != sizes[1] and not fewer:
         raise InputError(

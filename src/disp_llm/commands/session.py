@@ -80,8 +80,8 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
                 stages(job, inputs)
         figures = {}
         if process.is_main:
-            last = {"peak_memory_bytes": peak_memory_bytes(process.device)}
-            figures = run.located(run.finish(**last))
+            done = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
+            figures = run.located(done)
             if prunes:
                 write_page(run)
         return result(run.folder, figures, str(process.device), call.temporary)

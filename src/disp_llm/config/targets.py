@@ -100,10 +100,14 @@ class Target:
     def like(self, value: float, at_least: bool = False) -> str:
         """So many bytes, seconds or parameters in this unit, to a few digits; rounded up where it
         is the least that can be asked for."""
-        amount = value / UNITS[self.unit][1]
-        step = 10.0 ** (math.floor(math.log10(amount)) + 1 - DIGITS)
-        whole = math.ceil(amount / step) if at_least else round(amount / step)
-        return str(Target(float(f"{whole * step:.{DIGITS}g}"), self.unit))
+        return str(Target(rounded(value / UNITS[self.unit][1], DIGITS, at_least), self.unit))
+
+
+def rounded(amount: float, digits: int, up: bool = False) -> float:
+    """An amount above 0 in so many digits; `up`: no less than it is."""
+    step = 10.0 ** (math.floor(math.log10(amount)) + 1 - digits)
+    whole = math.ceil(amount / step) if up else round(amount / step)
+    return float(f"{whole * step:.{digits}g}")
 
 
 def fits_already(size: Target, has: str) -> InputError:

@@ -35,6 +35,7 @@ from disp_llm.data.tokens import stream_of_text
 from disp_llm.evaluation.perplexity import of_windows, require_readable, windows_of
 from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.windows import rows_of
 from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 from disp_llm.runs.sums import sha256
@@ -113,8 +114,7 @@ class Scoreboard:
     def _windows(
         self, given: GivenText, target: PrunableModel, tokenizer: Any, spelling: Spelling | None
     ) -> Int[Tensor, "B T"]:
-        embedding: Any = target.model.get_input_embeddings()
-        rows = len(embedding.weight) if spelling is None else None
+        rows = rows_of(target.model) if spelling is None else None
         stream = stream_of_text(given, tokenizer, rows)
         windows = windows_of(target, stream, self.suite.evaluation, spelling)
         return windows[:: self.suite.every]

@@ -132,13 +132,18 @@ def require_original(model: str) -> str:
     folder = Path(model)
     found = original_of(folder) if folder.is_dir() else ""
     if not found:
-        lost = named_by_run(folder)
-        gone = lost and not Path(lost).exists()
-        what = f"nothing says what {model} was made from"
-        if gone:
-            what = f"{lost}, which {model} was made from, is gone"
+        lost = lost_original(folder)
+        what = f"{lost}, which {model} was made from, is gone"
+        what = what if lost else f"nothing says what {model} was made from"
         raise InputError(what, field="against", hint="name the original")
     return found
+
+
+def lost_original(folder: Path) -> str:
+    """Returns the original that the run of an exported folder was given, if it is there no more;
+    else empty."""
+    named = named_by_run(folder)
+    return "" if Path(named).exists() else named
 
 
 def named_by_run(folder: Path) -> str:

@@ -7,7 +7,6 @@ exact cost is at most a share of the dense model's, with aligned widths.
 N entries of all sites, S sites (5 to 9 a block), G groups of entries.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
-from disp_llm.config.targets import Target
+from disp_llm.config.targets import Target, rounded
 from disp_llm.masks.costs import CostModel, active_costs, byte_costs, parameter_costs
 from disp_llm.masks.groups import Groups, fill, groups_of
 from disp_llm.masks.layout import Layout
@@ -239,7 +238,7 @@ def _within(
     smallest = cost(groups.counts(kept_anyway))
     if smallest > allowed:
         least = smallest / budget.dense_cost
-        what = f"{share} is less than the smallest model, {_rounded_up(least):g}"
+        what = f"{share} is less than the smallest model, {rounded(least, 2, up=True)}"
         hint = "ask for more, for a smaller `align`, or for more `sites`"
         error = TooSmall(what, field=budget.field, hint=hint)
         error.least = least
@@ -247,9 +246,3 @@ def _within(
     order = means.masked_fill(kept_anyway, torch.inf).argsort(descending=True, stable=True)
     first = int(kept_anyway.sum())
     return fill(groups, order, first, lambda n: cost(n) <= allowed, budget.has_large_entries)
-
-
-def _rounded_up(share: float) -> float:
-    """Returns a share in two digits that is no smaller, so that it can be asked for."""
-    step = 10.0 ** (math.floor(math.log10(share)) - 1)
-    return math.ceil(share / step) * step

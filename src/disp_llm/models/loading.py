@@ -32,7 +32,7 @@ from disp_llm.models.source import (
     source_of,
 )
 from disp_llm.models.wholeness import AGAIN, require_finite, require_whole
-from disp_llm.models.windows import required_bos
+from disp_llm.models.windows import required_bos, rows_of
 from disp_llm.runs.tensors import opened
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ class Loaded:
     @property
     def rows(self) -> int:
         """Rows of the embedding, which may be fewer than the tokenizer has tokens."""
-        embedding: Any = self.model.get_input_embeddings()
-        return len(embedding.weight)
+        return rows_of(self.model)
 
     def machine(self, settings: PlaceConfig, device: torch.device | str) -> PlaceConfig:
         """Returns the settings with this device and the data type that the model was loaded in."""

@@ -1,7 +1,8 @@
-"""A model's demands on windows: how long they may be, and whether they begin with BOS."""
+"""A model's demands on windows: how long they may be, which tokens they may hold, and whether they
+begin with BOS."""
 
 import logging
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -40,6 +41,13 @@ def positions_of(described: PreTrainedConfig) -> int | None:
     if most and scaling.get("rope_type") in STRETCHED:  # the stated length may be unscaled
         most = int(most * scaling.get("factor", 1))
     return most if most and most > 0 else None
+
+
+def rows_of(model: PreTrainedModel) -> int:
+    """Returns how many tokens have a row in a model's embedding: fewer than the tokenizer has,
+    where somebody added some to that alone."""
+    embedding: Any = model.get_input_embeddings()
+    return len(embedding.weight)
 
 
 PIECES = 2
