@@ -75,6 +75,7 @@ def test_unknown_command_is_one_line():
     ("arguments", "said"),
     [
         (["prune", "x", "--stepz", "5"], "--stepz: is no option (nearest: --steps); see disp-llm"),
+        (["prune", "x", "--dry-run"], "--dry-run: is no option; see disp-llm prune --help-all"),
         (["prune", "x", "--pruning-ratio", "0.3"], "--pruning-ratio: is no option; give the share"),
         (["prune", "x", "--sparsity", "0.3"], "give the share that stays: a sparsity of 0.3"),
         (["prune", "x", "--steps", "5", "6"], "disp-llm: prune: '6' belongs to no option; see"),

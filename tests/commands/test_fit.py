@@ -152,10 +152,12 @@ def test_what_fits_is_made_again_from_another_folder(place, wide, monkeypatch, t
 
 
 def test_doctor_says_what_is_left_of_the_blocks(wide):
-    told = must_run("doctor", wide, "--fit", "0.5", "--json")
+    told = must_run("doctor", wide, "--fit", "0.7", "--json")
     fits = {one["bits"]: one["keep"] for one in json.loads(told.stdout)["fits"]}
     assert fits["as-is"] < fits["int8"]
     must_refuse("doctor", wide, "--fit", "1GB")
+    said = must_refuse("doctor", wide, "--fit", "0.001MB").stderr
+    assert "--fit: 0.001MB is less than the smallest model, 0." in said
 
 
 def test_parameters_leave_bits_alone(place, wide):

@@ -148,6 +148,8 @@ def test_variable_widths_are_deci(runs, tmp_path):
     assert says["deci.attention.head_count_kv"] == [2] * 3
     assert says["deci.attention.key_length"] == says["deci.attention.value_length"] == 8
     state = load_file(runs["variable"] / "model.safetensors")
+    with pytest.raises(InputError, match=r"only llama\.cpp reads from a GGUF file; name the"):
+        load_model(str(path), torch.device("cpu"), torch.float32)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert len(tensors) == len(state)
     for i, width in enumerate(widths):

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 
 from disp_llm.commands.api import called, takes
-from disp_llm.commands.planning import MemoryPlan, first_plan, memory_plans, shapes_of
+from disp_llm.commands.planning import (
+    MemoryPlan,
+    default_align,
+    first_plan,
+    memory_plans,
+    shapes_of,
+)
 from disp_llm.commands.room import expected_range, outlook
 from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.budget import Budget, least_share, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
 from disp_llm.runs.provenance import peak_memory_bytes
@@ -48,7 +54,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
         "other_parameters": empty.other_parameters,
         "mask_entries": int(budget.never_pruned.logical_not().sum()),
         "sizes": [size(budget, keep, empty.parameters, dtype.itemsize) for keep in config.keep],
-        **_fits(config, empty, dtype.itemsize),
+        **_fits(config, empty, budget, dtype.itemsize),
         "device": str(device),
         "devices": count,
         "memory_free_bytes": free,
@@ -66,12 +72,15 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     }
 
 
-def _fits(config: DoctorConfig, empty: PrunableModel, itemsize: int) -> dict[str, Any]:
+def _fits(
+    config: DoctorConfig, empty: PrunableModel, budget: Budget, itemsize: int
+) -> dict[str, Any]:
     """Returns what the asked amount (`fit`) leaves of the model; empty if there is none."""
     if not config.fit:
         return {}
     settings = PruneConfig(config.model, budget=config.fitting)
-    return {"fit": str(settings.sizes[0]), "fits": outlook(settings, empty, itemsize)}
+    least = least_share(budget, default_align(empty))
+    return {"fit": str(settings.sizes[0]), "fits": outlook(settings, empty, itemsize, least)}
 
 
 DOES_NOT_FIT = "does not fit: use a larger device, several, or a smaller --length or --batch"

@@ -31,7 +31,7 @@ from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import Corpus, Stream
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.exporter.folders import weight_bytes
-from disp_llm.masks.budget import TooSmall, project
+from disp_llm.masks.budget import least_share
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import method_named
 from disp_llm.models.loading import Loaded, load
@@ -115,11 +115,7 @@ def least_keep(job: Job[PruneConfig], loaded: Loaded) -> float:
     """Returns the share of block parameters that the smallest model keeps."""
     by_blocks = replace(job.config, budget=BudgetConfig(), keep=(1.0,))
     problem = problem_of(replace(job, config=by_blocks), loaded)
-    try:
-        project(torch.zeros(problem.budget.layout.entries), problem.budget, 0.0, problem.align)
-    except TooSmall as error:
-        return error.least
-    return 0.0
+    return least_share(problem.budget, problem.align)
 
 
 @dataclass(frozen=True)

@@ -171,17 +171,29 @@ class Room:
         return InputError(
             f"{self.size} is less than the smallest model, {said}",
             field="fit",
-            hint="ask for more, or for more `sites`",
+            hint="ask for more",
         )
 
 
-def outlook(config: PruneConfig, target: PrunableModel, itemsize: int) -> list[dict[str, Any]]:
+def outlook(
+    config: PruneConfig, target: PrunableModel, itemsize: int, least: float
+) -> list[dict[str, Any]]:
     """Returns, for each way to store a model with all of its tokens, the share of its blocks that
-    fits and the predicted perplexity ratio to the original, without the cost of rounding."""
+    fits and the predicted perplexity ratio to the original, without the cost of rounding.
+
+    Args:
+        itemsize: bytes of one of its numbers.
+        least: share of the blocks that the smallest model keeps.
+
+    Raises:
+        InputError: the smallest model does not fit, even without tokens.
+    """
     room, rows = Room.of(config, target, itemsize), len(target.head_weight)
+    if all(room.keep(bits, 0) < least for bits in room.ways):
+        raise room.too_small(least, 0)
     keeps = {bits: room.keep(bits, rows) for bits in room.ways}
     return [
         {"bits": bits, "keep": keep, "expected": math.exp(expected_loss(keep))}
         for bits, keep in keeps.items()
-        if keep > 0
+        if keep >= least
     ]

@@ -53,5 +53,5 @@ def said_by(error: BaseException) -> str:
 
 def nearest(word: str, words: list[str]) -> str:
     """' (nearest: X)' where a known word is near, else nothing."""
-    near = difflib.get_close_matches(word, words, n=1)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
     return f" (nearest: {near[0]})" if near else ""

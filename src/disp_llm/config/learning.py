@@ -32,8 +32,8 @@ class TrainingConfig:
     batch: Batch = 2
     """Windows of a batch, in each process."""
     learning_rate: Rate = 0.05
-    """Peak of AdamW's step size. `recover` multiplies it by the size of the model's weights, as a
-    multiple of SmolLM2-135M's, so that one value suits every model."""
+    """Peak of AdamW's step size: of the masks, or of the weights in `recover`, which multiplies it
+    by their size, as a multiple of SmolLM2-135M's, so that one value suits every model."""
     betas: TwoShares = (0.9, 0.95)
     """Decay of AdamW's first and second moment."""
     weight_optimizer: Literal["adamw", "muon"] = "adamw"

@@ -50,7 +50,7 @@ class RecoverConfig:
     """Tokens to train on."""
     bits: Bits = "as-is"
     """Train with the rounding of int8 or int4, by which `convert` then stores the model; figures
-    are of it so rounded."""
+    are of it so rounded. It takes a --shard of no."""
     for_: Engine = "transformers"
     """Program that is to run the result, as `prune` has them: write its format beside the
     model."""

@@ -196,6 +196,15 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     return Projected(kept, float((last + following) / 2))
 
 
+def least_share(budget: Budget, align: int) -> float:
+    """Returns the share of the dense cost that the smallest model takes."""
+    try:
+        project(torch.zeros(budget.layout.entries), budget, 0.0, align)
+    except TooSmall as error:
+        return error.least
+    return 0.0
+
+
 def _left_whole(
     budget: Budget,
     share: float,

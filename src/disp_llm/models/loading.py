@@ -351,6 +351,12 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
             field="model",
             hint="name a model whose architecture transformers has",
         )
+    if "model type `deci`" in said:
+        return InputError(
+            f"'{name}' has blocks of different shapes, which only llama.cpp reads from a GGUF file",
+            field="model",
+            hint="name the folder that the file was made from",
+        )
     if "use_safetensors" in said or "no file named model.safetensors" in said:
         return InputError(
             f"'{name}' has no safetensors, and pickled weights, which can run code, are not opened",
