@@ -3,9 +3,10 @@ in 16 bits and as it quantises, and vLLM; a prompt of 512 tokens and a token aft
 
     python benchmarks/engines.py RUN [--keep 0.8 0.5] [--vllm PYTHON]
 
-RUN is a run of `disp-llm prune smollm2-135m` whose sizes llama.cpp can run. llama-bench and
-llama-quantize are those on the PATH; without them, or without a Python that has vLLM, their rows
-stay as they are, and so do those of other machines. Every figure is the original's time over that
+RUN is a run of `disp-llm prune smollm2-135m` whose sizes llama.cpp can run. Of a run with
+`--for nemotron-nas`, vLLM reads that format, by its own class. llama-bench and llama-quantize are
+those on the PATH; without them, or without a Python that has vLLM, their rows stay as they are, and
+so do those of other machines. Every figure is the original's time over that
 of the model, with its quartiles over the rounds, beside what is counted: block parameters for a
 prompt, weights that are read for a token. The result is benchmarks/results/engines.json.
 """
@@ -157,8 +158,9 @@ def main() -> None:
             said = subprocess.run(asks, stdout=subprocess.PIPE, text=True, check=True)
             way = f"vLLM {said.stdout.split()[-1]}"
             for keep in asked.keep:
-                folder = asked.run / f"keep-{keep}"
-                note(keep, way, in_vllm(asked.vllm, place / "plain", folder))
+                folder, nas = (asked.run / f"keep-{keep}{end}" for end in ("", "-nemotron-nas"))
+                kind, folder = (", nemotron-nas", nas) if nas.is_dir() else ("", folder)
+                note(keep, f"{way}{kind}", in_vllm(asked.vllm, place / "plain", folder))
 
 
 if __name__ == "__main__":
