@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from disp_llm.commands.convert import write_converted
-from disp_llm.commands.planning import problem_of, sites_of
 from disp_llm.commands.room import Room, expected_loss
 from disp_llm.commands.vocabulary import chosen_tokens
 from disp_llm.config.commands import ConvertConfig
@@ -40,6 +39,7 @@ from disp_llm.models.windows import PIECES, can_read, fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import Choice, Fit
+from disp_llm.training.problem import PruningProblem
 from disp_llm.training.rounding import rounded
 
 if TYPE_CHECKING:
@@ -57,32 +57,34 @@ WINDOW, WINDOWS = 512, 16
 """Tokens of a window of that end, and how many are read."""
 
 
-def fitted(job: Job[PruneConfig], loaded: Loaded, held: "HeldOut") -> tuple[Job[PruneConfig], Fit]:
+def fitted(
+    problem: PruningProblem, loaded: Loaded, held: "HeldOut"
+) -> tuple[Job[PruneConfig], Fit]:
     """Returns the job with a vocabulary and sizes of block parameters in place of the asked size,
     and what led to them.
+
+    Args:
+        problem: of the whole model, with a budget of block parameters.
 
     Raises:
         InputError: the original already fits, or nothing that can be made of it does.
     """
-    config = job.config
+    job, config = problem.job, problem.job.config
     found = job.run.figures
-    fit = found.fit if found is not None and found.fit is not None else _fit(job, loaded, held)
+    fit = found.fit if found is not None and found.fit is not None else _fit(problem, loaded, held)
     keeps = tuple(dict.fromkeys(choice.keep for choice in fit.choices))
     kept = replace(config.vocabulary, vocabulary=fit.vocabulary)
     config = replace(config, keep=keeps, budget=BudgetConfig(), vocabulary=kept)
     return replace(job, config=config), fit
 
 
-def _fit(job: Job[PruneConfig], loaded: Loaded, held: "HeldOut") -> Fit:
-    config = job.config
-    target = PrunableModel.of(loaded, sites_of(config, loaded.family))
-    room = Room.of(config, target, target.head_weight.element_size())
+def _fit(problem: PruningProblem, loaded: Loaded, held: "HeldOut") -> Fit:
+    job, config, dense = problem.job, problem.job.config, problem.dense
+    room = Room.of(config, dense, dense.head_weight.element_size())
     # Embedding rows without a token are cut only if tokens are.
-    whole = max(len(target.head_weight), len(loaded.tokenizer))
-    least, asked = (
-        least_keep(job, loaded),
-        _rungs(config.vocabulary.vocabulary, loaded, room, whole),
-    )
+    whole = max(len(dense.head_weight), len(loaded.tokenizer))
+    least = least_share(problem.budget, problem.align)
+    asked = _rungs(config.vocabulary.vocabulary, loaded, room, whole)
     if all(room.keep(bits, min(asked)) < least for bits in room.ways):
         raise room.too_small(least, min(asked))  # before anything is measured
     before = held.loss(loaded)
@@ -109,13 +111,6 @@ def _fit(job: Job[PruneConfig], loaded: Loaded, held: "HeldOut") -> Fit:
 NEAR = 1.5
 """A choice is made only if its predicted perplexity is at most so many times the best one's; of a
 method that chooses for one size at a time, only the best one."""
-
-
-def least_keep(job: Job[PruneConfig], loaded: Loaded) -> float:
-    """Returns the share of block parameters that the smallest model keeps."""
-    by_blocks = replace(job.config, budget=BudgetConfig(), keep=(1.0,))
-    problem = problem_of(replace(job, config=by_blocks), loaded)
-    return least_share(problem.budget, problem.align)
 
 
 @dataclass(frozen=True)

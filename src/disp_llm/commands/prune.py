@@ -192,11 +192,10 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> Opened:
     corpus = texts.corpus if held is None else held.before
     for field, tokens in windows_of(config).items():
         corpus.require_length(tokens, field)
-    fit = None
+    problem, fit = replace(problem, job=job, corpus=corpus), None
     if held is not None:
-        job, fit = fitted(job, loaded, held)
-        problem, fewer = problem_of(job, loaded), fit.vocabulary > 0
-    problem = replace(problem, job=job, corpus=corpus)
+        job, fit = fitted(problem, loaded, held)
+        problem, fewer = replace(problem_of(job, loaded), corpus=corpus), fit.vocabulary > 0
     if not fewer:
         require_room(problem)
         return Opened(problem, loaded, loaded, texts, None, fit)
