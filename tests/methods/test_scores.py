@@ -12,7 +12,7 @@ from disp_llm.config.names import SITES
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
-from disp_llm.methods import learned
+from disp_llm.methods import fisher, learned
 from disp_llm.methods.fisher import METHOD, ROUNDS, fisher_importance, fisher_scores, per_parameter
 from disp_llm.methods.learned import CLAMP, start_logits
 from disp_llm.runs.folder import Run
@@ -82,6 +82,20 @@ def test_later_rounds_stand_at_smaller_models(problem):
     rounds = importance_of(problem, windows(), keep=0.5, rounds=3)
     assert not torch.allclose(plain, rounds, rtol=0.1)
     assert torch.isfinite(per_parameter(rounds, budget)).all()
+
+
+def test_the_last_round_stands_at_the_asked_size(problem, monkeypatch):
+    """Not a rounding error below it: there may be no model that is smaller."""
+    sizes = []
+
+    def recorded(scores, budget, size):
+        sizes.append(size)
+        return project(scores, budget, size)
+
+    monkeypatch.setattr(fisher, "project", recorded)
+    importance_of(problem, windows(), keep=0.2, rounds=4)
+    assert sizes == pytest.approx([2.2 / 3, 1.4 / 3, 0.2])
+    assert sizes[-1] == 0.2
 
 
 def test_the_method_scores_in_its_rounds(problem):

@@ -67,12 +67,12 @@ def fisher_importance(
     windows = windows.to(dense.device)
     progress = problem.job.count("scoring")
     sums = torch.zeros(budget.layout.entries, device=dense.device)
-    done, importance = 0, sums
+    done, importance, smallest = 0, sums, min(problem.keeps)
     with masked(dense) as masking:
         for number, part in enumerate(windows.tensor_split(rounds)):
             current_mask = torch.ones_like(sums)
             if number:
-                size = 1 - (1 - min(problem.keeps)) * number / (rounds - 1)
+                size = smallest + (1 - smallest) * (rounds - 1 - number) / (rounds - 1)
                 current_mask = project(per_parameter(importance, budget), budget, size).kept.float()
             for first in range(0, len(part), process.count):
                 # All take the same number of turns, since processes that hold shards of a model run
