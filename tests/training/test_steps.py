@@ -135,6 +135,15 @@ def test_a_reward_counts_by_how_far_it_lies_from_those_before(problem, monkeypat
         torch.testing.assert_close(one, weight * whole, rtol=1e-4, atol=1e-6)
 
 
+def test_the_first_reward_moves_nothing(problem, monkeypatch):
+    """To the bit, though the penalty makes the reward more precise than its average."""
+    learner = learner_of(
+        problem, monkeypatch, LearnConfig(estimator="policy_gradient", penalty=6.0)
+    )
+    learner.loss(0)[0].backward()
+    assert not learner.state.logits.logits.grad.any()
+
+
 class OneOfTwo(Process):
     """A process beside one whose every number is 0."""
 

@@ -175,10 +175,11 @@ class MaskLearner:
             yield
 
     def _against_baseline(self, reward: Tensor) -> Tensor:
-        """Returns the reward minus its moving average over earlier steps and all processes, without
-        gradient; updates the average."""
-        reward, baseline = reward.detach(), self.state.baseline
-        mean = self.problem.job.process.mean(reward.clone())
-        before = baseline.nan_to_num(float(mean))
+        """Returns the mean reward of all processes, which share the masks, minus its moving average
+        over earlier steps, without gradient; updates the average. The first is exactly 0: AdamW
+        would make a whole step of what rounding leaves."""
+        baseline = self.state.baseline
+        mean = self.problem.job.process.mean(reward.detach().clone())
+        before = mean.where(baseline.isnan(), baseline)
         baseline.copy_(BASELINE_DECAY * before + (1 - BASELINE_DECAY) * mean)
-        return reward - before
+        return mean - before
