@@ -236,17 +236,15 @@ def _within(
         kept_anyway: groups that come first, whatever their mean.
         may_be_whole: sites that count as whole where they are hardly cut.
     """
-    allowed = share * budget.dense_cost
 
-    def cost(counts: Tensor) -> float:
+    def taken(counts: Tensor) -> float:
         if may_be_whole is not None:
             whole = may_be_whole & budget.hardly_cut(counts)
             counts = torch.where(whole, budget.layout.dense_counts, counts)
-        return float(budget.cost(counts))
+        return float(budget.share(counts))
 
-    smallest = cost(groups.counts(kept_anyway))
-    if smallest > allowed:
-        least = smallest / budget.dense_cost
+    least = taken(groups.counts(kept_anyway))
+    if least > share:
         what = f"{share} is less than the smallest model, {rounded(least, 2, up=True)}"
         hint = "ask for more, for a smaller `align`, or for more `sites`"
         error = TooSmall(what, field=budget.field, hint=hint)
@@ -254,4 +252,4 @@ def _within(
         raise error
     order = means.masked_fill(kept_anyway, torch.inf).argsort(descending=True, stable=True)
     first = int(kept_anyway.sum())
-    return fill(groups, order, first, lambda n: cost(n) <= allowed, budget.has_large_entries)
+    return fill(groups, order, first, lambda n: taken(n) <= share, budget.has_large_entries)
