@@ -105,6 +105,20 @@ def test_kept_entries_score_at_least_as_high_as_dropped_ones(layout, keep, seed)
         assert free.min() > chosen.threshold > dropped.max()
 
 
+@pytest.mark.parametrize("keep", [0.71, 0.75, 0.85])
+def test_what_is_kept_for_no_score_has_no_part_in_the_threshold(keep):
+    """Here the last entries of all, which no budget prunes, while no second group has room."""
+    layout = tiny_prunable("llama").layout
+    scores = scores_for(layout, 0, ties=False)
+    scores[layout.entries_of("mlp_out")] = -8.0
+    chosen = project(scores, Budget(layout, sites=("mlp_mid",)), keep, align=24)
+    middle = layout.entries_of("mlp_mid")
+    means = scores[middle].view(3, 48).sort(descending=True).values.view(3, 2, 24).mean(2)
+    kept = chosen.kept[middle].view(3, 48).sum(1) == 48
+    assert int(kept.sum()) == (keep > 0.8)
+    assert means[~kept, 1].max() < chosen.threshold < means[:, 0].min()
+
+
 def slowly_chosen(scores: torch.Tensor, layout: Layout, keep: float, least: float) -> torch.Tensor:
     """What `project` keeps with `least_cut`, one entry at a time: which sites stay whole by the
     longest prefix of all entries that fits with them, then the longest prefix of what is left."""

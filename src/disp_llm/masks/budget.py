@@ -164,7 +164,7 @@ class Projected:
 
     kept: Bool[Tensor, " N"]
     threshold: float
-    """Score between the last kept and the first dropped group."""
+    """Score between the last group that was kept for its score and the first dropped group."""
 
 
 def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: int = 1) -> Projected:
@@ -191,8 +191,9 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     order, count = _within(budget, share, groups, means, kept_anyway)
     kept = torch.zeros(layout.entries, dtype=torch.bool, device=device)
     kept[ranked] = groups.first(order, count)[groups.of_entry]
-    last = means[order[count - 1]]
-    following = means[order[count]] if count < len(order) else last - 1e-3
+    by_score = order[int(kept_anyway.sum()) : count]
+    following = means[order[count]] if count < len(order) else means[order[-1]] - 1e-3
+    last = means[by_score[-1]] if len(by_score) else following + 1e-3
     return Projected(kept, float((last + following) / 2))
 
 
