@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import SMALL, must_refuse, must_run, run_command, tiny_model
+from conftest import SMALL, must_refuse, must_run, run_command, tiny_model, tiny_prunable
 from test_fewer_tokens import place as place_of_words
 
 import disp_llm
 from disp_llm.commands.fitting import HeldOut
 from disp_llm.commands.report import PruneResult
-from disp_llm.commands.room import expected_loss, expected_range, stored
+from disp_llm.commands.room import expected_loss, expected_range, possible_bits, stored
 from disp_llm.config.names import SITES
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import BudgetConfig, MachineConfig
+from disp_llm.config.prune import PruneConfig
 from disp_llm.data.windows import Corpus
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.exporter.formats import int4
@@ -50,6 +51,24 @@ def fitted(place: Path, model: Path, name: str, *more: object):
         "--calibration-sequences", 2, "--steps", 2, "--rounds", 0, "--align", 32,
         "--dtype", "bfloat16", "--output-dir", place / name, "--json", *more,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "heads", "widths", "grouped"),
+    [
+        ("llama", True, {"head_dim": 32}, True),
+        ("llama", True, {"head_dim": 16}, False),  # a head that goes takes half a group
+        ("llama", False, {"head_dim": 16}, True),
+        ("gemma4_text", False, {"head_dim": 32, "global_head_dim": 64}, True),
+        ("gemma4_text", False, {"head_dim": 4, "global_head_dim": 64}, False),
+    ],
+)
+def test_four_bits_ask_for_groups_wherever_a_layer_is_cut(model_type, heads, widths, grouped):
+    """Of Gemma 4, whose blocks have heads of several widths, too."""
+    target = tiny_prunable(model_type, heads=heads, **SHAPES | {"num_hidden_layers": 3} | widths)
+    config = PruneConfig("tiny", budget=BudgetConfig(fit=(0.5,)))
+    assert ("int4" in possible_bits(config, target, 32)) == grouped
+    assert "int8" in possible_bits(config, target, 1)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from disp_llm.commands.planning import chunk_of, default_align
-from disp_llm.compact.modeling_disp_llm import widths_of
+from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.config.prune import PruneConfig
@@ -103,12 +103,11 @@ def possible_bits(config: PruneConfig, target: PrunableModel, align: int) -> tup
     if config.budget.kind != "bytes":
         return ("as-is",)
     whole = target.usual_blocks and not target.family.tower
-    described = target.model.config.get_text_config()
-    head = (
-        getattr(described, "head_dim", None)
-        or described.hidden_size // described.num_attention_heads
-    )
-    widths = [align, head, *(width for linear in target.linears() for width in widths_of(linear))]
+    widths = [align, *(width for linear in target.linears() for width in widths_of(linear))]
+    for block, shape in zip(target.blocks, target.layout.blocks, strict=True):
+        reads = target.branches_of(block)[0].reads
+        inner = (shape.q, *(widths_of(linear_at(block, path))[1] for path in reads))
+        widths += [width // shape.heads for width in inner if shape.heads]  # of what one head has
     grouped = not any(width % GROUP for width in widths)
     can = {"as-is": True, "int8": whole, "int4": whole and grouped}
     return tuple(bits for bits in config.bits if can[bits])
