@@ -7,7 +7,14 @@ import torch
 import transformers
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams
-from conftest import StopAfter, must_run, run_command, tiny_model
+from conftest import (
+    StopAfter,
+    must_refuse,
+    must_run,
+    run_command,
+    tiny_model,
+    tiny_prunable,
+)
 from torch import nn
 
 from disp_llm.config.errors import InputError
@@ -92,6 +99,20 @@ def test_what_is_not_stored_so_is_refused():
     ):
         pass
     assert all(type(linear) is nn.Linear for linear in narrow.linears())
+    with (
+        pytest.raises(InputError, match="the model is a mixture of experts"),
+        rounded(tiny_prunable("mixtral"), "int8", torch.float32),
+    ):
+        pass
+
+
+def test_it_is_refused_before_anything_is_measured(small_run, text_file, tmp_path):
+    folder = small_run[0] / "keep-0.5"
+    flags = ("--text", text_file, "--bits", "int4", "--output-dir", tmp_path / "better")
+    done = must_refuse("recover", folder, *flags, "--context", 32, "--length", 32)
+    assert "--bits: has layers that are not stored so" in done.stderr
+    assert "perplexity" not in done.stderr
+    assert not (tmp_path / "better").exists()
 
 
 def test_a_trained_model_is_stored_as_it_was_measured(tmp_path, llama_folder, text_file):

@@ -52,7 +52,7 @@ from disp_llm.runs.scores import Scores
 from disp_llm.runs.sums import CHANGED_FOLDER, write_sums
 from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher, in_fewer_tokens
-from disp_llm.training.rounding import rounded
+from disp_llm.training.rounding import require_fit, rounded
 from disp_llm.training.weights import train_weights
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
     student, original = load_models(job, inputs, sources.writes)
+    require_fit(PrunableModel.of(student), job.config.bits)
     spelling = spelling_of(student, original)
     job = with_windows(job, student, original, fewer_tokens=spelling is not None)
     texts = write_texts(job, student, original, sources, spelling)

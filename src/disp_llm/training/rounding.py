@@ -44,22 +44,35 @@ class Rounded(nn.Module):
         return weight + missed
 
 
-@contextlib.contextmanager
-def rounded(
-    target: PrunableModel, bits: Bits, dtype: torch.dtype
-) -> Iterator[Callable[[int], None]]:
-    """Rounds the weights of the blocks' linear layers within the context; yields a function to call
-    before each step with its number. Raises InputError if a layer does not fit the bits."""
+def require_fit(target: PrunableModel, bits: Bits) -> None:
+    """Refuses bits in which no format stores this model."""
     if bits == "as-is":
-        yield lambda step: None
         return
-    linears, roundings = list(target.linears()), list[Rounded]()
-    if not all(fits(linear, bits) for linear in linears):
+    if target.family.experts is not None:
+        raise InputError(
+            "are for linear layers, and the model is a mixture of experts",
+            field="bits",
+            hint="leave them out",
+        )
+    if not all(fits(linear, bits) for linear in target.linears()):
         raise InputError(
             "has layers that are not stored so",
             field="bits",
             hint="prune with an --align of 32 for int4, or take int8",
         )
+
+
+@contextlib.contextmanager
+def rounded(
+    target: PrunableModel, bits: Bits, dtype: torch.dtype
+) -> Iterator[Callable[[int], None]]:
+    """Rounds the weights of the blocks' linear layers within the context; yields a function to call
+    before each step with its number. Raises InputError if they do not fit the bits."""
+    require_fit(target, bits)
+    if bits == "as-is":
+        yield lambda step: None
+        return
+    linears, roundings = list(target.linears()), list[Rounded]()
     for linear in linears:
         roundings.append(Rounded(linear.weight, bits, dtype))
         parametrize.register_parametrization(linear, "weight", roundings[-1], unsafe=True)
