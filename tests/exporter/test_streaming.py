@@ -1,5 +1,6 @@
 """A folder that is made from file to file is, to the byte, the one that is made in memory."""
 
+import json
 import weakref
 from pathlib import Path
 
@@ -162,6 +163,19 @@ def test_a_tied_head_that_the_file_also_holds_counts_once_if_it_is_alike(alike, 
     assert files is not None
     assert unread.model.num_parameters() == load(str(folder), machine).model.num_parameters()
     assert (unread.model.num_parameters() == model.num_parameters()) == alike
+
+
+def test_a_head_that_only_the_configuration_ties_stays(tmp_path):
+    source = saved("llama", tmp_path / "model")
+    head = load_file(source / "model.safetensors")["lm_head.weight"]
+    said = source / "config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"tie_word_embeddings": True}))
+    folder = assert_same(str(source), tmp_path, (), "float32", ONE_FILE)
+    assert torch.equal(load_file(folder / "model.safetensors")["lm_head.weight"], head)
+    for place in (source, folder):
+        model = load(str(place), MachineConfig(device="cpu", dtype="float32")).model
+        model.tie_weights()  # as lm-eval does
+        assert torch.equal(model.get_output_embeddings().weight, head)
 
 
 def test_a_model_of_the_hub(tmp_path, monkeypatch):

@@ -44,6 +44,10 @@ for name in of_name.get(sys.argv[2], sys.argv[2].split()):
     if process.is_main:
         tiny_of(name).save_pretrained(folder / name)
         byte_tokenizer().save_pretrained(folder / name)
+        said = folder / name / "config.json"
+        if name == "llama":  # its head is not the embedding, whatever its configuration says
+            tied = json.loads(said.read_text()) | dict(tie_word_embeddings=True)
+            said.write_text(json.dumps(tied))
     process.wait()
     whole = prunable(load(str(folder / name), machine))
     shards = prunable(sharding.load(str(folder / name), machine))

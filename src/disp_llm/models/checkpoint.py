@@ -16,7 +16,7 @@ from torch import Tensor
 from disp_llm.config.parts import PlaceConfig
 from disp_llm.models.embedded import path_of
 from disp_llm.models.files import weight_files
-from disp_llm.models.loading import Loaded, is_packed, load
+from disp_llm.models.loading import Loaded, correct_ties, is_packed, load
 from disp_llm.models.source import cached_folder
 from disp_llm.models.wholeness import AGAIN, require_finite_tensors
 from disp_llm.runs.tensors import opened
@@ -84,7 +84,8 @@ def checkpoint_of(empty: Loaded) -> Checkpoint | None:
 
 def _tie(model: Any, stored: dict[str, tuple[Path, tuple[int, ...]]]) -> None:
     """Ties weights that the files hold twice with equal values: transformers ties such weights when
-    it reads them, but not on an empty model."""
+    it reads them, but not on an empty model. With other values, the configuration ties them no
+    longer."""
     for pair in model.all_tied_weights_keys.items():
         if all(name in stored for name in pair):
             tensors = []
@@ -93,3 +94,4 @@ def _tie(model: Any, stored: dict[str, tuple[Path, tuple[int, ...]]]) -> None:
                     tensors.append(file.get_tensor(name))
             if torch.equal(*tensors):
                 model.tie_weights()
+    correct_ties(model)

@@ -250,8 +250,19 @@ def _whole_model(
             parameter.data = parameter.data.to(dtype)
     if _quantised(config) == COMPRESSED and not empty:
         _unpack(model, computed)
+    if not empty:
+        correct_ties(model)
     model.eval().requires_grad_(False)
     return model.to(device)
+
+
+def correct_ties(model: PreTrainedModel) -> None:
+    """Corrects a configuration that ties weights of which the files hold several: transformers then
+    ties none, but whatever is built from the configuration would."""
+    pairs = model.get_expanded_tied_weights_keys(all_submodels=True).items()
+    if any(model.get_parameter(one) is not model.get_parameter(other) for one, other in pairs):
+        for described in (model.config, model.config.get_text_config()):
+            described.tie_word_embeddings = False
 
 
 def _computed_buffers(config: transformers.PreTrainedConfig) -> set[str]:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.parts import PlaceConfig
-from disp_llm.models.checkpoint import checkpoint_of
+from disp_llm.models.checkpoint import Checkpoint, checkpoint_of
 from disp_llm.models.loading import Loaded, auto_class, load
 from disp_llm.runs.job import Process
 
@@ -143,7 +143,8 @@ class Sharding:
         empty = load(name, machine, dense_only, empty=True)
         model: Any = empty.model
         buffers = computed_buffers(model)
-        read = self._reader(name, machine, empty) if self.process.is_main else None
+        checkpoint = checkpoint_of(empty)  # in all processes: it tells which weights are tied
+        read = self._reader(name, machine, empty, checkpoint) if self.process.is_main else None
         if prepare is not None:
             prepare(empty)
         self._divide(empty)
@@ -166,10 +167,11 @@ class Sharding:
         model.eval()
         return replace(empty, sharding=self)
 
-    def _reader(self, name: str, machine: PlaceConfig, empty: Loaded) -> Callable[[str], Tensor]:
+    def _reader(
+        self, name: str, machine: PlaceConfig, empty: Loaded, checkpoint: Checkpoint | None
+    ) -> Callable[[str], Tensor]:
         """Returns a function from name to tensor: it reads the files or, if transformers converts
         them, the whole model in CPU memory."""
-        checkpoint = checkpoint_of(empty)
         if checkpoint is not None:
             return checkpoint.read
         return load(name, empty.machine(machine, "cpu")).model.state_dict().__getitem__
