@@ -14,7 +14,7 @@ from in_memory import export_folder
 from safetensors.torch import load_file
 
 from disp_llm.exporter.cutting import compact_model
-from disp_llm.exporter.folders import write_readers
+from disp_llm.exporter.folders import stream_folder, write_readers
 
 
 def folder_of(model_type: str, path: Path, kind: str = "random") -> Path:
@@ -90,6 +90,19 @@ def test_contents(llama):
         shape = state[f"model.layers.{i}.mlp.down_proj.weight"].shape
         assert shape == (widths["mlp_out"][i], widths["mlp_mid"][i])
     assert (llama / "model.safetensors").stat().st_mode & 0o044  # readable by a server's user
+
+
+def test_generation_settings_that_do_not_go_together_are_taken_over(tmp_path):
+    """As published models have them; transformers itself refuses to save such."""
+    target = tiny_prunable("llama")
+    target.model.generation_config.temperature = 0.6
+    masks = masks_of("random", target.layout)
+    export_folder(target, byte_tokenizer(), masks, tmp_path / "memory")
+    read = target.model.state_dict().__getitem__
+    stream_folder(target, masks, read, byte_tokenizer(), tmp_path / "streamed")
+    for name in ("memory", "streamed"):
+        found = transformers.GenerationConfig.from_pretrained(tmp_path / name)
+        assert (found.temperature, found.do_sample, found.eos_token_id) == (0.6, None, 2)
 
 
 def test_large_models_are_sharded(tmp_path):

@@ -15,7 +15,7 @@ from disp_llm.config.names import Format
 from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.timing import IN_TRANSFORMERS, Stopwatch
 from disp_llm.exporter.cutting import empty_compact_model
-from disp_llm.exporter.folders import write_readers
+from disp_llm.exporter.folders import save, write_readers
 from disp_llm.exporter.formats import writer_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
@@ -35,9 +35,10 @@ def require_engine(problem: PruningProblem, loaded: Loaded) -> None:
     scores = torch.rand(problem.budget.layout.entries, generator=noise)
     masks = problem.masks(Selection(scores), problem.keeps[0])
     with tempfile.TemporaryDirectory() as temporary:
-        empty_compact_model(problem.dense, masks).save_pretrained(temporary, state_dict={})
-        write_readers(loaded.tokenizer, problem.dense.processor, Path(temporary))
-        require_readable(Path(temporary), demands)
+        folder = Path(temporary)
+        save(empty_compact_model(problem.dense, masks), folder, state_dict={})
+        write_readers(loaded.tokenizer, problem.dense.processor, folder)
+        require_readable(folder, demands)
 
 
 def stopwatch_of(

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from disp_llm.exporter.cutting import empty_compact_model
@@ -45,7 +45,7 @@ def stream_folder(
     def make(name: str) -> Tensor:
         return made(parts[name], read)
 
-    compact.save_pretrained(folder, state_dict={})  # all but the weights
+    save(compact, folder, state_dict={})  # all but the weights
     write_weights(compact, make, folder, on_tensor)
     write_readers(tokenizer, target.processor, folder)
     return PrunableModel(compact, target.family)
@@ -102,8 +102,20 @@ def write_folder(
     Uses transformers' `save_pretrained`, so that the code that the folder needs travels with it,
     also when the model is loaded, tuned and saved again.
     """
-    compact.save_pretrained(folder, max_shard_size=MAX_SHARD)
+    save(compact, folder, max_shard_size=MAX_SHARD)
     write_readers(tokenizer, processor, folder)
+
+
+def save(model: Any, folder: Path, **options: Any) -> None:
+    """Calls `save_pretrained`, and writes the generation config as it is. transformers refuses to
+    save settings that do not go together, such as a temperature without sampling, but published
+    models have such."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        model.generation_config = own
+    own.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])
 
 
 def write_readers(tokenizer: Any, processor: tuple[Path, ...], folder: Path) -> None:
