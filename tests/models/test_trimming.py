@@ -57,3 +57,19 @@ def test_tokens_that_are_gone_are_no_longer_named():
     small = with_tokens(model, [*range(5), *range(6, 40)])
     assert small.config.pad_token_id is None
     assert small.generation_config.suppress_tokens == [8]
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_sequences_of_tokens_have_their_new_numbers_or_are_gone(kind):
+    model = unusual_prunable("llama").model
+    settings = model.generation_config
+    settings.bad_words_ids = [[7], [5, 7], [9, 3]]
+    bias = {(5,): 1.0, (9, 3): -2.0}
+    listed = [[list(tokens), number] for tokens, number in bias.items()]
+    settings.sequence_bias = bias if kind is dict else listed
+    small = with_tokens(model, [*range(5), *range(6, 40)]).generation_config
+    assert small.bad_words_ids == [[6], [8, 3]]
+    assert small.sequence_bias == [[[8, 3], -2.0]]
+    assert settings.bad_words_ids == [[7], [5, 7], [9, 3]]
+    gone = with_tokens(model, [0, 1, 2, 4]).generation_config
+    assert gone.bad_words_ids is gone.sequence_bias is None

@@ -135,12 +135,28 @@ def renumber(config: Any, new: dict[int, int]) -> None:
     for name, value in vars(config).items():
         if name.endswith("token_id") or name in ("suppress_tokens", "begin_suppress_tokens"):
             setattr(config, name, _renumbered(value, new))
+        elif name in ("bad_words_ids", "sequence_bias") and value:
+            setattr(config, name, _sequences(value, new) or None)
 
 
 def _renumbered(value: Any, new: dict[int, int]) -> Any:
     if isinstance(value, list | tuple):
         return [new[number] for number in value if number in new]
     return new.get(value)
+
+
+def _sequences(value: Any, new: dict[int, int]) -> list[Any]:
+    """Renumbers sequences of tokens, which may each have a number (as pairs or as a dict). Drops
+    those with a removed token: what is left of one would be another sequence."""
+    if isinstance(value, dict):
+        value = value.items()
+    found = []
+    for one in value:
+        tokens, bias = one if isinstance(one[0], list | tuple) else (one, None)
+        if new.keys() >= set(tokens):
+            made = _renumbered(tokens, new)
+            found.append(made if bias is None else [made, bias])
+    return found
 
 
 def trimmed_tokenizer(tokenizer: Any, kept: Sequence[int]) -> Any:
