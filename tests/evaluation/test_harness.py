@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import must_refuse, must_run
+from conftest import byte_tokenizer, must_refuse, must_run, tiny_prunable
 
 from disp_llm.config.texts import load_suite
 from disp_llm.evaluation.suites import kept_above_chance
-from disp_llm.evaluation.tasks import ACCURACIES, METRICS, load_task, metric_of
+from disp_llm.evaluation.tasks import ACCURACIES, METRICS, load_task, metric_of, run_tasks
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
@@ -126,6 +126,14 @@ def test_shots_are_those_of_lm_eval(llama_folder, folder, flags, shots):
         assert found[name]["stderr"] == pytest.approx(theirs["acc_stderr,none"])
         assert found[name]["shots"] == number
     assert (found["sums"]["acc"] == found["shown"]["acc"]) == bool(flags)
+
+
+def test_the_tokenizer_of_what_is_exported_later_gains_no_token(folder):
+    tokenizer = byte_tokenizer()
+    for name in ("pad_token", "unk_token", "eos_token"):
+        setattr(tokenizer, name, None)
+    run_tasks(tiny_prunable("llama"), tokenizer, ["sums"], limit=2)
+    assert (tokenizer.pad_token, len(tokenizer)) == (None, len(byte_tokenizer()))
 
 
 def test_no_shots_in_place_of_a_task_s_own(llama_folder, folder):

@@ -6,6 +6,7 @@ acc_norm for the other tasks, and their average.
 """
 
 import contextlib
+import copy
 import hashlib
 import logging
 import math
@@ -249,7 +250,8 @@ def _adapter(target: PrunableModel, tokenizer: Any, on_request: Ticks) -> Any:
                 )  # fmt: skip
             return log_likelihoods(target, pairs, self.max_length, on_request)
 
-    return Adapter(pretrained=target.model, tokenizer=tokenizer, backend="causal", batch_size=BATCH)
+    own = copy.deepcopy(tokenizer)  # lm-eval gives it a padding token, which exports would have too
+    return Adapter(pretrained=target.model, tokenizer=own, backend="causal", batch_size=BATCH)
 
 
 def _figures(name: str, asked: Any, results: dict[str, Any]) -> dict[str, Any]:
