@@ -61,6 +61,11 @@ def test_a_file_that_states_no_task_is_refused(text, said, llama_folder, tmp_pat
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_task_that_is_not_there_is_refused_before_anything_is_measured(text_file, tmp_path):
+    done = must_refuse("eval", tmp_path / "none", "--text", text_file, "--tasks", "arc_eazy")
+    assert "--tasks: no task 'arc_eazy' (nearest: arc_easy)" in done.stderr
+
+
 def test_metrics_of_the_paper():
     both = {"acc": 0.5, "acc_norm": 0.7}
     assert metric_of("winogrande", both) == "acc"

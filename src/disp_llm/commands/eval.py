@@ -22,7 +22,7 @@ from disp_llm.data.windows import Stream
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity, windows_of
 from disp_llm.evaluation.suites import Scoreboard, against
-from disp_llm.evaluation.tasks import average, run_tasks
+from disp_llm.evaluation.tasks import average, require_tasks, run_tasks
 from disp_llm.exporter.exported import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
@@ -73,6 +73,7 @@ def eval(
 
 def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
     on_request = counting(progress, "answers")
+    tasks = require_tasks(config.tasks) if config.tasks else []
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = _facts_of(loaded, target)
@@ -92,9 +93,9 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
             asked = stream.within(config.evaluation.tokens).first(config.limit)
             answers = written_answers(target, loaded.tokenizer, asked, on_request)
             result["answers"] = scored(answers, [one.answer for one in asked.examples])
-    if config.tasks:
+    if tasks:
         result["tasks"] = run_tasks(
-            target, loaded.tokenizer, config.tasks, config.limit, config.shots, on_request
+            target, loaded.tokenizer, tasks, config.limit, config.shots, on_request
         )
         result["average"] = average(result["tasks"])
     return result
