@@ -78,6 +78,17 @@ def test_tables_of_other_kinds_hold_examples_too(tmp_path):
     assert answers == ["4", "6", "4", "6.0"]
 
 
+def test_columns_without_a_name_are_left_out_and_none_is_read_twice(tmp_path):
+    """A table that was written with its index twice has two without a name."""
+    path = tmp_path / "a.csv"
+    path.write_text(",,prompt,answer\n0,0,2+2=,4\n")
+    (one,) = read_examples([path], "auto").examples
+    assert [message["content"] for message in one.messages] == ["2+2=", "4"]
+    path.write_text("prompt,answer,answer\n2+2=,4,5\n")
+    with pytest.raises(InputError, match="has 2 columns 'answer'"):
+        read_examples([path], "auto")
+
+
 def test_a_template_is_cut_where_the_assistant_speaks():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE

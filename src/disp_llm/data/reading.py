@@ -282,11 +282,13 @@ def _parquet(file: Any, column: str) -> Iterator[tuple[str, Any]]:
 
 
 def _require_once(column: str, columns: list[str]) -> list[str]:
-    """Returns the columns; refuses a table without `column`, or with several of that name."""
+    """Returns the columns; refuses a table without `column`, or with several of that name. If ""
+    names none, any may be read, and no name may stand twice."""
     if column and column not in columns:
         raise no_column(column, columns)
-    if columns.count(column) > 1:
-        raise Unusable(f"has {columns.count(column)} columns '{column}'", "rename all but one")
+    for name in [column] if column else filter(None, columns):
+        if columns.count(name) > 1:
+            raise Unusable(f"has {columns.count(name)} columns '{name}'", "rename all but one")
     return columns
 
 
