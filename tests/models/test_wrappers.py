@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PlaceConfig
 from disp_llm.exporter.cutting import compact_model, fold_into_weights
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
@@ -26,6 +27,7 @@ from disp_llm.models.architectures import (
     row_of,
 )
 from disp_llm.models.family import HEAD, Wrapper
+from disp_llm.models.loading import load
 from disp_llm.training.losses import token_losses
 
 ALL = sorted(WRAPPERS)
@@ -56,6 +58,17 @@ def test_a_picture_is_seen(model_type):
     shown = next(iter(TINY[model_type].shown))
     other = model(**prompt | {shown: -prompt[shown]}).logits
     assert (seen - other)[:, -1].abs().max() > 1e-3 * seen.abs().max()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\ufeff{}"])
+def test_a_damaged_file_of_the_processor_is_refused_where_the_model_is_loaded(content, tmp_path):
+    """Only what is exported holds it, and that is written last."""
+    tiny_wrapper("gemma3").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        load(str(tmp_path), PlaceConfig("cpu"))
+    assert error.value.field == str(tmp_path / "preprocessor_config.json")
 
 
 @pytest.mark.parametrize("kind", ["random", "keep-all", "keep-one"])

@@ -13,6 +13,8 @@ from yaml import YAMLError
 
 from disp_llm.models import embedded
 from disp_llm.models.files import PROCESSOR, fingerprint, hub_place
+from disp_llm.models.wholeness import AGAIN
+from disp_llm.runs.files import read_json
 from disp_llm.runs.tensors import tensors_sha256
 
 IN_MEMORY = "sha256:tensors:"
@@ -50,15 +52,19 @@ def fingerprint_of(model: PreTrainedModel) -> str:
 
 def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
     """Returns the files of a wrapper's processor, which exports copy unchanged: from the model's
-    folder or, for a hub model, fetched into the cache."""
-    if model.exists():
-        return tuple(model / name for name in PROCESSOR if (model / name).is_file())
-    found: list[Path] = []
-    for name in PROCESSOR:
+    folder or, for a hub model, fetched into the cache.
+
+    Raises:
+        InputError: one of them holds no JSON object.
+    """
+    found = [model / name for name in PROCESSOR if (model / name).is_file()]
+    for name in () if model.exists() else PROCESSOR:
         with contextlib.suppress(EntryNotFoundError):  # most models lack some
             repository, _ = hub_place(model.as_posix())
             fetched = huggingface_hub.hf_hub_download(repository, name, revision=commit)
             found.append(Path(fetched))
+    for file in found:
+        read_json(file, AGAIN)
     return tuple(found)
 
 
