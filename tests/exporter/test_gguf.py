@@ -200,6 +200,18 @@ def test_tokenizers_are_known_by_how_they_split(before, name):
     assert splitter_of(stated | {"model": {"type": "BPE", "byte_fallback": True}}) == ""
 
 
+def test_a_tokenizer_that_changes_text_first_is_refused():
+    """llama.cpp would read other text, such as capitals where the model has never seen any."""
+    marks = {"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "Replace"}]}
+    fallback = {"model": {"type": "BPE", "byte_fallback": True}}
+    assert splitter_of(fallback | {"normalizer": marks}) == ""
+    lowers = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "Replace"}]}
+    for stated in (fallback, {"model": {"type": "BPE"}, "pre_tokenizer": BYTES}):
+        for normalizer in (lowers, {"type": "Lowercase"}):
+            with pytest.raises(InputError, match=r"whose name in llama\.cpp is not known"):
+                splitter_of(stated | {"normalizer": normalizer})
+
+
 def test_scaled_rotary_embeddings_come_along(text_file, tmp_path):
     original, run = tmp_path / "scaled", tmp_path / "run"
     rope = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0}

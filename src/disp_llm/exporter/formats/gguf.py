@@ -58,6 +58,8 @@ SPLITTERS = {
 }
 """Steps by which a byte-level tokenizer splits text before it merges, by llama.cpp's name."""
 
+MARKS = {"Prepend", "Replace"}
+"""Types of normalizers by which tokenizers with byte fallback mark spaces, as llama.cpp does."""
 
 Block = tuple[int, int, int]
 """Numbers of query heads and KV heads of a block, and its intermediate width; 0 without attention
@@ -215,12 +217,15 @@ def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
 
 def splitter_of(tokenizer: dict[str, Any]) -> str:
     """Returns llama.cpp's name for how a byte-level tokenizer splits text; empty for one that falls
-    back to bytes, such as Llama 2's. Refuses other tokenizers."""
+    back to bytes, such as Llama 2's. Refuses other tokenizers, and those that change text."""
     model, before = tokenizer.get("model", {}), tokenizer.get("pre_tokenizer") or {}
-    if model.get("type") == "BPE" and model.get("byte_fallback"):
+    normalizer = tokenizer.get("normalizer") or {"normalizers": []}
+    changes = {one.get("type") for one in normalizer.get("normalizers", [normalizer])}
+    if model.get("type") == "BPE" and model.get("byte_fallback") and changes <= MARKS:
         return ""
     steps = before.get("pretokenizers", [before])
-    if model.get("type") == "BPE" and not any(step.get("add_prefix_space") for step in steps):
+    bare = not changes and not any(step.get("add_prefix_space") for step in steps)
+    if model.get("type") == "BPE" and bare:
         for name, known in SPLITTERS.items():
             shown = [
                 {key: step.get(key) for key in of} for step, of in zip(steps, known, strict=False)
