@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from test_fewer_tokens import place as place_of_words
 import disp_llm
 from disp_llm.commands.fitting import HeldOut
 from disp_llm.commands.report import PruneResult
-from disp_llm.commands.room import expected_loss, expected_range, possible_bits, stored
+from disp_llm.commands.room import Room, expected_loss, expected_range, possible_bits, stored
 from disp_llm.config.names import SITES
 from disp_llm.config.parts import BudgetConfig, MachineConfig
 from disp_llm.config.prune import PruneConfig
@@ -69,6 +70,22 @@ def test_four_bits_ask_for_groups_wherever_a_layer_is_cut(model_type, heads, wid
     config = PruneConfig("tiny", budget=BudgetConfig(fit=(0.5,)))
     assert ("int4" in possible_bits(config, target, 32)) == grouped
     assert "int8" in possible_bits(config, target, 1)
+
+
+@pytest.mark.parametrize("asked", [0.001, "0.001MB", "0.001M"])
+@pytest.mark.parametrize("least", [0.12341, 0.2, 0.25679, 1 / 3])
+def test_what_is_said_to_be_the_smallest_has_room(asked, least):
+    """Both what is said and the share of the blocks that fits it are rounded."""
+    target = tiny_prunable("llama")
+
+    def room(size: float | str) -> Room:
+        return Room.of(PruneConfig("tiny", budget=BudgetConfig(fit=(size,))), target, 4)
+
+    for tokens in (100, 150, 200):
+        refusal = str(room(asked).too_small(least, tokens))
+        (said,) = re.findall(r"the smallest model, ([\w.]+);", refusal)
+        has_room = room(said if isinstance(asked, str) else float(said))
+        assert max(has_room.keep(bits, tokens) for bits in has_room.ways) >= least
 
 
 @pytest.mark.parametrize(

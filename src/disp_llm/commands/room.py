@@ -10,7 +10,7 @@ from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.targets import BYTES, PARAMETERS, Target, fits_already
+from disp_llm.config.targets import BYTES, PARAMETERS, Target, fits_already, rounded
 from disp_llm.masks.layout import CHUNKS
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.rounding import GROUP
@@ -160,13 +160,14 @@ class Room:
     def too_small(self, least: float, tokens: int) -> InputError:
         """Returns the error that nothing fits, not even this share of the blocks with so many
         tokens."""
+        least = math.ceil(1e4 * least) / 1e4  # `keep` rounds down
         smallest = min(
             way.rest + least * way.blocks + tokens * way.token for way in self.ways.values()
         )
         if self.size.unit:
             said = self.size.like(smallest, at_least=True)
         else:
-            said = f"{smallest / self.dense:.2g}"
+            said = str(rounded(smallest / self.dense, 2, up=True))
         return InputError(
             f"{self.size} is less than the smallest model, {said}",
             field="fit",
