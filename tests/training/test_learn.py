@@ -221,6 +221,15 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_spoilt(problem, tmp_p
     assert not checkpoints(tmp_path / "checkpoint")
 
 
+@pytest.mark.parametrize("estimator", ["reinmax", "gumbel_soft", "policy_gradient"])
+def test_masks_that_keep_nothing_name_what_draws_them(estimator, problem, tmp_path):
+    config = LearnConfig(estimator=estimator, penalty=6.0, shift=-80.0)
+    with pytest.raises(InputError, match="step 1 draws masks that keep nothing") as raised:
+        learned(problem, tmp_path, learn_config=config)
+    assert raised.value.field == "shift"
+    assert not checkpoints(tmp_path / "checkpoint")
+
+
 def test_text_shorter_than_a_window_names_the_flag(problem, tmp_path):
     short = dataclasses.replace(problem, corpus=Corpus((problem.corpus.streams[0][:10],)))
     with pytest.raises(InputError, match="length"):

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from disp_llm.config.errors import InputError
 from disp_llm.data.randomness import random_stream, shared_stream
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import project
@@ -132,7 +133,11 @@ class MaskLearner:
     compiled: bool
 
     def loss(self, step: int) -> Loss:
-        """Draws masks and windows; returns the loss to differentiate and the step's figures."""
+        """Draws masks and windows; returns the loss to differentiate and the step's figures.
+
+        Raises:
+            InputError: the masks keep nothing.
+        """
         problem, learn, state = self.problem, self.problem.learn, self.state
         budget, config = problem.budget, problem.training
         keep = problem.keep_at(random_stream("sizes", problem.seed, step))
@@ -152,6 +157,12 @@ class MaskLearner:
         with torch.set_grad_enabled(sample.log_probability is None):
             loss = self._losses(windows).mean()
         share = budget.share(budget.layout.counts(sample.counted))
+        if share <= 0:  # the penalty would be infinite
+            raise InputError(
+                f"step {step + 1} draws masks that keep nothing",
+                field="shift",
+                hint="raise it, or lower `learning_rate`",
+            )
         total = loss
         if learn.penalty and learn.estimator != "projected":  # its masks meet the budget
             total = total + learn.penalty * (share / keep).log().abs()
