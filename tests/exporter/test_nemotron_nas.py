@@ -50,6 +50,14 @@ def test_every_width_survives_its_multiple(hidden):
         assert width_of(multiple(width, config), hidden) == width
 
 
+def test_an_activation_that_engines_refuse_is_refused(tmp_path):
+    folder = blocks_that_differ(tmp_path / "ours")
+    said = folder / "config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"hidden_act": "gelu"}))
+    with pytest.raises(InputError, match="has the activation gelu"):
+        convert(folder, to="nemotron-nas", output_dir=tmp_path / "new")
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A Llama whose MLPs have room for steps of 256."""

@@ -35,8 +35,8 @@ LLAMAS = ("llama", "mistral")
 
 
 def check(folder: Path) -> None:
-    """Refuses graphs other than Llama's, quantised models, and widths or heads that the
-    configuration cannot state."""
+    """Refuses graphs and activations other than Llama's, quantised models, and widths or heads that
+    the configuration cannot state."""
     stated, wrong = exported_config(folder), ""
     kind = stated["model_type"].removeprefix(PRUNED_PREFIX)
     config: Any = load_config(str(folder))
@@ -46,6 +46,8 @@ def check(folder: Path) -> None:
         wrong = "is quantised"
     elif config.head_dim * config.num_attention_heads != config.hidden_size:
         wrong = "heads are not as wide as the stream divided by their number"
+    elif config.hidden_act != "silu":
+        wrong = f"has the activation {config.hidden_act}, and vLLM's Llama has silu alone"
     if wrong:
         raise InputError(wrong, field="folder", hint="serve it with vLLM or transformers")
     _, widths = whole_stream(folder, "--for nemotron-nas")
