@@ -8,6 +8,7 @@ from configurations import ARCHITECTURES, cases
 from conftest import masks_of, tiny_prunable, unusual_prunable
 from wrapping import prunable_wrapper
 
+from disp_llm.config.errors import InputError
 from disp_llm.evaluation import continuations
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.exporter.cutting import compact_model
@@ -41,6 +42,12 @@ def alone(model, context: list[int], continuation: list[int]) -> tuple[float, bo
     wanted = torch.tensor(continuation)
     value = logits.log_softmax(-1).gather(1, wanted[:, None]).sum()
     return float(value), bool((logits.argmax(-1) == wanted).all())
+
+
+def test_an_answer_longer_than_what_the_model_reads_is_refused():
+    requests = [([5], list(range(LONGEST + 1)))]
+    with pytest.raises(InputError, match=f"answer of {LONGEST + 1} tokens, and the model reads"):
+        log_likelihoods(tiny_prunable("llama"), requests, LONGEST)
 
 
 def require_same(target, requests) -> None:

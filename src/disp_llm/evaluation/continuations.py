@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from disp_llm.config.errors import InputError
 from disp_llm.evaluation.sample import left_padded
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.kv_cache import with_cache
@@ -64,6 +65,9 @@ def log_likelihoods(
 
     Args:
         longest: tokens that the model can read; longer requests lose their first tokens.
+
+    Raises:
+        InputError: an answer alone is longer.
     """
     answers: dict[int, Answer] = {}
     # Rows cannot share the recurrent state of a hybrid as they share a KV cache.
@@ -82,7 +86,13 @@ def _rows(requests: Sequence[Request], longest: int, shares: bool) -> list[Row]:
     by_context: dict[tuple[int, ...], list[int]] = {}
     for place, (context, continuation) in enumerate(requests):
         assert context
-        assert 0 < len(continuation) <= longest
+        assert continuation
+        if len(continuation) > longest:
+            raise InputError(
+                f"have an answer of {len(continuation)} tokens, and the model reads {longest}",
+                field="tasks",
+                hint="leave out the task that has it",
+            )
         by_context.setdefault(tuple(context), []).append(place)
     rows = []
     for context, places in by_context.items():

@@ -33,7 +33,7 @@ from disp_llm.data.sources import GivenText, characters_for, read_dataset, read_
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.tokens import stream_of_text
 from disp_llm.evaluation.perplexity import of_windows, require_readable, windows_of
-from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
+from disp_llm.evaluation.tasks import error_of_mean, load_task, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import rows_of
 from disp_llm.runs.progress import ProgressCallback, counting, silent
@@ -55,10 +55,13 @@ class Scoreboard:
 
     @classmethod
     def of(cls, suite: Suite) -> "Scoreboard":
-        """Reads the texts and checks that lm-eval has the tasks."""
+        """Reads the texts, and the tasks to see that they can be scored."""
         if suite.tasks:
             with at_place(suite, "tasks"):
                 require_tasks(suite.tasks)
+        for name, task in suite.tasks.items():
+            with at_place(suite, f"tasks.{name}"):
+                load_task(name, (task.metric,), task.data)
         texts = {}
         for name, text in suite.texts.items():
             with at_place(suite, f"texts.{name}"):
