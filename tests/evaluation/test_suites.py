@@ -248,8 +248,9 @@ def test_tasks_that_cannot_be_run(llama_folder, suite, tmp_path, task, said):
 
 
 @pytest.mark.usefixtures("index_of_some_tasks")
-def test_data_that_is_not_there_is_refused_before_the_model_is_loaded(suite, tmp_path):
-    suite.write_text("[tasks.arc_easy]\nchance = 0\ndata = 'gone.jsonl'")
+def test_damaged_data_is_refused_before_the_model_is_loaded(suite, tmp_path):
+    (tmp_path / "damaged.jsonl").write_text('{"question"')
+    suite.write_text("[tasks.arc_easy]\nchance = 0\ndata = 'damaged.jsonl'")
     done = must_refuse("eval", tmp_path / "none", "--suite", suite)
     assert "two.toml: tasks.arc_easy: cannot run arc_easy" in done.stderr.splitlines()[-1]
 
