@@ -1,5 +1,6 @@
 """What a machine offers, also where the system does not tell."""
 
+import platform
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from conftest import must_run
 
-from disp_llm.models.devices import free_memory, resolve_dtype
+from disp_llm.models.devices import free_memory, release_freed_memory, resolve_dtype
 from disp_llm.runs import provenance
 
 CPU = torch.device("cpu")
@@ -53,3 +54,17 @@ def test_what_cannot_be_read_of_the_processor_is_not_there(monkeypatch, tmp_path
         (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
         monkeypatch.setattr(provenance, "CPU_INFO", unreadable)
         assert provenance.cpu_facts() == {}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
+def test_freed_memory_goes_back_to_the_system():
+    """Though something behind it is still in use."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    blocks = [torch.ones(25_000) for _ in range(2_000)]  # each too small to be mapped by itself
+    last = torch.ones(25_000)
+    assert process.memory_info().rss - before > 150e6
+    del blocks
+    release_freed_memory()
+    assert process.memory_info().rss - before < 50e6
+    assert last.sum() == 25_000

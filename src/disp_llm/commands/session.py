@@ -23,7 +23,13 @@ from disp_llm.data.sources import GivenText, Needs, Sources
 from disp_llm.data.synthetic import synthetic_text
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.models import embedded
-from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking
+from disp_llm.models.devices import (
+    dtype_name,
+    release_freed_memory,
+    require_tracker,
+    start_process,
+    start_tracking,
+)
 from disp_llm.models.files import files_of
 from disp_llm.models.loading import Loaded
 from disp_llm.reporting.page import write_page
@@ -118,7 +124,8 @@ def first_alone(
     job: Job, loaded: Loaded, work: Callable[..., Done], *arguments: Any
 ) -> Done | None:
     """Runs the work in the first process and returns its result; None in the others. They wait, or
-    take part if processes hold the model together."""
+    take part if processes hold the model together. All give back what earlier work has freed."""
+    release_freed_memory()
     if loaded.sharding is not None:
         return loaded.sharding.lead(partial(work, *arguments))
     result = work(*arguments) if job.process.is_main else None

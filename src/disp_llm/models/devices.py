@@ -1,6 +1,8 @@
 """Chooses the device, data type and process to work with."""
 
+import ctypes
 import os
+import platform
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -108,3 +110,10 @@ def free_memory(device: torch.device) -> int:
         return psutil.virtual_memory().available
     except OSError:  # a Linux without /proc
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def release_freed_memory() -> None:
+    """Gives freed memory back to the system, where glibc keeps it: the steps of learning reuse it
+    (`keep_freed_memory`), but what follows has blocks of other sizes."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
