@@ -130,13 +130,13 @@ class SizeWriter:
             model = load_model(str(folder), original.device, original.dtype)
         else:
             model = sharding.load(str(folder), self._machine).model
+        compact = PrunableModel(model, original.family)
         tokens = measuring.opening(CHECK_TOKENS)[:CHECK_TOKENS]
         with as_masked(original, masks):
             of_masked = measuring.perplexity(original, f"{name}: masked perplexity")
             tokens = tokens[: fitting(original.model, CHECK_TOKENS)]
-            errors = logit_errors(original.model, model, tokens)
+            errors = logit_errors(original, compact, tokens)
         warn_of_error(errors, name)
-        compact = PrunableModel(model, original.family)
         rounds = job.config.rounds if sharding is None else 0
         figures = {
             "perplexity_masked": of_masked.perplexity,

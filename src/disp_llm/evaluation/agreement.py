@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, free_memory
+from disp_llm.models.hooks import hooks
 
 logger = logging.getLogger(__name__)
 
@@ -28,50 +29,65 @@ def warn_of_error(errors: dict[str, float], name: str) -> None:
 
 
 @torch.no_grad()
-def logit_errors(
-    dense: PreTrainedModel, compact: PreTrainedModel, tokens: Tensor
-) -> dict[str, float]:
+def logit_errors(dense: PrunableModel, compact: PrunableModel, tokens: Tensor) -> dict[str, float]:
     """Returns max|Δlogit| / max|logit| of the compact model against the dense one, run masked.
 
-    Measures in the dtype of the run and in float32 (casting weights there and back is lossless).
-    Skips float32 with a warning if memory is short or weights are sharded or on the meta device.
+    Measures in the dtype of the run and in float32. Skips float32 with a warning if memory is short
+    or weights are sharded or on the meta device.
     """
-    device, dtype = next(dense.parameters()).device, dense.dtype
-    models, tokens = (dense, compact), tokens[None].to(device)
-    errors = {f"max_logit_error_{dtype_name(dtype)}": _error(models, tokens)}
-    extra = 2 * max(model.num_parameters() for model in models)
-    if dtype != torch.float32:
-        held = any(isinstance(p, DTensor) or p.is_meta for p in dense.parameters())
-        if held or extra > free_memory(device):
-            logger.warning("no memory to check the export in float32: only %s was checked", dtype)
+    models, tokens = (dense, compact), tokens[None].to(dense.device)
+    errors = {f"max_logit_error_{dtype_name(dense.dtype)}": _error(models, tokens)}
+    if dense.dtype != torch.float32:
+        extra = max(map(_bytes_in_float32, models))
+        if not dense.is_whole or extra > free_memory(dense.device):
+            logger.warning(
+                "no memory to check the export in float32: only %s was checked", dense.dtype
+            )
             return errors
         errors["max_logit_error_float32"] = _error(models, tokens, _in_float32)
     return errors | {"max_logit_error": errors["max_logit_error_float32"]}
 
 
 def _error(
-    models: tuple[PreTrainedModel, PreTrainedModel],
+    models: tuple[PrunableModel, PrunableModel],
     tokens: Tensor,
-    context: Callable[[PreTrainedModel], AbstractContextManager] = nullcontext,
+    context: Callable[[PrunableModel], AbstractContextManager] = nullcontext,
 ) -> float:
     logits = []
-    for model in models:
-        with context(model):  # one at a time: memory holds only one model in float32
-            logits.append(model(tokens, use_cache=False).logits.float())
+    for target in models:
+        with context(target):
+            logits.append(target.model(tokens, use_cache=False).logits.float())
     wanted, got = logits
     return float((wanted - got).abs().max() / wanted.abs().max())
 
 
 @contextmanager
-def _in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """Casts parameters to float32 while the context lasts, then each back to its own dtype: some
-    families keep routers in float32 whatever the model's dtype. Buffers such as rotary frequencies
-    are float32 already."""
-    before = [(parameter, parameter.dtype) for parameter in model.parameters()]
-    try:
-        for parameter, _ in before:
+def _in_float32(target: PrunableModel) -> Iterator[None]:
+    """Runs a model in float32 while the context lasts. A block's parameters are float32 only while
+    it runs, so that memory holds one block more. Buffers such as rotary frequencies are float32
+    already."""
+    own = {parameter: parameter.data for parameter in target.model.parameters()}
+
+    def cast(block: nn.Module, *_: Any) -> None:
+        for parameter in block.parameters():
             parameter.data = parameter.data.float()
-        yield
+
+    def restore(block: nn.Module, *_: Any) -> None:
+        for parameter in block.parameters():
+            parameter.data = own[parameter]
+
+    handles = [block.register_forward_pre_hook(cast) for block in target.blocks]
+    handles += [block.register_forward_hook(restore) for block in target.blocks]
+    try:
+        with hooks(handles):
+            for parameter in own.keys() - set(target.blocks.parameters()):
+                parameter.data = parameter.data.float()
+            yield
     finally:
-        for parameter, dtype in before:
-            parameter.data = parameter.data.to(dtype)
+        restore(target.model)
+
+
+def _bytes_in_float32(target: PrunableModel) -> int:
+    """Returns what `_in_float32` adds: the parameters outside the blocks, and those of a block."""
+    of_blocks = [sum(p.numel() for p in block.parameters()) for block in target.blocks]
+    return 4 * (target.parameters - sum(of_blocks) + max(of_blocks))
