@@ -22,7 +22,7 @@ def engines_table() -> list[str]:
         "The default of SmolLM2-135M, a prompt of 512 tokens and a token after it, each in turn "
         f"with the original, medians of {told['rounds']} rounds. Counted are block parameters for "
         "a prompt, and weights that are read for a token; attention over the context is not. "
-        "vLLM's sizes are of a short run: widths decide time, not what was learned. "
+        "vLLM's sizes are of short runs: widths decide time, not what was learned. "
         "[Quartiles](../benchmarks/results/engines.json)."
     )
     return [*tables, note]
