@@ -158,9 +158,12 @@ def main() -> None:
             said = subprocess.run(asks, stdout=subprocess.PIPE, text=True, check=True)
             way = f"vLLM {said.stdout.split()[-1]}"
             for keep in asked.keep:
-                folder, nas = (asked.run / f"keep-{keep}{end}" for end in ("", "-nemotron-nas"))
-                kind, folder = (", nemotron-nas", nas) if nas.is_dir() else ("", folder)
-                note(keep, f"{way}{kind}", in_vllm(asked.vllm, place / "plain", folder))
+                name, folder = way, asked.run / f"keep-{keep}-nemotron-nas"
+                if folder.is_dir():
+                    name = f"{way}, nemotron-nas"
+                else:
+                    folder = asked.run / f"keep-{keep}"
+                note(keep, name, in_vllm(asked.vllm, place / "plain", folder))
 
 
 if __name__ == "__main__":

@@ -85,10 +85,10 @@ def _fit(problem: PruningProblem, loaded: Loaded, held: "HeldOut") -> Fit:
     whole = max(len(dense.head_weight), len(loaded.tokenizer))
     least = least_share(problem.budget, problem.align)
     asked = _rungs(config.vocabulary.vocabulary, loaded, room, whole)
-    if all(room.keep(bits, min(asked)) < least for bits in room.ways):
-        raise room.too_small(least, min(asked))  # before anything is measured
+    room.require(least, min(asked))  # before anything is measured
     before = held.loss(loaded)
     ladder = list(_ladder(job, loaded, held, before, asked))
+    room.require(least, min(tokens for tokens, _ in ladder))
     found = dict[tuple[Bits, int], Choice]()
     for bits in room.ways:
         rounding = _lost_by_rounding(loaded, held, bits, before)
@@ -97,8 +97,6 @@ def _fit(problem: PruningProblem, loaded: Loaded, held: "HeldOut") -> Fit:
             if keep >= least:
                 expected = lost + rounding + expected_loss(keep)
                 found[bits, tokens] = Choice(bits, keep, math.exp(expected))
-    if not found:
-        raise room.too_small(least, min(tokens for tokens, _ in ladder))
     _, tokens = min(found, key=lambda key: found[key].expected)
     choices = [found[bits, tokens] for bits in room.ways if (bits, tokens) in found]
     choices.sort(key=lambda choice: choice.expected)

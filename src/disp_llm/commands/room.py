@@ -157,6 +157,11 @@ class Room:
         """Returns the share of the blocks that fits, rounded down to four decimals."""
         return math.floor(1e4 * self.ways[bits].keep(self.limit, tokens)) / 1e4
 
+    def require(self, least: float, tokens: int) -> None:
+        """Refuses a size in which not even this share of the blocks fits with so many tokens."""
+        if all(self.keep(bits, tokens) < least for bits in self.ways):
+            raise self.too_small(least, tokens)
+
     def too_small(self, least: float, tokens: int) -> InputError:
         """Returns the error that nothing fits, not even this share of the blocks with so many
         tokens."""
@@ -189,8 +194,7 @@ def outlook(
         InputError: the smallest model does not fit, even without tokens.
     """
     room, rows = Room.of(config, target, itemsize), len(target.head_weight)
-    if all(room.keep(bits, 0) < least for bits in room.ways):
-        raise room.too_small(least, 0)
+    room.require(least, tokens=0)
     keeps = {bits: room.keep(bits, rows) for bits in room.ways}
     return [
         {"bits": bits, "keep": keep, "expected": math.exp(expected_loss(keep))}

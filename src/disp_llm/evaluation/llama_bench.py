@@ -19,7 +19,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.evaluation.latency import COLUMNS, masks_of_shape
 from disp_llm.evaluation.timing import Pair, Stopwatch, Workload, in_turn
 from disp_llm.exporter.cutting import compact_model
-from disp_llm.exporter.folders import save, write_readers
+from disp_llm.exporter.folders import write_folder
 from disp_llm.exporter.formats.gguf import write_file
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import Ticks, unwatched
@@ -88,8 +88,7 @@ class LlamaBench(Stopwatch):
     def _written(self, model: PreTrainedModel, tokenizer: Any) -> Path:
         """Writes a compact model as a GGUF file and returns its path."""
         with TemporaryDirectory(dir=self._place) as folder:
-            save(model, Path(folder))
-            write_readers(tokenizer, (), Path(folder))
+            write_folder(model, tokenizer, Path(folder))
             file = Path(f"{folder}.gguf")
             write_file(Path(folder), file)
         return file

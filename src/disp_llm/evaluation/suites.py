@@ -48,25 +48,27 @@ Estimate = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """A suite with its texts read, on which any number of models are measured."""
+    """A suite with its texts and tasks read, on which any number of models are measured."""
 
     suite: Suite
     texts: dict[str, GivenText]
+    tasks: dict[str, Any]
+    """As `load_task` returns them."""
 
     @classmethod
     def of(cls, suite: Suite) -> "Scoreboard":
-        """Reads the texts, and the tasks to see that they can be scored."""
+        """Reads the tasks and the texts."""
         if suite.tasks:
             with at_place(suite, "tasks"):
                 require_tasks(suite.tasks)
+        tasks, texts = {}, {}
         for name, task in suite.tasks.items():
             with at_place(suite, f"tasks.{name}"):
-                load_task(name, (task.metric,), task.data)
-        texts = {}
+                tasks[name] = load_task(name, (task.metric,), task.data)
         for name, text in suite.texts.items():
             with at_place(suite, f"texts.{name}"):
                 texts[name] = _read(text, suite.evaluation.tokens)
-        return cls(suite, texts)
+        return cls(suite, texts, tasks)
 
     def measure(
         self,
@@ -102,7 +104,7 @@ class Scoreboard:
         for name, task in self.suite.tasks.items():
             with at_place(self.suite, f"tasks.{name}"):
                 on_request = counting(progress, f"answers, {name}")
-                tasks[name] = score_task(target, reads, name, task, on_request)
+                tasks[name] = score_task(target, reads, name, task, self.tasks[name], on_request)
         return Scores(self.suite.name, texts, tasks)
 
     def require_readable(

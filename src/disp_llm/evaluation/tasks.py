@@ -53,18 +53,21 @@ def run_tasks(
     instead: one for each filter that extracts answers, such as `{"exact_match,strict-match": …}`.
 
     Args:
-        names: tasks or groups, YAML files that define one, or comma-separated lists of these;
-            `paper` is the paper's five.
+        names: tasks or groups, as `require_tasks` returns them.
         limit: number of questions of each task; 0 = all.
         shots: solved questions in front of each question; None = the task's own number.
     """
-    asked = {name: load_task(name, METRICS) for name in require_tasks(names)}
+    asked = {name: load_task(name, METRICS) for name in names}
     results = _results(_adapter(target, tokenizer, on_request), asked, limit, shots)
     return {name: _figures(name, task, results) for name, task in asked.items()}
 
 
 def require_tasks(names: Iterable[str]) -> list[str]:
     """Returns the single tasks and groups that the names stand for.
+
+    Args:
+        names: tasks or groups, YAML files that define one, or comma-separated lists of these;
+            `paper` is the paper's five.
 
     Raises:
         InputError: lm-eval is not installed, or has no such task.
@@ -101,14 +104,17 @@ def score_task(
     tokenizer: Any,
     name: str,
     task: SuiteTask,
+    asked: Any,
     on_request: Ticks = unwatched,
 ) -> TaskScore:
     """Scores one task or group, with a digit for every question in the task's order: 1 if right.
 
+    Args:
+        asked: the task, as `load_task` returns it.
+
     Raises:
         InputError: the metric is not 0 or 1 for every question.
     """
-    asked = load_task(name, (task.metric,), task.data)
     adapter = _adapter(target, tokenizer, on_request)
     results = _results(adapter, {name: asked}, task.limit, task.shots)
     found = [

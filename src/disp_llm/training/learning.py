@@ -157,14 +157,15 @@ class MaskLearner:
         with torch.set_grad_enabled(sample.log_probability is None):
             loss = self._losses(windows).mean()
         share = budget.share(budget.layout.counts(sample.counted))
-        if share <= 0:  # the penalty would be infinite
+        draws = learn.estimator != "projected"  # projected masks meet the budget
+        if draws and share <= 0:  # the penalty would be infinite
             raise InputError(
                 f"step {step + 1} draws masks that keep nothing",
                 field="shift",
                 hint="raise it, or lower `learning_rate`",
             )
         total = loss
-        if learn.penalty and learn.estimator != "projected":  # its masks meet the budget
+        if draws and learn.penalty:
             total = total + learn.penalty * (share / keep).log().abs()
         if sample.log_probability is not None:
             total = self._against_baseline(total) * sample.log_probability
