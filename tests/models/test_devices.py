@@ -60,11 +60,10 @@ def test_what_cannot_be_read_of_the_processor_is_not_there(monkeypatch, tmp_path
 def test_freed_memory_goes_back_to_the_system():
     """Though something behind it is still in use."""
     process = psutil.Process()
-    before = process.memory_info().rss
     blocks = [torch.ones(25_000) for _ in range(2_000)]  # each too small to be mapped by itself
     last = torch.ones(25_000)
-    assert process.memory_info().rss - before > 150e6
+    held = process.memory_info().rss  # part of which other tests may have freed and left here
     del blocks
     release_freed_memory()
-    assert process.memory_info().rss - before < 50e6
+    assert held - process.memory_info().rss > 150e6
     assert last.sum() == 25_000
