@@ -44,14 +44,13 @@ def replayed(pieces: Pieces, spans: tuple[Span, ...]) -> list[Span]:
     tokens, choices = right_sequence(pieces, spans)
     state, read = State(len(pieces.words)), list(pieces.prompt)
     for choice in choices:
-        assert choice.position == len(read) - 1
-        assert choice.allowed == state.allowed
-        assert choice.allowed[choice.action]
+        assert choice.options == state.options(len(read) - 1)
+        assert state.allowed[choice.action]
         if choice.action == OPEN:
             read += pieces.opening
             state.opens(len(read) - 1)
         elif choice.action == CLOSE:
-            assert choice.partners == tuple(b.position for b in state.partners)
+            assert choice.options.partners == tuple(b.position for b in state.partners)
             state.close(state.partners[choice.right.index(True)], choice.label)
             read += pieces.closing
         else:
@@ -160,13 +159,12 @@ def step_by_step(found: Tagger, sentence: Sentence) -> list[Span]:
         while not state.is_done:
             base = found.model.base_model
             states = base(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
-            action = found._likeliest(states[-1].float(), state)
+            action, partner, label = found._likeliest(states.float(), state, len(tokens) - 1)
             if action == OPEN:
                 tokens += pieces.opening
                 state.opens(len(tokens) - 1)
             elif action == CLOSE:
-                at = len(tokens) - 1
-                state.close(*found._partner(states.float(), at, state.partners))
+                state.close(state.partners[partner], label)
                 tokens += pieces.closing
             else:
                 tokens += pieces.words[state.word]

@@ -8,13 +8,13 @@ a span before it, or **close** a span, which also says *which* open bracket is i
 2210.14698, section 3). What may come next follows from what stands there:
 
 - copy, while there are words;
-- open, while there are words, unless `DEPTH` brackets are open;
+- open, while there are words, unless `DEPTH` brackets are open or there are as many as words;
 - close, if a bracket is open that has a word behind it; brackets that open at one word come last,
   so that a structure has one order of actions.
 
 At the end of the words all that is open is closed, then the sequence ends by itself. Every sequence
 of such actions is a set of spans with at least one word each, and every set of spans up to that
-depth, crossing ones too, is such a sequence.
+depth and number, crossing ones too, is such a sequence.
 """
 
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from conll import Span
 
 COPY, OPEN, CLOSE = range(3)
+"""In the order of their scores; closes come last, one for every pair of bracket and label."""
 
 DEPTH = 4
 """Most brackets that are open at one time."""
@@ -35,6 +36,18 @@ class Bracket:
     """The word that it stands before."""
     position: int
     """Of its token in what the model reads."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may come next."""
+
+    position: int
+    """The token whose hidden state chooses."""
+    copy: bool
+    open: bool
+    partners: tuple[int, ...]
+    """Positions of the brackets that can be closed."""
 
 
 @dataclass
@@ -63,7 +76,13 @@ class State:
     def allowed(self) -> tuple[bool, bool, bool]:
         """Whether copy, open and close may come next."""
         more = self.word < self.words
-        return more, more and len(self.open) < DEPTH, bool(self.partners)
+        room = len(self.open) < DEPTH and len(self.open) + len(self.spans) < self.words
+        return more, more and room, bool(self.partners)
+
+    def options(self, position: int) -> Options:
+        """What may come next, by the hidden state of the token at that position."""
+        copy, opened, _ = self.allowed
+        return Options(position, copy, opened, tuple(one.position for one in self.partners))
 
     def copy(self) -> None:
         """Takes the next word."""
@@ -86,14 +105,10 @@ class State:
 class Choice:
     """One action that was right, and what else it could have been."""
 
-    position: int
-    """The token whose hidden state chooses."""
+    options: Options
     action: int
-    allowed: tuple[bool, bool, bool]
-    partners: tuple[int, ...] = ()
-    """Of a close, positions of the brackets that it could have closed."""
     right: tuple[bool, ...] = ()
-    """Which of them are right: all that give the same span."""
+    """Of a close, which of the partners are right: all that give the same span."""
     label: str = ""
 
 
@@ -112,26 +127,27 @@ def right_sequence(pieces: Pieces, spans: tuple[Span, ...]) -> tuple[list[int], 
     """The tokens of a sentence with brackets, and every choice on the way.
 
     Raises:
-        ValueError: more spans are open at one word than `DEPTH`.
+        ValueError: more spans are open at one word than `DEPTH`, or there are more than words.
     """
     tokens, choices = list(pieces.prompt), []
     state = State(len(pieces.words))
 
     def chosen(action: int, *more) -> None:
-        choices.append(Choice(len(tokens) - 1, action, state.allowed, *more))
+        choices.append(Choice(state.options(len(tokens) - 1), action, *more))
 
     for word in range(len(pieces.words) + 1):
         for span in sorted((s for s in spans if s.end == word), key=lambda s: -s.start):
             partners = state.partners
             right = tuple(bracket.word == span.start for bracket in partners)
-            chosen(CLOSE, tuple(bracket.position for bracket in partners), right, span.label)
+            chosen(CLOSE, right, span.label)
             tokens += pieces.closing
             state.close(partners[right.index(True)], span.label)
         if word == len(pieces.words):
             break
         for _ in sorted(s for s in spans if s.start == word):
             if not state.allowed[OPEN]:
-                raise ValueError(f"more than {DEPTH} spans are open at word {word + 1}")
+                said = f"more than {DEPTH} spans are open at word {word + 1}"
+                raise ValueError(f"{said}, or there are more spans than words")
             chosen(OPEN)
             tokens += pieces.opening
             state.opens(len(tokens) - 1)

@@ -110,7 +110,7 @@ def fit(
     lines = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps), 1.0)
     )
-    device = tagger.scorers.action.weight.device
+    device = tagger.scorers.device
     step, began = 0, time.perf_counter()
     for _ in range(epochs):
         for some in batches_of(sentences, batch, draws):
@@ -149,7 +149,7 @@ def scorers_in(folder: Path) -> Scorers:
         raise InputError("holds no tagger", field=str(folder), hint="make one by `ner.py train`")
     weights = load_file(folder / SCORERS[0])
     labels = json.loads((folder / SCORERS[1]).read_text())
-    scorers = Scorers(weights["action.weight"].shape[1], labels)
+    scorers = Scorers(weights["closing.weight"].shape[1], labels)
     scorers.load_state_dict(weights)
     return scorers
 

@@ -1,10 +1,13 @@
 """A causal model with scorers of actions on its hidden states: loss and decoding.
 
-The probability of a sequence is the product over its choices of p(action), and for a close of
-p(partner) · p(label | partner), each a softmax over what is allowed. Where several brackets are
-right partners, the loss sums over them.
+The probability of a sequence is the product over its actions. Each is drawn from one softmax over
+what is allowed: copy, whose score is 0, open, and a close for every pair of open bracket and label.
+Scorers have two layers. So has it Autoregressive Structured Prediction (arXiv 2210.14698, section
+3, and its code), with two differences: one decoder reads the sentence and then writes it, where the
+paper takes encoder and decoder; and entities may nest and cross, where the paper's are flat. Where
+several brackets are right partners, the loss sums over them.
 
-B sentences, T tokens, D hidden, N choices, A actions, K partners, L labels.
+B sentences, T tokens, D hidden, N choices, K open brackets, L labels; C = 2 + K · L actions.
 """
 
 from collections.abc import Sequence
@@ -12,44 +15,53 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from actions import CLOSE, COPY, OPEN, Bracket, Choice, Pieces, State, right_sequence
+from actions import CLOSE, COPY, OPEN, Choice, Options, Pieces, State, right_sequence
 from conll import Sentence, Span
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 from transformers import DynamicCache
 
 from disp_llm import InputError, TaskExample
 from disp_llm.models.kv_cache import with_cache
 
-WIDTH = 128
-"""Of what partners and labels are scored by."""
+WIDTH = 150
+"""Of the scorers' hidden layers; that of the paper's code."""
 
 
 class Scorers(nn.Module):
-    """What turns hidden states into scores of actions, partners and labels."""
+    """What turns hidden states into scores of actions."""
 
     def __init__(self, hidden: int, labels: Sequence[str]):
         super().__init__()
         self.labels = list(labels)
-        self.action = nn.Linear(hidden, 3)
+        self.open = nn.Sequential(nn.Linear(hidden, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
+        # One layer on a close and its bracket together, in two parts: each is computed once.
         self.closing = nn.Linear(hidden, WIDTH)
-        self.opening = nn.Linear(hidden, WIDTH)
-        self.label = nn.Sequential(
-            nn.Linear(2 * hidden, WIDTH), nn.GELU(), nn.Linear(WIDTH, len(labels))
-        )
+        self.opening = nn.Linear(hidden, WIDTH, bias=False)
+        self.label = nn.Linear(WIDTH, len(labels))
 
-    def actions(self, states: Tensor, allowed: Tensor) -> Tensor:
-        """ln p of every action: (N, D) and (N, A) -> (N, A)."""
-        return self.action(states).masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.label.weight.device
 
-    def partners(self, close: Tensor, opens: Tensor) -> Tensor:
-        """ln p of every partner of one close: (D) and (K, D) -> (K)."""
-        scores = self.opening(opens) @ self.closing(close) / WIDTH**0.5
-        return scores.log_softmax(-1)
+    def forward(self, here: Tensor, opens: Tensor, allowed: Tensor) -> Tensor:
+        """ln p of copy, of open, and of a close for every pair of bracket and label.
 
-    def labels_of(self, close: Tensor, opens: Tensor) -> Tensor:
-        """ln p of every label beside each partner: (D) and (K, D) -> (K, L)."""
-        both = torch.cat([opens, close.expand_as(opens)], -1)
-        return self.label(both).log_softmax(-1)
+        Args:
+            here: Hidden states that choose, (N, D).
+            opens: Hidden states of open brackets, (N, K, D).
+            allowed: Whether copy, open, and a close of each bracket may come, (N, 2 + K).
+
+        Returns:
+            (N, C)
+        """
+        pairs = self.label(gelu(self.closing(here)[:, None] + self.opening(opens)))
+        opened = self.open(here)
+        scores = torch.cat([torch.zeros_like(opened), opened, pairs.flatten(1)], 1)
+        each = allowed[:, 2:].repeat_interleave(len(self.labels), 1)
+        allowed = torch.cat([allowed[:, :2], each], 1)
+        return scores.masked_fill(~allowed, -torch.inf).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -91,9 +103,8 @@ class Tagger:
         batch = torch.zeros(len(written), longest, dtype=torch.long)
         for row, (tokens, _) in zip(batch, written, strict=True):
             row[: len(tokens)] = torch.tensor(tokens)
-        device = self.scorers.action.weight.device
-        base = self.model.base_model
-        hidden = base(input_ids=batch.to(device), use_cache=False).last_hidden_state.float()
+        base, batch = self.model.base_model, batch.to(self.scorers.device)
+        hidden = base(input_ids=batch, use_cache=False).last_hidden_state.float()
         parts = [
             self._losses(states, choices)
             for states, (_, choices) in zip(hidden, written, strict=True)
@@ -117,21 +128,32 @@ class Tagger:
 
     def _losses(self, states: Tensor, choices: list[Choice]) -> Tensor:
         """(T, D) -> (N)."""
-        device = states.device
-        at = torch.tensor([choice.position for choice in choices], device=device)
-        allowed = torch.tensor([choice.allowed for choice in choices], device=device)
-        taken = torch.tensor([choice.action for choice in choices], device=device)
-        values = self.scorers.actions(states[at], allowed).gather(1, taken[:, None]).squeeze(1)
-        more = torch.zeros_like(values)
-        for i, choice in enumerate(choices):
+        likelihoods = self._likelihoods(states, [choice.options for choice in choices])
+        right = torch.zeros(likelihoods.shape, dtype=torch.bool)
+        for row, choice in zip(right, choices, strict=True):
             if choice.action == CLOSE:
-                right = torch.tensor(choice.right, device=device)
-                opens = states[torch.tensor(choice.partners, device=device)]
-                close, label = states[choice.position], self.scorers.labels.index(choice.label)
-                joint = self.scorers.partners(close, opens)
-                joint = joint + self.scorers.labels_of(close, opens)[:, label]
-                more[i] = joint[right].logsumexp(0)
-        return -(values + more)
+                closes = row[CLOSE:].view(-1, len(self.scorers.labels))
+                label = self.scorers.labels.index(choice.label)
+                closes[: len(choice.right), label] = torch.tensor(choice.right)
+            else:
+                row[choice.action] = True
+        return -likelihoods.masked_fill(~right.to(states.device), -torch.inf).logsumexp(-1)
+
+    def _likelihoods(self, states: Tensor, options: Sequence[Options]) -> Tensor:
+        """ln p of every action: (T, D) -> (N, C)."""
+        most = max(len(one.partners) for one in options)
+        at = [one.position for one in options]
+        opens = [[*one.partners, *[0] * (most - len(one.partners))] for one in options]
+        allowed = [
+            [one.copy, one.open, *(place < len(one.partners) for place in range(most))]
+            for one in options
+        ]
+        device = states.device
+        return self.scorers(
+            states[torch.tensor(at, device=device)],
+            states[torch.tensor(opens, dtype=torch.long, device=device)],
+            torch.tensor(allowed, device=device),
+        )
 
     @torch.no_grad()
     def tag(self, sentence: Sentence, cached: bool = True) -> list[Span]:
@@ -152,7 +174,7 @@ class Tagger:
             ahead = [token for word in pieces.words[state.word :] for token in word]
             states = reader.read([*tokens, *ahead])
             while not state.is_done:
-                action = self._likeliest(states[len(tokens) - 1], state)
+                action, partner, label = self._likeliest(states, state, len(tokens) - 1)
                 if action != COPY:
                     break
                 tokens += pieces.words[state.word]
@@ -163,23 +185,15 @@ class Tagger:
                 tokens += pieces.opening
                 state.opens(len(tokens) - 1)
             else:
-                state.close(*self._partner(states, len(tokens) - 1, state.partners))
+                state.close(state.partners[partner], label)
                 tokens += pieces.closing
         return sorted(state.spans)
 
-    def _likeliest(self, hidden: Tensor, state: State) -> int:
-        allowed = torch.tensor([state.allowed], device=hidden.device)
-        return int(self.scorers.actions(hidden[None], allowed).argmax())
-
-    def _partner(
-        self, states: Tensor, position: int, partners: list[Bracket]
-    ) -> tuple[Bracket, str]:
-        close = states[position]
-        opens = states[[bracket.position for bracket in partners]]
-        joint = self.scorers.partners(close, opens)[:, None] + self.scorers.labels_of(close, opens)
-        place = int(joint.argmax())
-        count = len(self.scorers.labels)
-        return partners[place // count], self.scorers.labels[place % count]
+    def _likeliest(self, states: Tensor, state: State, position: int) -> tuple[int, int, str]:
+        """The action that the hidden state there chooses, which partner, and which label."""
+        place = int(self._likelihoods(states, [state.options(position)]).argmax())
+        partner, label = divmod(max(place - CLOSE, 0), len(self.scorers.labels))
+        return min(place, CLOSE), partner, self.scorers.labels[label]
 
 
 class _Reader:
@@ -187,7 +201,7 @@ class _Reader:
 
     def __init__(self, tagger: Tagger, cached: bool):
         self.base = tagger.model.base_model
-        self.device = tagger.scorers.action.weight.device
+        self.device = tagger.scorers.device
         self.cache = DynamicCache() if cached and _keeps_all(tagger.model.config) else None
         self.seen: list[int] = []
         self.states = torch.empty(0)
