@@ -102,6 +102,53 @@ def test_a_template_is_cut_where_the_assistant_speaks():
     assert said(stream([row], "plain", tokenizer))[1] == "4</s>"
 
 
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+CALL = {"id": "1", "type": "function"}
+ASKED = [
+    {"role": "user", "content": "Rain in Rome?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "name": "weather", "content": "no"},
+    {"role": "assistant", "content": "No.", "tool_calls": None},
+]
+TOOLS_TEMPLATE = (
+    "{% for t in tools or [] %}<|tool|>{{ t | tojson }}{% endfor %}"
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+    "{% for c in m.get('tool_calls') or [] %}"
+    "<|call|>{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+    "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Rome"}, '{"city": "Rome"}'])
+@pytest.mark.parametrize("tools", [[WEATHER], json.dumps([WEATHER])])
+def test_tools_and_calls_of_them_are_written_and_learned(arguments, tools):
+    """Arguments and tools also as strings of JSON, as OpenAI and many data sets have them."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    call = CALL | {"function": {"name": "weather", "arguments": arguments}}
+    talk = [ASKED[0], ASKED[1] | {"tool_calls": [call]}, *ASKED[2:]]
+    whole, answers = said(stream([{"messages": talk, "tools": tools}], tokenizer=tokenizer))
+    assert whole.startswith(f"<|tool|>{json.dumps(WEATHER)}<|user|>Rain in Rome?")
+    assert answers == '<|call|>weather{"city": "Rome"}<|end|>No.<|end|>'
+    tokenizer.chat_template = TEMPLATE
+    with pytest.raises(InputError, match=r"the chat template does not write \(weather\)"):
+        stream([{"messages": talk}], tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"the chat template does not write \(weather\)"):
+        stream([{"messages": TALK, "tools": tools}], tokenizer=tokenizer)
+
+
+def test_examples_with_other_tools_are_other_examples():
+    with_tools, without = (
+        read_input_examples([{"messages": TALK, "tools": tools}], "auto").sha256
+        for tools in ([WEATHER], None)
+    )
+    assert with_tools != without
+    assert without == read_input_examples([{"messages": TALK}], "auto").sha256
+
+
 def test_a_needed_bos_stands_first_and_once():
     row = {"prompt": "a", "answer": "b"}
     for tokenizer, bos in ((byte_tokenizer(bos=True), None), (byte_tokenizer(), 1)):
@@ -163,6 +210,9 @@ def test_where_a_token_would_belong_to_both_the_answer_is_read_alone():
         ({"messages": TALK[:3]}, "has no answer in line 2: its last message is by 'user'"),
         ({"messages": []}, "has no list of messages but [] in line 2"),
         ({"messages": [{"content": "a"}]}, "has no role in line 2"),
+        ({"messages": TALK, "tools": [{"name": 3}]}, "has no tools but [{'name': 3}] in line 2"),
+        ({"messages": TALK, "tools": "[}"}, "has tools in line 2 that are no JSON"),
+        ({"messages": ASKED}, "has no tool_calls but [{'id': '1', 'type': 'function'}] in line 2"),
     ],
 )
 def test_a_row_that_is_no_example_is_named(tmp_path, row, words):

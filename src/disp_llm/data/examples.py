@@ -6,6 +6,9 @@ Supported forms of instruction-tuning data:
     {"instruction": "…", "input": "…", "output": "…"}          Alpaca; "input" may be missing
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}
 
+Messages may hold what else a chat template writes, such as `tool_calls`, and a row the `tools` that
+could be called.
+
 Without a chat template, no token belongs to both prompt and answer, and EOS ends the answer. With
 one, the template writes the text, which is split where the assistant's turns begin and end.
 
@@ -54,10 +57,12 @@ FORMS = (
 class Example:
     """A conversation; only the assistant's turns are learned and measured."""
 
-    messages: tuple[dict[str, str], ...]
-    """Role and content of each, as chat templates expect."""
+    messages: tuple[dict[str, Any], ...]
+    """Each as chat templates expect it: `role`, `content`, and more such as `tool_calls`."""
     place: str
     """Its origin, such as "train.jsonl, line 3"."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the assistant could call, as chat templates expect it."""
     is_chat: bool = False
     """True if it was given as messages, False if as one prompt and its answer."""
     between: str = ""
@@ -131,10 +136,11 @@ class GivenExamples:
         """Hash of the messages or token ids, as one line of JSON per example."""
         digest = hashlib.sha256()
         for example in self.examples:
-            content = (
-                example.messages if isinstance(example, Example) else list(map(int, example.tokens))
-            )
-            digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
+            if isinstance(example, Example):
+                content = [example.messages, example.tools] if example.tools else example.messages
+            else:
+                content = list(map(int, example.tokens))
+            digest.update(json.dumps(content, sort_keys=True, default=str).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -158,7 +164,10 @@ def example_of(row: Any, place: str, file: str = "") -> Example:
         raise Unusable(f"has no example but {reprlib.repr(row)} in {place}", FORMS)
     known = f"{file}, {place}" if file else place
     if "messages" in row:
-        return Example(_messages(row["messages"], place), known, is_chat=True)
+        tools = row.get("tools") or []
+        tools = _json(tools, "tools", place) if isinstance(tools, str) else tools
+        tools = tuple(_functions(tools, "tools", place))
+        return Example(_messages(row["messages"], place), known, tools, is_chat=True)
     between = ""
     if "prompt" in row:
         prompt = _text(row, "prompt", place)
@@ -174,7 +183,7 @@ def example_of(row: Any, place: str, file: str = "") -> Example:
     return Example((asked, answer), known, between=between)
 
 
-def _messages(messages: Any, place: str) -> tuple[dict[str, str], ...]:
+def _messages(messages: Any, place: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise Unusable(f"has no list of messages but {reprlib.repr(messages)} in {place}", FORMS)
     found = []
@@ -182,11 +191,52 @@ def _messages(messages: Any, place: str) -> tuple[dict[str, str], ...]:
         if not isinstance(message, Mapping):
             raise Unusable(f"has no message but {reprlib.repr(message)} in {place}", FORMS)
         role = _text(message, "role", place)
-        content = _text(message, "content", place, may_be_empty=role != ASSISTANT)
-        found.append({"role": role, "content": content})
+        given = {key: value for key, value in message.items() if value is not None}
+        if calls := given.get("tool_calls"):
+            given = {"content": ""} | given | {"tool_calls": _calls(calls, place)}
+        may_be_empty = role != ASSISTANT or bool(calls)
+        found.append(given | {"content": _text(given, "content", place, may_be_empty)})
     if (role := found[-1]["role"]) != ASSISTANT:
         raise Unusable(f"has no answer in {place}: its last message is by '{role}'", FORMS)
     return tuple(found)
+
+
+def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
+    """Tool calls with their arguments as chat templates expect them: OpenAI's format has them as a
+    string of JSON."""
+    found = []
+    for call in _functions(calls, "tool_calls", place):
+        function = dict(_function(call))
+        if isinstance(arguments := function.get("arguments"), str):
+            function["arguments"] = _json(arguments, "arguments", place)
+        found.append(dict(call) | {"function": function} if "function" in call else function)
+    return found
+
+
+def _functions(given: Any, key: str, place: str) -> list[dict[str, Any]]:
+    """Tools, or calls of them."""
+    is_list = isinstance(given, Sequence)
+    if not is_list or not all(isinstance(_function(one).get("name"), str) for one in given):
+        raise Unusable(
+            f"has no {key} but {reprlib.repr(given)} in {place}",
+            'give a list of {"type": "function", "function": {"name": …, …}}',
+        )
+    return list(given)
+
+
+def _function(tool: Any) -> Mapping[str, Any]:
+    """What a tool, or a call of one, says of its function."""
+    found = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _json(text: str, key: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Unusable(
+            f"has {key} in {place} that are no JSON ({error})", "correct that example"
+        ) from error
 
 
 def _text(row: Mapping, key: str, place: str, may_be_empty: bool = False) -> str:
@@ -359,22 +409,38 @@ def _in_template(example: Example, tokenizer: Any) -> Iterator[tuple[str, bool]]
     for number, message in enumerate(example.messages):
         if message["role"] != ASSISTANT:
             continue
-        before = _applied(tokenizer, example.messages[:number], add_generation_prompt=True)
-        after = _applied(tokenizer, example.messages[: number + 1])
+        before = _applied(tokenizer, example, number, add_generation_prompt=True)
+        after = _applied(tokenizer, example, number + 1)
         if not before.startswith(written) or not after.startswith(before):
             raise Unusable(
                 "is written otherwise by the chat template once more is said",
                 "split it into several with one answer each",
             )
-        yield before[len(written) :], False
         end = len(after.rstrip())  # a template's white space behind it is not learned
-        yield after[len(before) : end], True
+        answer = after[len(before) : end]
+        _require_named(example.tools, before)
+        _require_named(message.get("tool_calls", ()), answer)
+        yield before[len(written) :], False
+        yield answer, True
         written = after[:end]
 
 
-def _applied(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> str:
+def _require_named(tools: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Refuses what a chat template without tools leaves out in silence."""
+    if missing := [name for tool in tools if (name := _function(tool)["name"]) not in text]:
+        raise Unusable(
+            f"has tools that the chat template does not write ({', '.join(missing)})",
+            "leave them out, or use a model whose template knows tools",
+        )
+
+
+def _applied(tokenizer: Any, example: Example, count: int, **options: Any) -> str:
+    """The first messages of an example, as the chat template writes them."""
+    tools = list(example.tools) or None
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+        return tokenizer.apply_chat_template(
+            list(example.messages[:count]), tools=tools, tokenize=False, **options
+        )
     except Exception as error:  # a template raises what it likes
         raise Unusable(
             f"is refused by the chat template ({error})", "correct that example"
