@@ -291,14 +291,12 @@ def test_damaged_checkpoint_is_one_line(killed, llama_folder, text_file, tmp_pat
     assert resume(folder, llama_folder, text_file).returncode == 0
 
 
-@pytest.mark.parametrize("flags", [["--chunk", "12"], ["--for", "anywhere", "--align", "4"]])
-def test_the_same_command_goes_on_whatever_its_flags_come_to(
-    flags, llama_folder, text_file, tmp_path
-):
-    """Chunks that divide the stream; widths that the functions for experts can take."""
+def test_the_same_command_goes_on_whatever_its_flags_come_to(llama_folder, text_file, tmp_path):
+    """Widths that the functions for experts can take."""
     command = [
         "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run", "--json",
-        "--resume", "auto", *SMALL, *flags,
+        "--resume", "auto", *SMALL,
+        "--for", "anywhere", "--align", "4",
     ]  # fmt: skip
     found = [run_command(*command) for _ in range(2)]
     assert [done.returncode for done in found] == [0, 0], found[1].stderr

@@ -9,8 +9,11 @@ import pytest
 from conftest import byte_tokenizer, must_refuse, must_run, tiny_prunable
 
 from disp_llm.config.texts import load_suite
+from disp_llm.evaluation import tasks
 from disp_llm.evaluation.suites import kept_above_chance
 from disp_llm.evaluation.tasks import ACCURACIES, METRICS, load_task, metric_of, run_tasks
+from disp_llm.models.windows import positions_of
+from disp_llm.runs.progress import unwatched
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
@@ -342,3 +345,12 @@ def test_commonsense_is_seven_tasks(llama_folder, tmp_path, monkeypatch, text_fi
         assert (found[name]["n"], found[name].get("shots", 0)) == (2, 0)
         metrics = {one["metric"] for one in task.config.metric_list}
         assert found[name]["metric"] == next(one for one in ACCURACIES if one in metrics)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mpt"])
+def test_a_prompt_may_be_as_long_as_the_model_reads(model_type):
+    """MPT states it by a key that lm-eval does not know."""
+    target = tiny_prunable(model_type)
+    adapter = tasks._adapter(target, byte_tokenizer(), unwatched)
+    assert adapter.max_length == positions_of(target.model.config)
+    assert adapter.max_length < 2048  # what lm-eval takes where it finds nothing

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from disp_llm.commands.planning import chunk_of
 from disp_llm.commands.sizes import keep_by_penalty
+from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.latency import SHAPES, masks_of_shape
@@ -218,8 +219,11 @@ def test_how_many_neighbours_stay_together():
     alone = PruneConfig("m", learn=LearnConfig(adapter_rank=0))
     usual = [PruneConfig("m"), drawn, alone, PruneConfig("m", method="fisher")]
     assert [chunk_of(config, dense, 16) for config in usual] == [16, 1, 1, 1]
-    asked = [PruneConfig("m", chunk=chunk) for chunk in (1, 2, 4, 12, 100)]
-    assert [chunk_of(config, dense, 16) for config in asked] == [1, 2, 4, 4, 4]
+    asked = [PruneConfig("m", chunk=chunk) for chunk in (1, 2, 4, 32)]
+    assert [chunk_of(config, dense, 16) for config in asked] == [1, 2, 4, 32]
+    with pytest.raises(InputError, match="12 does not divide the 32 dimensions") as error:
+        chunk_of(PruneConfig("m", chunk=12), dense, 16)
+    assert error.value.hint == "ask for 4, or another divisor"
 
 
 def test_shapes_that_are_timed_lie_in_chunks_too():

@@ -76,14 +76,24 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
 
 
 def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
-    """Returns how many neighbours in the residual stream stay together: as asked, as far as it
-    divides the stream, else what pays. Chunks pay if adapters or weights are learned beside the
-    masks. Without them, or with sampled masks, a model needs to choose dimension by dimension
-    (docs/experiment-log.md)."""
+    """Returns how many neighbours in the residual stream stay together: as asked, else what pays.
+    Chunks pay if adapters or weights are learned beside the masks. Without them, or with sampled
+    masks, a model needs to choose dimension by dimension (docs/experiment-log.md).
+
+    Raises:
+        InputError: what was asked for does not divide the stream.
+    """
+    hidden = dense.layout.blocks[0].hidden
+    if config.chunk and hidden % config.chunk:
+        raise InputError(
+            f"{config.chunk} does not divide the {hidden} dimensions of the residual stream",
+            field="chunk",
+            hint=f"ask for {math.gcd(config.chunk, hidden)}, or another divisor",
+        )
     learn = config.learn
     adapts = config.method == "learned" and learn.estimator == "projected" and learn.adds_to_weights
     usual = usual_chunk(dense.layout, align) if adapts else 1
-    return math.gcd(config.chunk or usual, dense.layout.blocks[0].hidden)
+    return config.chunk or math.gcd(usual, hidden)
 
 
 def windows_of(config: PruneConfig) -> dict[str, int]:

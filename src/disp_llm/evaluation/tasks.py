@@ -22,6 +22,7 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.texts import SuiteTask
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.windows import positions_of
 from disp_llm.runs.progress import Ticks, unwatched
 from disp_llm.runs.scores import TaskScore
 
@@ -257,7 +258,10 @@ def _adapter(target: PrunableModel, tokenizer: Any, on_request: Ticks) -> Any:
             return log_likelihoods(target, pairs, self.max_length, on_request)
 
     own = copy.deepcopy(tokenizer)  # lm-eval gives it a padding token, which exports would have too
-    return Adapter(pretrained=target.model, tokenizer=own, backend="causal", batch_size=BATCH)
+    most = positions_of(target.model.config)  # lm-eval knows fewer keys of configurations
+    return Adapter(
+        pretrained=target.model, tokenizer=own, backend="causal", batch_size=BATCH, max_length=most
+    )
 
 
 def _figures(name: str, asked: Any, results: dict[str, Any]) -> dict[str, Any]:

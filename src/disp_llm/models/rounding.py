@@ -32,6 +32,11 @@ def fits(layer: nn.Module, bits: Bits) -> bool:
     return bits != "int4" or not (layer.in_features % GROUP or layer.out_features % ROWS)
 
 
+def if_unfit(bits: Bits) -> str:
+    """What can be done about layers that do not fit."""
+    return "prune with an --align of 32, or take int8" if bits == "int4" else "leave it out"
+
+
 def scales_of(
     weight: Float[Tensor, "R C"], bits: Bits, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "R K"]:

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Bits
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.rounding import fits, on_grid, scales_of
+from disp_llm.models.rounding import fits, if_unfit, on_grid, scales_of
 
 SEARCHED = 8
 """Steps between searches for scales: weights move little in between."""
@@ -58,7 +58,7 @@ def require_fit(target: PrunableModel, bits: Bits) -> None:
         raise InputError(
             "has layers that are not stored so",
             field="bits",
-            hint="prune with an --align of 32 for int4, or take int8",
+            hint=if_unfit(bits),
         )
 
 

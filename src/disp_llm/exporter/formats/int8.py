@@ -24,7 +24,7 @@ from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
-from disp_llm.models.rounding import fits, scales_of
+from disp_llm.models.rounding import fits, if_unfit, scales_of
 from disp_llm.models.wholeness import first_of
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.sums import CHANGED_FOLDER
@@ -106,7 +106,7 @@ def layers_of(folder: Path, bits: Bits) -> Layers:
         raise InputError(
             f"{len(unfit)} layers cannot be stored so ({first_of(unfit)})",
             field="to",
-            hint="prune with an --align of 32 for int4, or take int8",
+            hint=if_unfit(bits),
         )
     stored = [names[one] for one in layers]
     linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
