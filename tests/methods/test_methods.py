@@ -13,7 +13,7 @@ from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.methods import method_names
 from disp_llm.config.prune import PruneConfig
-from disp_llm.masks.selection import Selection
+from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.methods import Method, method_named, register
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
@@ -43,14 +43,26 @@ def test_a_registered_method_is_known_by_its_name():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (None, r"gave NoneType, not a Selection of \d+ numbers"),
-        (Selection(torch.ones(3)), r"gave \(3,\), not a Selection of \d+ numbers"),
+        (lambda count: None, "gave NoneType, not a Selection"),
+        (lambda count: Selection(torch.ones(3)), r"gave importance of \(3,\), not \(\d+,\)"),
+        (lambda count: Selection(torch.ones(count) / 0), "importance that are not all finite"),
+        (
+            lambda count: Selection(torch.ones(count), Compensation(scales=torch.ones(3))),
+            r"gave scales of \(3,\), not \(\d+,\)",
+        ),
+        (
+            lambda count: Selection(torch.ones(count), Compensation(mean_inputs=torch.ones(3))),
+            r"gave mean_inputs of \(3,\), not \(\d+,\)",
+        ),
     ],
 )
 def test_a_method_that_gives_something_else_is_refused(given, said, llama_folder, text_file):
-    register(Method("mine", "Mine", "nowhere", lambda problem: given))
+    def choose(problem):
+        return given(problem.budget.layout.entries)
+
+    register(Method("mine", "Mine", "nowhere", choose))
     settings = {"context": 32, "windows": 1, "calibration_length": 32, "calibration_sequences": 1}
-    with pytest.raises(InputError, match=f"^method: mine {said}"):
+    with pytest.raises(InputError, match=f"^method: mine .*{said}"):
         disp_llm.prune(llama_folder, text=str(text_file), method="mine", **settings)
 
 

@@ -250,17 +250,29 @@ def measure_original(opened: Opened, board: Scoreboard | None, measured: Perplex
     run.update(original=result)
 
 
-def _of_entries(found: Any, problem: PruningProblem) -> Selection:
+def _checked(found: Any, problem: PruningProblem) -> Selection:
     """Checks what a method, maybe another package's, has chosen; returns it on the CPU."""
-    entries, given = problem.budget.layout.entries, getattr(found, "importance", None)
-    if not isinstance(given, torch.Tensor) or given.shape != (entries,):
-        got = type(found).__name__ if given is None else f"{tuple(getattr(given, 'shape', ()))}"
-        raise InputError(
-            f"{problem.job.config.method} gave {got}, not a Selection of {entries} numbers",
-            field="method",
-            hint="correct it (docs/extend.md)",
-        )
+    method, layout = problem.job.config.method, problem.budget.layout
+    if not isinstance(found, Selection):
+        raise _wrong(f"{method} gave {type(found).__name__}, not a Selection")
+    means = sum(block.q + block.intermediate for block in layout.blocks)
+    for name, given, count in (
+        ("importance", found.importance, layout.entries),
+        ("scales", found.compensation.scales, layout.entries),
+        ("mean_inputs", found.compensation.mean_inputs, means),
+    ):
+        if given is None and name != "importance":
+            continue
+        if not isinstance(given, torch.Tensor) or given.shape != (count,):
+            got = tuple(getattr(given, "shape", ()))
+            raise _wrong(f"{method} gave {name} of {got}, not ({count},)")
+        if not given.isfinite().all():
+            raise _wrong(f"{method} gave {name} that are not all finite")
     return found.on_cpu()
+
+
+def _wrong(what: str) -> InputError:
+    return InputError(what, field="method", hint="correct it (docs/extend.md)")
 
 
 def learns(problem: PruningProblem) -> bool:
@@ -276,7 +288,7 @@ def choose(problem: PruningProblem) -> Selection:
         return load_selection(path, problem.budget.layout)
     with clock(job.run, "choosing_s", job.process.is_main):
         if learns(problem):
-            selection = _of_entries(method_named(config.method).choose(problem), problem)
+            selection = _checked(method_named(config.method).choose(problem), problem)
         else:
             selection = Selection(torch.zeros(problem.budget.layout.entries))
         selection = replace(selection, vocabulary=problem.vocabulary)
