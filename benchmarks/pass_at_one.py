@@ -28,7 +28,7 @@ from pathlib import Path
 
 from disp_llm.cli.environment import prepare_libraries
 from disp_llm.config.parts import MachineConfig
-from disp_llm.data.examples import stream_of_examples
+from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.in_memory import read_input_examples
 from disp_llm.evaluation.answers import written_answers
 from disp_llm.evaluation.tasks import error_of_mean

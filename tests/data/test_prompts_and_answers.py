@@ -13,13 +13,8 @@ from tokenizers import normalizers
 from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
-from disp_llm.data.examples import (
-    ExampleStream,
-    GivenExamples,
-    ids_of,
-    read_examples,
-    stream_of_examples,
-)
+from disp_llm.data.example_tokens import ExampleStream, ids_of, stream_of_examples
+from disp_llm.data.examples import GivenExamples, read_examples
 from disp_llm.data.in_memory import read_input_examples
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens

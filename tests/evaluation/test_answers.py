@@ -18,7 +18,7 @@ from conftest import (
 import disp_llm
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.data.examples import stream_of_examples
+from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.in_memory import read_input_examples
 from disp_llm.evaluation.answers import f1, scored, written_answers
 from disp_llm.evaluation.perplexity import of_answers, perplexity

@@ -9,7 +9,8 @@ from conftest import byte_tokenizer, tiny_model
 from torch import nn
 
 import disp_llm
-from disp_llm.data.examples import TaskExample, stream_of_examples
+from disp_llm.data.example_tokens import stream_of_examples
+from disp_llm.data.examples import TaskExample
 from disp_llm.data.in_memory import read_input_examples
 from disp_llm.data.windows import Windows, joined
 from disp_llm.masks.masking import masked

@@ -14,7 +14,7 @@ from disp_llm.config.errors import model_is
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import PlaceConfig, TextConfig
 from disp_llm.config.texts import load_suite
-from disp_llm.data.examples import ExampleStream
+from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.sources import Given, characters_for, named_examples, read_given
 from disp_llm.data.spelling import Spelling, byte_lengths
 from disp_llm.data.tokens import load_tokens, stream_of

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.data.examples import ExampleStream
+from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.windows import Corpus, Stream, eval_windows
 from disp_llm.models.vocabulary import BYTES, SPACE
 

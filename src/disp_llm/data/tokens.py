@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.data.examples import stream_of_examples
+from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.sources import HELD_OUT, Given, GivenText, Source, Sources, read_sources
 from disp_llm.data.windows import Corpus, Stream, require_length, usual_bos
 

@@ -18,11 +18,11 @@ from disp_llm.config.parts import PerplexityConfig
 from disp_llm.runs.job import Process
 
 if TYPE_CHECKING:
-    from disp_llm.data.examples import ExampleStream
+    from disp_llm.data.example_tokens import ExampleStream
 
     Stream = Tensor | ExampleStream
 else:
-    Stream = Any  # `examples` imports this module
+    Stream = Any  # `example_tokens` imports this module
 """The tokens of a text, (N), or tokenised examples."""
 
 StatesLoss = Callable[[Float[Tensor, "N D"]], Tensor]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from disp_llm.config.errors import InputError
-from disp_llm.data.examples import ExampleStream, Tokenized
+from disp_llm.data.example_tokens import ExampleStream, Tokenized
 from disp_llm.evaluation.sample import left_padded, likeliest
 from disp_llm.evaluation.tasks import error_of_mean
 from disp_llm.masks.prunable import PrunableModel

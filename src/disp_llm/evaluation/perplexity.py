@@ -16,7 +16,7 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.data.examples import ExampleStream
+from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.spelling import Spelling
 from disp_llm.data.windows import Stream, eval_windows
 from disp_llm.masks.prunable import PrunableModel
