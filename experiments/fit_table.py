@@ -1,5 +1,5 @@
-"""One budget of bytes for tokens and blocks, beside either alone: a part of results/fit.md, and a
-picture of docs/results.md."""
+"""One budget of bytes for tokens and blocks, beside either alone: a part of results/fit.md and of
+docs/results.md."""
 
 from itertools import groupby
 from pathlib import Path
@@ -42,6 +42,12 @@ def fit_table(results: list[dict]) -> list[str]:
             ]
             rows.append([name, f"{place[1]:g}", *cells])
     return table(["general ratio", "of its bytes", *WAYS], rows)
+
+
+def fit_block() -> list[str]:
+    """What stands in docs/results.md."""
+    picture = "![Megabytes of blocks and of vocabulary, before and after](fit.png)"
+    return [picture, "", *fit_table(read_committed(RESULTS))]
 
 
 def draw_fit(path: Path) -> None:

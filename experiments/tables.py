@@ -20,7 +20,7 @@ from comparison_tables import as_used_table, baselines_page, general_table, head
 from contest_table import contest_tables, draw_structures, rival_tables, rivals, structures
 from costs_table import costs
 from engines_table import engines_table
-from fit_table import fit_table
+from fit_table import draw_fit, fit_block, fit_table
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
 from markdown_table import row as table_row
@@ -212,6 +212,7 @@ def blocks() -> dict[Path, dict[str, list[str]]]:
         ROOT / "README.md": {"headline": headline(), "results": general_table()},
         docs / "results.md": {
             "structures": structures(),
+            "fit": fit_block(),
             "rivals": rivals(),
             "frontier": choices(),
             "as-used": as_used_table(),
@@ -285,6 +286,7 @@ def main() -> None:
         path.write_text(text)
     docs = ROOT / "docs"
     draw_structures(docs / "structures.png")
+    draw_fit(docs / "fit.png")
     draw_specialists(docs / "specialists.png")
     draw_costs(frontier(), list(COSTS), docs / "frontier.png", fronts=True)
 
