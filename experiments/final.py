@@ -1,10 +1,10 @@
-"""Measures the models of experiments that are final on the test suite, which chooses nothing.
+"""Measures the models of experiments that are final on suites that choose nothing.
 
     python experiments/final.py [--runs runs/experiments]
 
-An experiment says `final = true`, and its models lie where run.py has put them. What was measured
-of the same weights is not measured again. The result is experiments/results/test.json: the
-originals, and a row for every model.
+An experiment names its suites, `final = ["test"]`, and its models lie where run.py has put them.
+What was measured of the same weights is not measured again. The result of a suite is
+experiments/results/SUITE.json: the originals, and a row for every model.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from committed import read_committed
 from run import HERE
-from test_suite import FILE, measured_in, size_of
+from test_suite import measured_in, size_of
 
 from disp_llm.cli.environment import prepare_libraries
 
 MODEL = "smollm2-135m"
-SUITE = HERE / "suites" / "test.toml"
+SUITES = ("test", "tasks")
 
 
 def original_of(command: str) -> str:
@@ -29,12 +29,13 @@ def original_of(command: str) -> str:
     return next((word for word in command.split() if word.endswith(".gguf")), MODEL)
 
 
-def models(runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
-    """What identifies each model, its original, and its folder."""
+def models(suite: str, runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
+    """What identifies each model that a suite is to measure, its original, and its folder."""
     found = []
     for path in sorted(HERE.glob("*.toml")):
         results = folder_of_results / f"{path.stem}.json"
-        if not tomllib.loads(path.read_text()).get("final") or not results.exists():
+        suites = tomllib.loads(path.read_text()).get("final", [])
+        if suite not in suites or not results.exists():
             continue
         for result in read_committed(results):
             folder = runs / path.stem / result["name"].replace(" ", "-")
@@ -48,15 +49,8 @@ def models(runs: Path, folder_of_results: Path) -> list[tuple[dict, Path]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    arguments = parser.parse_args()
-    wanted = models(arguments.runs, arguments.results)
-    path, told = arguments.results / FILE, measured_in(arguments.results)
-    prepare_libraries()
-
+def measure(suite: str, runs: Path, folder_of_results: Path) -> None:
+    """Measures what is there, and writes after every model."""
     from disp_llm.config.parts import MachineConfig
     from disp_llm.config.texts import load_suite
     from disp_llm.evaluation.suites import Scoreboard, against
@@ -64,15 +58,19 @@ def main() -> None:
     from disp_llm.models.loading import load
     from disp_llm.runs.provenance import provenance
     from disp_llm.runs.results import as_json
-    from disp_llm.runs.scores import Scores
+    from disp_llm.runs.scores import Scores, kept_said, ratio_said
     from disp_llm.runs.sums import read_sums
 
-    board = Scoreboard.of(load_suite(str(SUITE)))
+    wanted = models(suite, runs, folder_of_results)
+    if not wanted:
+        return
+    board = Scoreboard.of(load_suite(str(HERE / "suites" / f"{suite}.toml")))
 
-    def measured(model: str) -> Scores:
+    def scores_of(model: str) -> Scores:
         loaded = load(model, MachineConfig())
         return board.measure(PrunableModel.of(loaded), loaded.tokenizer)
 
+    path, told = folder_of_results / f"{suite}.json", measured_in(folder_of_results, suite)
     known = {row["weights_sha256"]: row for row in told["models"]}
     originals, rows, absent = {}, [], []
     for named, place in wanted:
@@ -87,10 +85,10 @@ def main() -> None:
             rows.append(known[weights] | named)
             continue
         if base not in originals:
-            originals[base] = measured(os.path.expandvars(base))
+            originals[base] = scores_of(os.path.expandvars(base))
             told["originals"][base] = as_json(originals[base])
-        scores = against(measured(str(place)), originals[base])
-        print(f"{place}: ×{scores.general_ratio:.3f}", file=sys.stderr)
+        scores = against(scores_of(str(place)), originals[base])
+        print(f"{suite}, {place}: {ratio_said(scores) or kept_said(scores)}", file=sys.stderr)
         made = provenance(named["seed"], "python experiments/final.py")
         row = named | {"weights_sha256": weights} | as_json(scores) | {"provenance": made}
         rows.append(row)
@@ -99,9 +97,19 @@ def main() -> None:
         path.write_text(json.dumps(told, indent=1) + "\n")
     if absent:
         said = f"{len(absent)} of {len(wanted)} models are not here, the first in {absent[0]}"
-        print(f"{said}: rows that they have stay", file=sys.stderr)
+        print(f"{suite}: {said}: rows that they have stay", file=sys.stderr)
     told["models"] = rows
     path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    prepare_libraries()
+    for suite in SUITES:
+        measure(suite, arguments.runs, arguments.results)
 
 
 if __name__ == "__main__":

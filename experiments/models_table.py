@@ -3,9 +3,10 @@
 from comparison_rows import HERE
 from machines import Times
 from markdown_table import table
-from test_suite import on_test_suite
+from test_suite import measured_in, on_test_suite
 
 from disp_llm.reporting.tables import megabytes
+from disp_llm.runs.scores import percent_with_error
 
 
 def models_table(results: list[dict]) -> list[str]:
@@ -19,16 +20,23 @@ def models_table(results: list[dict]) -> list[str]:
         for result in on_test_suite("models", done, HERE / "results")
         for model in result["models"]
     }
+    on_tasks = {
+        (row["variant"], row["keep"]): row
+        for row in measured_in(HERE / "results", "tasks")["models"]
+        if row["experiment"] == "models"
+    }
     rows = []
     for result in done:
         original = result["original"]
         for model in result["models"]:
-            measured = final.get((result["name"], model["keep_asked"]))
+            size = result["name"], model["keep_asked"]
+            measured, kept = final.get(size), on_tasks.get(size)
             rows.append(
                 [
                     f"{result['name']}, keep {model['keep_asked']:g}",
                     f"×{model['general_ratio']:.3f}",
                     "–" if measured is None else f"×{measured:.3f}",
+                    "–" if kept is None else percent_with_error(kept["kept"], kept["kept_stderr"]),
                     f"{megabytes(model['bytes'])} of {megabytes(original['bytes'])}",
                     f"×{model['prefill_speedup']:.2f}",
                     f"×{model['decode_speedup']:.2f}",
@@ -36,7 +44,11 @@ def models_table(results: list[dict]) -> list[str]:
                     f"{result['peak_memory_bytes'] / 2**30:.1f}",
                 ]
             )
-    columns = ["", "development suite", "test suite", "bytes", "prompt", "token", "minutes", "GiB"]
+    suites = "development suite", "test suite", "kept on tasks"
+    columns = ["", *suites, "bytes", "prompt", "token", "minutes", "GiB"]
     machines = Times.of(done).machines_said
-    note = f"Both sizes of a model come from one run of so many minutes. {machines}"
+    note = (
+        "*Kept* is the share of accuracy above chance, over HellaSwag and ARC-Easy. "
+        f"Both sizes of a model come from one run of so many minutes. {machines}"
+    )
     return [*table(columns, rows), "", note]

@@ -43,15 +43,24 @@ make tables   # tables and charts from the results
 ```
 
 `make experiments/NAME` runs every variant that has no result yet; an interrupted run resumes.
-`make results` measures the models of experiments that are final on the test suite.
+`make results` measures the models of experiments that are final on the suites that they name.
 `python experiments/row.py NAME` makes a row of the README's table again from an empty folder. An
 experiment is a file of flags, `experiments/NAME.toml`. Its result in `experiments/results/` has
 the command, commit, seed, versions, processor and date of every row. A result without a file of
-flags is of what was removed since; commit de57855 has it. Variables in flags name folders:
-`TEST` that of the test suite, `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the
-train split, `C4` two JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
-`experiments/general_texts.py` writes, `RUNS` the run folders of other experiments, `MODELS` the
-GGUF files of other models.
+flags is of what was removed since; commit de57855 has it.
+
+Variables in flags and suites name folders; a suite says where each of its texts is from.
+
+| variable | holds |
+|---|---|
+| `WIKITEXT` | the raw WikiText-2 splits and the first 8.9 % of the train split |
+| `C4` | two JSON-lines files of C4 |
+| `TEXTS` | what `experiments/general_texts.py` writes |
+| `GENERAL`, `TEST` | texts of the development suite and of the test suite |
+| `HELLASWAG`, `ARC_EASY` | questions as JSON lines |
+| `JOBS` | what `experiments/job_examples.py` writes |
+| `MODELS` | the GGUF files of other models |
+| `RUNS` | the run folders of other experiments |
 
 The paper's tables were not run. Times are the paper's, or scaled from these by parameters.
 OPT-125M of Table 1 is the first to run.

@@ -1,17 +1,15 @@
-"""Figures of the test suite, which final.py has measured."""
+"""Figures of the suites that choose nothing, which final.py has measured."""
 
 from pathlib import Path
 
 from committed import read_committed
 
-FILE = "test.json"
-"""Among results: the originals, and a row for every model."""
 FIGURES = {"general_ratio", "general_ratio_stderr", "texts"}
 
 
-def measured_in(folder: Path) -> dict:
-    """What a folder of results holds of the test suite."""
-    path = folder / FILE
+def measured_in(folder: Path, suite: str = "test") -> dict:
+    """What a folder of results holds of a suite: the originals, and a row for every model."""
+    path = folder / f"{suite}.json"
     return read_committed(path) if path.exists() else {"originals": {}, "models": []}
 
 

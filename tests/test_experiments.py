@@ -317,7 +317,7 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
     import final
 
     monkeypatch.setattr(final, "HERE", tmp_path)
-    (tmp_path / "done.toml").write_text("final = true")
+    (tmp_path / "done.toml").write_text('final = ["test"]')
     (tmp_path / "open.toml").write_text("")
     results = [
         {"name": "a run", "seed": 3, "models": [{"keep_asked": 0.8}, {"keep_asked": 0.5}]},
@@ -332,7 +332,8 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
     ]
     for name in ("done", "open"):
         (tmp_path / f"{name}.json").write_text(json.dumps(results))
-    found = final.models(tmp_path / "runs", tmp_path)
+    assert final.models("tasks", tmp_path / "runs", tmp_path) == []
+    found = final.models("test", tmp_path / "runs", tmp_path)
     assert [place.relative_to(tmp_path / "runs") for _, place in found] == [
         Path("done/a-run/keep-0.8"), Path("done/a-run/keep-0.5"), Path("done/better/model"),
     ]  # fmt: skip
