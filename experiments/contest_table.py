@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +83,28 @@ ADAPTED = "the default"
 def rival_tables(results: list[dict]) -> list[str]:
     """Losses of the strongest others and of ours from as many tokens: on the test suite and, where
     all have chosen their settings, on the development suite."""
+    lines = list[str]()
+    for suite, found in beside_default("rivals", results):
+        lines += [*losses(found, suite, ADAPTED), ""]
+    return lines[:-1]
+
+
+def beside_default(experiment: str, results: list[dict]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Figures of an experiment by name and those of the default, for each suite that measured
+    both."""
     contest = read_committed(HERE / "results" / "contest.json")
     default = [one for one in contest if one["name"].startswith(f"{DEFAULT}, seed")]
-    folder, lines = HERE / "results", list[str]()
-    of_suites = {
-        "test suite": (
-            on_test_suite("rivals", results, folder),
-            on_test_suite("contest", default, folder),
-        ),
-        "development suite": (results, default),
-    }
-    for title, (others, ours) in of_suites.items():
-        found = by_name(others)
-        if found and ours:
-            lines += [*losses(found | {ADAPTED: by_name(ours)[DEFAULT]}, title, ADAPTED), ""]
-    return lines[:-1]
+    folder = HERE / "results"
+    others, ours = (
+        on_test_suite(experiment, results, folder),
+        on_test_suite("contest", default, folder),
+    )
+    for suite, other, own in (
+        ("test suite", others, ours),
+        ("development suite", results, default),
+    ):
+        if other and own:
+            yield suite, by_name(other) | {ADAPTED: by_name(own)[DEFAULT]}
 
 
 def losses(found: dict[str, Any], title: str, beside: str = DEFAULT) -> list[str]:
@@ -118,7 +126,10 @@ def losses(found: dict[str, Any], title: str, beside: str = DEFAULT) -> list[str
     rows = []
     for name in sorted((name for name in found if any(pairs[name])), key=order):
         sizes = found[name]
-        cells = [f"×{statistics.fmean(sizes[keep].values()):.3f}" for keep in keeps]
+        cells = [
+            f"×{statistics.fmean(sizes[keep].values()):.3f}" if keep in sizes else "–"
+            for keep in keeps
+        ]
         cells += ["–" if name == beside or not pair else pair.said for pair in pairs[name]]
         rows.append([name, *cells, str(len(sizes[keeps[0]]))])
     columns = [f"general ratio, {title}", *(f"keep {keep:g}" for keep in keeps)]

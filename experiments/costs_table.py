@@ -10,11 +10,8 @@ RUNS = {
         ["channels and heads, seed 0", "channels and heads, seed 1", "channels and heads, seed 2"],
     ),
     "`prune --recipe retrain`": (
-        "general",
-        [
-            "all weights too, by Muon, 237 steps, step sizes that fall to nothing",
-            "all weights too, by Muon, 237 steps, step sizes that fall to nothing, seed 1",
-        ],
+        "passes",
+        ["all weights, seed 0", "all weights, seed 1", "all weights, seed 2"],
     ),
     "`recover`": (
         "recover-general",
@@ -43,10 +40,12 @@ def costs() -> list[str]:
             [command, read, span(memory, 1), *(span(one) if one else "" for one in of_each)]
         )
     columns = ("command", "tokens", "GiB", *(f"minutes, {name}" for name in machines))
-    (sizes,) = {len(one["models"]) for one in found["`prune`"]}
-    (recovered,) = {len(one["models"]) for one in found["`recover`"]}
+    sizes, retrained, recovered = (
+        WORDS[max(len(one["models"]) for one in results)] for results in found.values()
+    )
     note = (
-        "Whole runs, measuring included, `prune` without timing; `retrain` and `recover` at the "
-        f"five sites of `disp`: `prune` for {WORDS[sizes]} sizes, `recover` for {WORDS[recovered]}."
+        f"Whole runs, measuring included, `prune` without timing: for {sizes} sizes, with "
+        f"`--recipe retrain` for {retrained}; `recover` for {recovered}, at the five sites of "
+        "`disp`."
     )
     return [*table(columns, rows), "", note]

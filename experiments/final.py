@@ -1,10 +1,10 @@
 """Measures the models of experiments that are final on suites that choose nothing.
 
-    python experiments/final.py [--runs runs/experiments]
+    python experiments/final.py [--runs runs/experiments] [--suites test]
 
-An experiment names its suites, `final = ["test"]`, and its models lie where run.py has put them.
-What was measured of the same weights is not measured again. The result of a suite is
-experiments/results/SUITE.json: the originals, and a row for every model.
+An experiment names its suites, `final = ["test"]`, a variant may name others, and the models lie
+where run.py has put them. What was measured of the same weights is not measured again. The result
+of a suite is experiments/results/SUITE.json: the originals, and a row for every model.
 """
 
 import argparse
@@ -34,10 +34,12 @@ def models(suite: str, runs: Path, folder_of_results: Path) -> list[tuple[dict, 
     found = []
     for path in sorted(HERE.glob("*.toml")):
         results = folder_of_results / f"{path.stem}.json"
-        suites = tomllib.loads(path.read_text()).get("final", [])
-        if suite not in suites or not results.exists():
-            continue
-        for result in read_committed(results):
+        experiment = tomllib.loads(path.read_text())
+        suites = experiment.get("final", ())
+        own = {one["name"]: one.get("final", suites) for one in experiment.get("variant", ())}
+        for result in read_committed(results) if results.exists() else ():
+            if suite not in own.get(result["name"], suites):
+                continue
             folder = runs / path.stem / result["name"].replace(" ", "-")
             for made in result.get("models", []):
                 keep = size_of(made)
@@ -106,9 +108,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES)
     arguments = parser.parse_args()
     prepare_libraries()
-    for suite in SUITES:
+    for suite in arguments.suites:
         measure(suite, arguments.runs, arguments.results)
 
 

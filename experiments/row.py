@@ -33,7 +33,7 @@ def main() -> None:
     words = [told["experiment"], "--only", *told["variant"], "--at-once", asked.at_once]
     subprocess.run([sys.executable, HERE / "run.py", *words, *places], check=True)
     if told.get("suite") == "test":
-        subprocess.run([sys.executable, HERE / "final.py", *places], check=True)
+        subprocess.run([sys.executable, HERE / "final.py", "--suites", "test", *places], check=True)
     committed = ratios(variants_of(told))
     for (variant, keep), ratio in ratios(variants_of(told, results)).items():
         print(f"{variant}, keep {keep:g}: ×{ratio:.3f}, committed ×{committed[variant, keep]:.3f}")

@@ -341,6 +341,12 @@ def test_final_models_are_those_of_experiments_that_say_so(experiments, monkeypa
         ("a run", 0.8, 3), ("a run", 0.5, 3), ("better", 0.5, 4),
     ]  # fmt: skip
     assert [named["original"] for named, _ in found] == [*[final.MODEL] * 2, "$MODELS/gemma.gguf"]
+    (tmp_path / "done.toml").write_text(
+        'final = ["test"]\n[[variant]]\nname = "a run"\nfinal = ["tasks"]\n'
+    )
+    for suite, variant in {"tasks": "a run", "test": "better"}.items():
+        found = final.models(suite, tmp_path / "runs", tmp_path)
+        assert {named["variant"] for named, _ in found} == {variant}
 
 
 def test_the_chart_of_structures_has_a_line_for_each(experiments, monkeypatch, tmp_path):
