@@ -10,8 +10,11 @@ RUNS = {
         ["channels and heads, seed 0", "channels and heads, seed 1", "channels and heads, seed 2"],
     ),
     "`prune --recipe retrain`": (
-        "passes",
-        ["all weights, seed 0", "all weights, seed 1", "all weights, seed 2"],
+        "general",
+        [
+            "all weights too, by Muon, 237 steps, step sizes that fall to nothing",
+            "all weights too, by Muon, 237 steps, step sizes that fall to nothing, seed 1",
+        ],
     ),
     "`recover`": (
         "recover-general",
@@ -40,12 +43,10 @@ def costs() -> list[str]:
             [command, read, span(memory, 1), *(span(one) if one else "" for one in of_each)]
         )
     columns = ("command", "tokens", "GiB", *(f"minutes, {name}" for name in machines))
-    sizes, retrained, recovered = (
-        WORDS[max(len(one["models"]) for one in results)] for results in found.values()
-    )
+    (sizes,) = {len(one["models"]) for one in found["`prune`"]}
+    (recovered,) = {len(one["models"]) for one in found["`recover`"]}
     note = (
-        f"Whole runs, measuring included, `prune` without timing: for {sizes} sizes, with "
-        f"`--recipe retrain` for {retrained}; `recover` for {recovered}, at the five sites of "
-        "`disp`."
+        "Whole runs, measuring included, `prune` without timing; `retrain` and `recover` at the "
+        f"five sites of `disp`: `prune` for {WORDS[sizes]} sizes, `recover` for {WORDS[recovered]}."
     )
     return [*table(columns, rows), "", note]

@@ -26,7 +26,6 @@ from machines import Times, origins
 from markdown_table import row as table_row
 from methods_table import methods_table
 from models_table import models_table
-from passes_table import passes_block, passes_table
 from settings_table import settings_table
 from specialist_tables import draw_specialists, specialists_table
 
@@ -85,7 +84,6 @@ OWN_TABLES = {
     "contest": contest_tables,
     "fit": fit_table,
     "models": models_table,
-    "passes": passes_table,
     "rivals": rival_tables,
 }
 """What stands above the table of variants."""
@@ -225,7 +223,6 @@ def blocks() -> dict[Path, dict[str, list[str]]]:
             "structures": structures(),
             "fit": fit_block(),
             "rivals": rivals(),
-            "passes": passes_block(),
             "frontier": choices(),
             "as-used": as_used_table(),
             "specialists": specialists_table(),
