@@ -16,6 +16,7 @@ comes from; so does every size or row in it.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -26,7 +27,6 @@ import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
-from threading import Lock
 
 from committed import as_committed
 
@@ -212,6 +212,24 @@ def evaluate(model: str, flags: str) -> dict:
     return json.loads(done.stdout)
 
 
+def read_rows(path: Path) -> dict[str, dict]:
+    """The rows of a results file by name."""
+    return {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+
+
+def write_row(made: dict, order: list[str], path: Path) -> None:
+    """Writes a row beside those that other threads and processes have written meanwhile."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        rows = read_rows(path) | {made["name"]: made}
+        written = path.with_suffix(".part")
+        written.write_text(json.dumps([rows[n] for n in order if n in rows], indent=1) + "\n")
+        written.replace(path)
+    finally:
+        os.close(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="an experiments/NAME.toml")
@@ -227,8 +245,7 @@ def main() -> None:
     os.environ.setdefault("RUNS", str(arguments.runs.resolve()))
     experiment = tomllib.loads((HERE / f"{arguments.name}.toml").read_text())
     path = arguments.results / f"{arguments.name}.json"
-    results = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
-    writing = Lock()
+    results = read_rows(path)
     waiting: dict[str, Future] = {}
 
     def run(variant: dict) -> None:
@@ -242,10 +259,7 @@ def main() -> None:
         if "error" in made and "command" in results.get(name, {}):
             print(f"{name} stays as it was: {made['error']}", file=sys.stderr)
             return
-        with writing:
-            results[name] = made
-            order = [v["name"] for v in experiment["variant"] if v["name"] in results]
-            path.write_text(json.dumps([results[n] for n in order], indent=1) + "\n")
+        write_row(made, [v["name"] for v in experiment["variant"]], path)
 
     asked = [
         variant for variant in experiment["variant"]

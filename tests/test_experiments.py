@@ -388,3 +388,12 @@ def test_what_begins_with_the_model_of_another_waits_for_it(experiments, tmp_pat
     assert done == ["third", "the first", "second"]
     written = json.loads((tmp_path / "few.json").read_text())
     assert [one["name"] for one in written] == ["the first", "second", "third"]
+
+
+def test_what_another_process_has_written_meanwhile_stays(experiments, tmp_path):
+    run, _ = experiments
+    path = tmp_path / "few.json"
+    for name in ("second", "first"):
+        run.write_row({"name": name}, ["first", "second"], path)
+    assert [one["name"] for one in json.loads(path.read_text())] == ["first", "second"]
+    assert list(tmp_path.iterdir()) == [path]
