@@ -1,5 +1,6 @@
 """Several models pruned by one recipe: what each loses, and what it takes to make it."""
 
+from committed import read_committed
 from comparison_rows import HERE
 from machines import Times
 from markdown_table import table
@@ -7,6 +8,11 @@ from test_suite import measured_in, on_test_suite
 
 from disp_llm.reporting.tables import megabytes
 from disp_llm.runs.scores import percent_with_error
+
+
+def models_block() -> list[str]:
+    """What stands in docs/results.md."""
+    return models_table(read_committed(HERE / "results" / "models.json"))
 
 
 def models_table(results: list[dict]) -> list[str]:

@@ -25,7 +25,7 @@ from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
 from markdown_table import row as table_row
 from methods_table import methods_table
-from models_table import models_table
+from models_table import models_block, models_table
 from settings_table import settings_table
 from specialist_tables import draw_specialists, specialists_table
 
@@ -223,6 +223,7 @@ def blocks() -> dict[Path, dict[str, list[str]]]:
             "structures": structures(),
             "fit": fit_block(),
             "rivals": rivals(),
+            "models": models_block(),
             "frontier": choices(),
             "as-used": as_used_table(),
             "specialists": specialists_table(),
