@@ -1,5 +1,6 @@
 """Tables that set methods side by side: baselines/tables.md, docs/results.md and README.md."""
 
+from committed import read_committed
 from comparison_rows import (
     AS_USED,
     HERE,
@@ -37,7 +38,34 @@ def general_table() -> list[str]:
         for row in rows
     ]
     (suite,) = {len(one["texts"]) for one in measured_in(HERE / "results")["models"]}
-    return [*table(columns, cells), "", told["note"].strip().format(texts=WORDS[suite])]
+    note = told["note"].strip().format(texts=WORDS[suite], **_beside_perplexity())
+    return [*table(columns, cells), "", note]
+
+
+def _beside_perplexity() -> dict[str, str]:
+    """Of one run of the default: the zero-shot accuracy that the smallest model keeps, and what the
+    largest loses."""
+    results = read_committed(HERE / "results" / "models.json")
+    results.sort(key=lambda result: result["original"]["parameters"])
+    smallest, largest = results[0]["name"], results[-1]["name"]
+
+    def measured(suite: str, name: str, figure: str) -> dict[float, float]:
+        rows = measured_in(HERE / "results", suite)["models"]
+        return {
+            row["keep"]: row[figure]
+            for row in rows
+            if (row["experiment"], row["variant"]) == ("models", name)
+        }
+
+    kept = measured("tasks", smallest, "kept")
+    ratios = measured("test", largest, "general_ratio")
+    assert kept.keys() == ratios.keys()
+    return {
+        "sizes": " and ".join(f"{size:g}" for size in kept),
+        "kept": " and ".join(f"{share:.0%}" for share in kept.values()),
+        "larger": largest,
+        "ratios": " and ".join(f"×{ratio:.2f}" for ratio in ratios.values()),
+    }
 
 
 def headline() -> list[str]:
