@@ -53,8 +53,10 @@ def models_table(results: list[dict]) -> list[str]:
     suites = "development suite", "test suite", "kept on tasks"
     columns = ["", *suites, "bytes", "prompt", "token", "minutes", "GiB"]
     machines = Times.of(done).machines_said
+    asked = {task: f"{one['n']:,}" for row in on_tasks.values() for task, one in row["tasks"].items()}
+    questions = " and ".join(f"{number} questions of {task}" for task, number in asked.items())
     note = (
-        "*Kept* is the share of accuracy above chance, over HellaSwag and ARC-Easy. "
+        f"*Kept* is the share of zero-shot accuracy above chance that stays, over {questions}. "
         f"Both sizes of a model come from one run of so many minutes. {machines}"
     )
     return [*table(columns, rows), "", note]
