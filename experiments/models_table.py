@@ -53,7 +53,9 @@ def models_table(results: list[dict]) -> list[str]:
     suites = "development suite", "test suite", "kept on tasks"
     columns = ["", *suites, "bytes", "prompt", "token", "minutes", "GiB"]
     machines = Times.of(done).machines_said
-    asked = {task: f"{one['n']:,}" for row in on_tasks.values() for task, one in row["tasks"].items()}
+    asked = {
+        task: f"{one['n']:,}" for row in on_tasks.values() for task, one in row["tasks"].items()
+    }
     questions = " and ".join(f"{number} questions of {task}" for task, number in asked.items())
     note = (
         f"*Kept* is the share of zero-shot accuracy above chance that stays, over {questions}. "
