@@ -14,7 +14,7 @@ from comparison_rows import (
 )
 from machines import origin_of_rows
 from markdown_table import table
-from test_suite import measured_in
+from test_suite import measured_in, rows_of
 
 from disp_lab.baselines import ALL as BASELINES
 
@@ -50,12 +50,8 @@ def _beside_perplexity() -> dict[str, str]:
     smallest, largest = results[0]["name"], results[-1]["name"]
 
     def measured(suite: str, name: str, figure: str) -> dict[float, float]:
-        rows = measured_in(HERE / "results", suite)["models"]
-        return {
-            row["keep"]: row[figure]
-            for row in rows
-            if (row["experiment"], row["variant"]) == ("models", name)
-        }
+        found = rows_of("models", HERE / "results", suite)
+        return {keep: row[figure] for (variant, keep), row in found.items() if variant == name}
 
     kept = measured("tasks", smallest, "kept")
     ratios = measured("test", largest, "general_ratio")

@@ -4,7 +4,7 @@ from committed import read_committed
 from comparison_rows import HERE
 from machines import Times
 from markdown_table import table
-from test_suite import measured_in, on_test_suite
+from test_suite import on_test_suite, rows_of
 
 from disp_llm.reporting.tables import megabytes
 from disp_llm.runs.scores import percent_with_error
@@ -26,11 +26,7 @@ def models_table(results: list[dict]) -> list[str]:
         for result in on_test_suite("models", done, HERE / "results")
         for model in result["models"]
     }
-    on_tasks = {
-        (row["variant"], row["keep"]): row
-        for row in measured_in(HERE / "results", "tasks")["models"]
-        if row["experiment"] == "models"
-    }
+    on_tasks = rows_of("models", HERE / "results", "tasks")
     rows = []
     for result in done:
         original = result["original"]

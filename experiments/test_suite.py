@@ -18,13 +18,21 @@ def size_of(model: dict) -> float:
     return model["keep_asked"] if "keep_asked" in model else round(model["keep"], 2)
 
 
+def rows_of(experiment: str, folder: Path, suite: str = "test") -> dict[tuple[str, float], dict]:
+    """What a suite has measured of an experiment, by variant and size."""
+    return {
+        (row["variant"], row["keep"]): row
+        for row in measured_in(folder, suite)["models"]
+        if row["experiment"] == experiment
+    }
+
+
 def on_test_suite(experiment: str, results: list[dict], folder: Path) -> list[dict]:
     """The results of an experiment with the ratios of the test suite; what was not measured there
     is left out."""
     known = {
-        (row["variant"], row["keep"]): {key: row[key] for key in FIGURES}
-        for row in measured_in(folder)["models"]
-        if row["experiment"] == experiment
+        size: {key: row[key] for key in FIGURES}
+        for size, row in rows_of(experiment, folder).items()
     }
     found = []
     for result in results:
