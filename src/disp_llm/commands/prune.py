@@ -106,6 +106,8 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     measuring.require_suite(problem.dense)
     base, terms = base_and_license(job.config.model) if job.process.is_main else ("", "")
     source = loaded.source | opened.texts.names | {"base_model": base, "license": terms}
+    if (package := type(loaded.model.config).__module__.partition(".")[0]) != "transformers":
+        source["package"] = package
     begin(job, loaded, files, **source)
     if opened.fit is not None and job.process.is_main and job.run.result().get("fit") is None:
         job.run.update(fit=opened.fit)

@@ -7,7 +7,13 @@ without `trust_remote_code`) and `model_classes`.
 import importlib
 from typing import Any
 
-from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, model_types, on_registration
+from disp_llm.models.architectures import (
+    PRUNED_PREFIX,
+    WRAPPERS,
+    model_types,
+    on_registration,
+    row_of,
+)
 
 CODE = (
     "configuration_disp_llm.py",
@@ -41,22 +47,27 @@ def register() -> None:
 
 
 def register_type(model_type: str) -> None:
-    """Adds the placeholder of one architecture, if transformers knows the architecture."""
+    """Adds the placeholder of one architecture."""
     auto = importlib.import_module("transformers.models.auto.configuration_auto")
-    native_name = auto.CONFIG_MAPPING_NAMES.get(model_type)
     pruned_type = PRUNED_PREFIX + model_type
-    if native_name is not None and pruned_type not in auto.CONFIG_MAPPING:
-        auto.CONFIG_MAPPING.register(pruned_type, _placeholder(model_type, native_name))
+    if pruned_type not in auto.CONFIG_MAPPING:
+        auto.CONFIG_MAPPING.register(pruned_type, _placeholder(model_type))
 
 
-def _placeholder(model_type: str, native_name: str) -> type:
+def _placeholder(model_type: str) -> type:
     def from_dict(cls: type, *args, **kwargs):
         auto = importlib.import_module("transformers.models.auto.configuration_auto")
+        row_of(model_type)  # imports the package of the row, which may register the classes
+        if model_type not in auto.CONFIG_MAPPING:
+            raise ValueError(
+                f"transformers has no `{model_type}`: upgrade it, or import the package that "
+                "registers it"
+            )
         _, causal = model_classes(auto.CONFIG_MAPPING[model_type])
         return causal.config_class.from_dict(*args, **kwargs)
 
     members = {"model_type": PRUNED_PREFIX + model_type, "from_dict": classmethod(from_dict)}
-    return type(f"Disp{native_name}", (), members)
+    return type("DispConfig", (), members)
 
 
 def model_classes(native_config: Any) -> tuple[Any, Any]:

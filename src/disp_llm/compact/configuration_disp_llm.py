@@ -35,11 +35,24 @@ import transformers
 PREFIX = "Disp"
 
 
+def native_class(name: str) -> Any:
+    """Returns transformers' class of that name, or else the one that a package has registered with
+    the auto classes; AttributeError if there is none."""
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
+    auto = transformers.models.auto.modeling_auto
+    for table in (auto.MODEL_MAPPING, auto.MODEL_FOR_CAUSAL_LM_MAPPING):
+        for one in (*table._extra_content.keys(), *table._extra_content.values()):
+            if getattr(one, "__name__", "") == name:
+                return one
+    raise AttributeError(f"{name} is not in transformers: import the package that registers it")
+
+
 def pruned_config(native_name: str) -> type:
-    """`LlamaConfig` -> `DispLlamaConfig`, made once; AttributeError if transformers lacks it."""
+    """`LlamaConfig` -> `DispLlamaConfig`, made once; AttributeError if there is none."""
     name = PREFIX + native_name
     if name not in globals():
-        native = getattr(transformers, native_name)
+        native = native_class(native_name)
         members: dict[str, Any] = {
             "__module__": __name__,
             "__doc__": f"{native_name} with the widths of every block.",

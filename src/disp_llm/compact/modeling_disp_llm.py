@@ -26,7 +26,7 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .configuration_disp_llm import PREFIX, pruned_config
+from .configuration_disp_llm import PREFIX, native_class, pruned_config
 from .heads_disp_llm import cut_heads, heads_of_blocks
 
 
@@ -289,7 +289,7 @@ def pruned_model(native_name: str) -> type:
     """`LlamaForCausalLM` -> `DispLlamaForCausalLM`, a subclass that cuts itself; made once."""
     name = PREFIX + native_name
     if name not in globals():
-        native = getattr(transformers, native_name)
+        native = native_class(native_name)
 
         def __init__(self, config, *args, **kwargs):
             read_quietly(config.get_text_config())

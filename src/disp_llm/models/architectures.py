@@ -5,6 +5,7 @@ mask a model, to cost mask entries, to cut the model and to load the cut one: no
 architecture. Other packages add rows by entry points, rows and wrappers by `register_architecture`.
 """
 
+import importlib
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,6 +126,9 @@ def family_of_any(config: Any) -> Family:
             hint="docs/architectures.md lists those that are, docs/extend.md explains how to add a "
             "row",
         )
+    auto = importlib.import_module("transformers.models.auto.configuration_auto")
+    if model_type not in auto.CONFIG_MAPPING_NAMES:
+        row = replace(row, unserved="its classes are not in transformers")
     experts = row.mixture.experts if row.mixture else None
     if experts is not None and not getattr(config, experts.count, 1):
         row = replace(row, mixture=None)
@@ -133,7 +137,7 @@ def family_of_any(config: Any) -> Family:
 
 def family_of(config: Any) -> Family:
     """Returns the row of a model that can be pruned. Refuses a model that is pruned already, whose
-    class is not transformers' own, or whose variant the row refuses."""
+    classes an exported folder could not find, or whose variant the row refuses."""
     model_type = _type_of(config)
     if model_type.startswith(PRUNED_PREFIX):
         raise InputError(
@@ -143,11 +147,7 @@ def family_of(config: Any) -> Family:
         )
     family, kind = family_of_any(config), type(config)
     if not kind.__module__.startswith("transformers."):
-        raise InputError(
-            f"{kind.__name__} is no class of transformers, whose own a pruned model extends",
-            field="model",
-            hint="use an architecture that transformers has (docs/extend.md)",
-        )
+        _require_registered(kind)
     described = config.get_text_config() if model_type in WRAPPERS else config
     for key, value, reason in family.refused:
         if getattr(described, key, None) == value:
@@ -157,6 +157,30 @@ def family_of(config: Any) -> Family:
                 hint=f"use a {described.model_type} model without that setting",
             )
     return family
+
+
+def _require_registered(kind: type) -> None:
+    """Refuses a configuration of another package whose classes an exported folder would not find:
+    it names them as transformers' auto classes do."""
+    transformers = importlib.import_module("transformers")
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    tables = auto.MODEL_MAPPING, auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    configs, own = transformers.CONFIG_MAPPING, _type_of(kind)
+    known = own in configs and configs[own] is kind
+    if not known or not all(kind in table for table in tables):
+        raise InputError(
+            f"{kind.__name__} and its models are not registered with transformers",
+            field="model",
+            hint="call `register` of AutoConfig, AutoModel and AutoModelForCausalLM "
+            "(docs/extend.md)",
+        )
+    for one in (kind, *(table[kind] for table in tables)):
+        if hasattr(transformers, one.__name__):
+            raise InputError(
+                f"{one.__module__}.{one.__name__} has the name of a class of transformers",
+                field="model",
+                hint="rename it",
+            )
 
 
 def _type_of(config: Any) -> str:

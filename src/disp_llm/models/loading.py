@@ -19,7 +19,16 @@ from transformers.utils import quantization_config
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import PlaceConfig
-from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, family_of_any
+from disp_llm.config.plugins import added_names
+from disp_llm.models.architectures import (
+    ARCHITECTURES,
+    PRUNED_PREFIX,
+    WRAPPERS,
+    Family,
+    family_of,
+    family_of_any,
+    row_of,
+)
 from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
 from disp_llm.models.download import fetch
 from disp_llm.models.embedded import MODEL, path_of
@@ -95,6 +104,9 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     """Loads the configuration of a model, without its weights."""
     _require_place(name)
     with _one_line(name):
+        if added_names(ARCHITECTURES):  # the package of a row may register its classes
+            stated, _ = transformers.PreTrainedConfig.get_config_dict(**_arguments(name))
+            row_of(str(stated.get("model_type")))
         config = transformers.AutoConfig.from_pretrained(**_arguments(name))
         borrowed = "/" in str(config._attn_implementation)
     if borrowed:  # transformers would fetch this code from the hub and run it
@@ -360,7 +372,8 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
         return InputError(
             f"{part}'{name}' is not supported: its code lies in its folder, and is never run",
             field="model",
-            hint="name a model whose architecture transformers has",
+            hint="name a model whose architecture transformers has, or install a package that "
+            "registers its classes (docs/extend.md)",
         )
     if "model type `deci`" in said:
         return InputError(

@@ -211,6 +211,8 @@ class Source(TypedDict):
     """Both hashes are missing from tables that were measured before they were recorded."""
     base_model: NotRequired[str]
     license: NotRequired[str]
+    package: NotRequired[str]
+    """Package that has the original's classes, if transformers has not."""
     teacher_revision: NotRequired[str]
     weights_from_revision: NotRequired[str]
 
