@@ -48,7 +48,7 @@ def run_into(monkeypatch, capsys):
 @pytest.mark.parametrize("line_by_line", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(FINE, "disp-llm: report: No space left on device; make room"), (BAD, "--keep: expected")],
+    [(FINE, "disp-llm: report: No space left on device; make room"), (BAD, "--keep: out of range")],
 )
 def test_a_full_disk_is_one_line(run_into, arguments, said, line_by_line):
     full = open("/dev/full", "w", buffering=1 if line_by_line else -1)  # noqa: SIM115

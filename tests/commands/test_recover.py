@@ -126,9 +126,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--distill", "1.5"), "--distill: expected float <= 1.0"),
-        (("--tokens", "0"), "--tokens: expected int >= 1; give a whole number"),
-        (("--learning-rate", "nan"), "--learning-rate: expected float > 0.0"),
+        (("--distill", "1.5"), "--distill: out of range; give a number of at most 1"),
+        (("--tokens", "0"), "--tokens: out of range; give a whole number of at least 1"),
+        (("--learning-rate", "nan"), "--learning-rate: out of range; give a number above 0"),
     ],
 )
 def test_careless_numbers(small_run, tmp_path, flags, words):

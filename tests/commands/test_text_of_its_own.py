@@ -137,7 +137,7 @@ def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
             ["--text", "self", "--weights", 1, 2],
             "--weights: must be as many as there are texts (1;",
         ),
-        (["--self-tokens", -1], "--self-tokens: expected int >= 0; give a whole number"),
+        (["--self-tokens", -1], "--self-tokens: out of range; give a whole number of at least 0"),
         (["--text", "self", tmp_path / "gone.txt"], "gone.txt: No such file"),
     ]:
         done = run_command("prune", llama_folder, *SMALL, "--output-dir", tmp_path / "run", *flags)

@@ -86,9 +86,9 @@ def test_a_run_of_short_windows_is_measured_on_every_text(llama_folder, tmp_path
     ("flags", "word"),
     [
         (("--weights", "1"), "--weights: must be as many as there are texts (2;"),
-        (("--weights", "1", "-1"), "--weights: expected float > 0.0; give a number"),
-        (("--weights", "nan", "1"), "--weights: expected float"),
-        (("--weights", "1", "inf"), "--weights: expected float <= "),
+        (("--weights", "1", "-1"), "--weights: out of range; give a number above 0"),
+        (("--weights", "nan", "1"), "--weights: out of range; give a number above 0"),
+        (("--weights", "1", "inf"), "--weights: out of range; give a number of at most "),
     ],
 )
 def test_careless_weights(llama_folder, text_file, tmp_path, flags, word):

@@ -266,7 +266,7 @@ def test_an_accuracy_counts_before_exact_match():
     [
         (
             ["--tasks", "sums", "--shots", -1],
-            "--shots: expected int >= 0; give a whole number",
+            "--shots: out of range; give a whole number of at least 0",
         ),
         (["--shots", 5], "--shots: is for tasks; leave it out, or give --tasks"),
         (

@@ -402,7 +402,7 @@ def test_another_text_of_the_suite_is_refused(llama_folder, text_file, tmp_path)
 
 def test_a_window_of_one_token_is_refused(tmp_path):
     done = must_refuse("compare", "smollm2-135m", "--length", 1, "--output-dir", tmp_path / "out")
-    assert "--length: expected int >= 2" in done.stderr
+    assert "--length: out of range; give a whole number of at least 2" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

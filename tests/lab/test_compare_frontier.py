@@ -121,7 +121,7 @@ def test_ours_by_time_is_as_fast_as_was_asked_for(command):
         (["--methods", "latency"], "--methods: latency has no sizes; give --fit"),
         (["--frontier", "--rounds", "0"], "--frontier: has no times without rounds"),
         (["--quantise", "depth"], "--quantise: 'depth' writes no model folder"),
-        (["--align", "0"], "--align: expected int >= 1"),
+        (["--align", "0"], "--align: out of range; give a whole number of at least 1"),
     ],
 )
 def test_what_no_comparison_can_use_is_refused(flags, said, tmp_path):

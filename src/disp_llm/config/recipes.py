@@ -2,6 +2,7 @@
 made a configuration at the end."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from disp_llm.config.settings import settings_of
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Recipes, suites and mixtures of texts that the package has."""
+
+BOUND = re.compile(r"expected (?:int|float) ([<>]=?) (.+)")
+BOUNDS = {"<": "below", "<=": "of at most", ">": "above", ">=": "of at least"}
+"""What a schema says of a number that is out of range, and how messages say it."""
 
 OF_ONE_RUN = ("model", "output_dir", "resume", "anyway")
 """Settings that the `config.toml` of a run has and another run does not repeat."""
@@ -57,6 +62,8 @@ def configured(tables: dict[str, Any], kind: type) -> Any:
         if setting is not None:
             listed = "a list, each " if setting.takes_several and not inside else ""
             hint = f"give {listed}{setting.wanted}"
+            if bound := BOUND.fullmatch(what):
+                what, hint = "out of range", f"{hint} {BOUNDS[bound[1]]} {bound[2].removesuffix('.0')}"
         raise InputError(what, field=place.split(".")[-1], hint=hint) from error
 
 
