@@ -63,7 +63,8 @@ def configured(tables: dict[str, Any], kind: type) -> Any:
             listed = "a list, each " if setting.takes_several and not inside else ""
             hint = f"give {listed}{setting.wanted}"
             if bound := BOUND.fullmatch(what):
-                what, hint = "out of range", f"{hint} {BOUNDS[bound[1]]} {bound[2].removesuffix('.0')}"
+                limit = bound[2].removesuffix(".0")
+                what, hint = "out of range", f"{hint} {BOUNDS[bound[1]]} {limit}"
         raise InputError(what, field=place.split(".")[-1], hint=hint) from error
 
 
