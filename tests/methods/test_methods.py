@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packages import write_package
 
 import disp_llm
 from disp_llm.config.checks import check_settings
@@ -79,13 +80,7 @@ def installed(tmp_path, monkeypatch):
     def install(source: str, entry_points: str) -> None:
         site = tmp_path / "site"
         shutil.rmtree(site, ignore_errors=True)
-        information = site / "not_ours-1.0.dist-info"
-        information.mkdir(parents=True)
-        (site / "not_ours.py").write_text(source)
-        (information / "METADATA").write_text(
-            "Metadata-Version: 2.1\nName: not-ours\nVersion: 1.0\n"
-        )
-        (information / "entry_points.txt").write_text(f"[disp_llm.methods]\n{entry_points}\n")
+        write_package(site, "not_ours", source, "methods", entry_points)
         monkeypatch.syspath_prepend(site)
         monkeypatch.delitem(sys.modules, "not_ours", raising=False)
 

@@ -20,6 +20,7 @@ from conftest import (
 )
 from fresh import PROMPT
 from in_memory import export_folder
+from packages import write_package
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from disp_llm.config.errors import InputError
@@ -418,11 +419,7 @@ def other_package(tmp_path, monkeypatch):
 
     def install(row: str) -> None:
         site = tmp_path / "site"
-        facts = site / "other_rows-1.0.dist-info"
-        facts.mkdir(parents=True)
-        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: other-rows\nVersion: 1.0\n")
-        (facts / "entry_points.txt").write_text(f"[disp_llm.architectures]\n{OTHER} = {row}\n")
-        (site / "other_rows.py").write_text(OTHER_ROWS)
+        write_package(site, "other_rows", OTHER_ROWS, "architectures", f"{OTHER} = {row}")
         monkeypatch.syspath_prepend(site)
         monkeypatch.setenv("PYTHONPATH", str(site))
 

@@ -9,6 +9,10 @@ import torch
 from configurations import tiny_config
 from conftest import SMALL, byte_tokenizer
 from fresh import PROMPT
+from packages import write_package
+
+from disp_llm.config.errors import InputError
+from disp_llm.models.architectures import family_of
 
 OWN = """
 from transformers import (
@@ -57,18 +61,14 @@ row = Family(
 def own_folder(tmp_path, monkeypatch) -> Path:
     """A tiny model of these classes, whose package is installed."""
     site, folder = tmp_path / "site", tmp_path / "own"
-    facts = site / "own-1.0.dist-info"
-    facts.mkdir(parents=True)
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[disp_llm.architectures]\nown = own:row\n")
-    (site / "own.py").write_text(OWN)
+    write_package(site, "our_own", OWN, "architectures", "own = our_own:row")
     monkeypatch.setenv("PYTHONPATH", str(site))
     settings = tiny_config("llama").to_dict()
     settings.pop("model_type")
     script = (
-        "import json, own, sys\n"
-        "config = own.OwnConfig(**json.loads(sys.argv[2]))\n"
-        "own.OwnForCausalLM(config).save_pretrained(sys.argv[1])"
+        "import json, our_own, sys\n"
+        "config = our_own.OwnConfig(**json.loads(sys.argv[2]))\n"
+        "our_own.OwnForCausalLM(config).save_pretrained(sys.argv[1])"
     )
     done = fresh.run(script, folder, json.dumps(settings))
     assert done.returncode == 0, done.stderr
@@ -84,21 +84,32 @@ def test_they_are_pruned_and_load_with_this_package_and_without(own_folder, tmp_
         "import {package}, sys, torch\n"
         "from transformers import AutoModelForCausalLM\n"
         "found = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code={remote})\n"
-        "import own\n"
-        "assert isinstance(found, own.OwnForCausalLM)\n"
-        "assert isinstance(found.model.layers[0].mlp, own.OwnMLP)\n"
+        "import our_own\n"
+        "assert isinstance(found, our_own.OwnForCausalLM)\n"
+        "assert isinstance(found.model.layers[0].mlp, our_own.OwnMLP)\n"
         f"torch.save(found(torch.tensor([{PROMPT}])).logits, sys.argv[2])"
     )
     logits = []
-    for package, remote in (("disp_llm", False), ("own", True)):
+    for package, remote in (("disp_llm", False), ("our_own", True)):
         made, saved = tmp_path / "run" / "keep-0.5", tmp_path / "logits.pt"
         done = fresh.run(script.format(package=package, remote=remote), made, saved)
         assert done.returncode == 0, done.stderr
         logits.append(torch.load(saved))
     assert torch.equal(*logits)
+    measure = ("--text", text_file, "--context", 32, "--windows", 2)
+    done = fresh.start_command("eval", tmp_path / "run" / "keep-0.5", *measure).wait()
+    assert done.returncode == 0, done.stderr
     card = (tmp_path / "run" / "keep-0.5" / "README.md").read_text()
-    assert "import own" in card
-    assert "vllm serve" not in card
+    assert "\nimport our_own  #" in card
+    assert "vllm serve" not in card  # it would not import the package
+    assert "lm_eval" not in card  # nor would this
+
+
+def test_a_class_that_is_not_registered_is_refused():
+    """Exported folders extend the class by its name, which this one has here alone."""
+    mine = type("MineConfig", (type(tiny_config("qwen3")),), {"__module__": "my_package"})
+    with pytest.raises(InputError, match="MineConfig and its models are not registered"):
+        family_of(mine())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +120,7 @@ def test_they_are_pruned_and_load_with_this_package_and_without(own_folder, tmp_
             "(lambda *_: None)(",
             "OwnConfig and its models are not registered",
         ),
-        ("OwnForCausalLM", "OPTForCausalLM", "own.OPTForCausalLM has the name of a class of"),
+        ("OwnForCausalLM", "OPTForCausalLM", "our_own.OPTForCausalLM has the name of a class of"),
         (
             "row = Family",
             "raise ImportError('no CUDA')\nrow = Family",
@@ -120,7 +131,7 @@ def test_they_are_pruned_and_load_with_this_package_and_without(own_folder, tmp_
 def test_classes_that_a_folder_would_not_find_are_refused(
     own_folder, tmp_path, there, instead, said
 ):
-    package = tmp_path / "site" / "own.py"
+    package = tmp_path / "site" / "our_own.py"
     package.write_text(OWN.replace(there, instead))
     done = fresh.start_command("doctor", own_folder).wait()
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr

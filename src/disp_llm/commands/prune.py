@@ -47,6 +47,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, load_vocabulary, save_selection
 from disp_llm.methods import method_named
+from disp_llm.models.architectures import package_of
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import require_pieces, require_positions, within_positions
@@ -106,7 +107,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     measuring.require_suite(problem.dense)
     base, terms = base_and_license(job.config.model) if job.process.is_main else ("", "")
     source = loaded.source | opened.texts.names | {"base_model": base, "license": terms}
-    if (package := type(loaded.model.config).__module__.partition(".")[0]) != "transformers":
+    if (package := package_of(loaded.model.config)) != "transformers":
         source["package"] = package
     begin(job, loaded, files, **source)
     if opened.fit is not None and job.process.is_main and job.run.result().get("fit") is None:

@@ -44,7 +44,7 @@ def write_recovered_card(
 def filled(facts: dict[str, Any], path: str, form: str) -> str:
     """Returns the text of a card. Names from outside are escaped, so that they show as text."""
     header = _header(typed_facts(facts, path))
-    shown = typed_facts(all_escaped(facts, code=("command", "revision")), path)
+    shown = typed_facts(all_escaped(facts, code=("command", "package", "revision")), path)
     size, told = shown.figures, shown.result
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
     environment.filters["thousands"] = "{:,}".format

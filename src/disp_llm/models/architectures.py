@@ -145,9 +145,9 @@ def family_of(config: Any) -> Family:
             field="model",
             hint="prune the original, or make another size of its run with `disp-llm export`",
         )
-    family, kind = family_of_any(config), type(config)
-    if not kind.__module__.startswith("transformers."):
-        _require_registered(kind)
+    family = family_of_any(config)
+    if package_of(config) != "transformers":
+        _require_registered(type(config))
     described = config.get_text_config() if model_type in WRAPPERS else config
     for key, value, reason in family.refused:
         if getattr(described, key, None) == value:
@@ -157,6 +157,11 @@ def family_of(config: Any) -> Family:
                 hint=f"use a {described.model_type} model without that setting",
             )
     return family
+
+
+def package_of(config: Any) -> str:
+    """Returns the name of the package that has a configuration's class."""
+    return type(config).__module__.partition(".")[0]
 
 
 def _require_registered(kind: type) -> None:

@@ -104,7 +104,8 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     """Loads the configuration of a model, without its weights."""
     _require_place(name)
     with _one_line(name):
-        if added_names(ARCHITECTURES):  # the package of a row may register its classes
+        # The package of a row may register its classes.
+        if any(name not in transformers.CONFIG_MAPPING for name in added_names(ARCHITECTURES)):
             stated, _ = transformers.PreTrainedConfig.get_config_dict(**_arguments(name))
             row_of(str(stated.get("model_type")))
         config = transformers.AutoConfig.from_pretrained(**_arguments(name))
